@@ -1,0 +1,113 @@
+//! Every numeric limit of the system, with its unit and reason. Names end in their unit.
+//!
+//! A limit that users may change is the default of an entry in the supervisor's `config/table.rs`; it still stands
+//! here, once.
+
+/// Bytes of one frame after its length field. A Run frame carries the client's messages, so it must hold a
+/// body; embeddings of a full batch (2048 × 4096 floats) fit as well.
+pub const FRAME_BYTES_MAX: usize = 96 * MIB;
+/// Bytes of a frame's fixed part: length, tag, request id.
+pub const FRAME_HEADER_BYTES: usize = 4 + 1 + 8;
+/// One mebibyte.
+pub const MIB: usize = 1024 * 1024;
+
+// --- the door ---
+/// Open client connections; accepting pauses above it.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Bytes of a JSON request body (images are base64 in it).
+pub const BODY_BYTES_MAX: usize = 64 * MIB;
+/// Bytes of all bodies held at once, so that a crowd of large ones can't exhaust the supervisor.
+pub const BODY_BYTES_TOTAL_MAX: usize = 256 * MIB;
+/// Bytes of an uploaded blob, which streams to disk.
+pub const BLOB_BYTES_MAX: u64 = 1 << 40;
+/// A body must arrive within this.
+pub const BODY_READ_TIMEOUT_MS: u64 = 60_000;
+/// A blob upload must bring some bytes within this.
+pub const BLOB_STALL_MS: u64 = 60_000;
+/// Request head: line and headers must arrive within this.
+pub const HEADER_READ_TIMEOUT_MS: u64 = 10_000;
+/// Bytes of a request head.
+pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Nesting of JSON from clients.
+pub const JSON_DEPTH_MAX: usize = 128;
+/// A client that takes no bytes for this long is cut off.
+pub const CLIENT_WRITE_TIMEOUT_MS: u64 = 120_000;
+/// Bytes of merged text held for a slow client before its request is cancelled.
+pub const CLIENT_BACKLOG_BYTES_MAX: usize = 4 * MIB;
+/// Outputs queued per request before deltas are merged.
+pub const OUTPUT_QUEUE_LEN_MAX: usize = 256;
+/// Stop strings of one request.
+pub const STOP_STRINGS_MAX: usize = 64;
+/// Bytes of one stop string.
+pub const STOP_STRING_BYTES_MAX: usize = 1024;
+/// Inputs of one embedding request.
+pub const EMBED_INPUTS_MAX: usize = 2048;
+/// Alternatives per token in log probabilities.
+pub const TOP_LOGPROBS_MAX: u8 = 20;
+
+// --- the waiting room ---
+/// Requests waiting over all models (`OLLAMA_MAX_QUEUE`).
+pub const QUEUE_LEN_MAX: usize = 512;
+/// Longest wait for a grant.
+pub const QUEUE_WAIT_MS_MAX: u64 = 30 * 60_000;
+/// Events waiting for the driver.
+pub const DRIVER_QUEUE_LEN_MAX: usize = 4096;
+
+// --- the life of a worker ---
+/// A started process must say hello within this.
+pub const HELLO_TIMEOUT_MS: u64 = 30_000;
+/// A load must make progress within this (`OLLAMA_LOAD_TIMEOUT`).
+pub const LOAD_STALL_MS: u64 = 5 * 60_000;
+/// A busy worker must be heard of within this.
+pub const SILENCE_MS: u64 = 60_000;
+/// A worker says that it lives at most this often, and at least this often while it has work.
+pub const PROGRESS_INTERVAL_MS: u64 = 1_000;
+/// From "please leave" to SIGTERM.
+pub const ASK_TIMEOUT_MS: u64 = 3_000;
+/// From SIGTERM to SIGKILL.
+pub const TERM_TIMEOUT_MS: u64 = 3_000;
+/// From SIGKILL to a complaint; the process is waited for whatever happens.
+pub const KILL_TIMEOUT_MS: u64 = 10_000;
+/// Running requests get this long when the server leaves.
+pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
+/// First delay after a failure; doubles.
+pub const BACKOFF_MS_MIN: u64 = 250;
+/// Longest delay after a failure.
+pub const BACKOFF_MS_MAX: u64 = 30_000;
+/// Deaths within the window that lead to quarantine.
+pub const DEATHS_MAX: usize = 5;
+/// The window.
+pub const DEATHS_WINDOW_S: u64 = 600;
+/// How long a quarantined model rests.
+pub const QUARANTINE_S: u64 = 60;
+/// Deaths that a request may be present at before it is the suspect.
+pub const POISON_DEATHS_MAX: u32 = 2;
+/// Bytes of a worker's standard error that are kept.
+pub const LOG_TAIL_BYTES_MAX: usize = 64 * 1024;
+/// An inspection must end within this.
+pub const INSPECT_TIMEOUT_MS: u64 = 30_000;
+/// Bytes of an inspection's answer.
+pub const INSPECT_BYTES_MAX: usize = 64 * MIB;
+
+// --- inside a worker ---
+/// Sequences of one worker; llama.cpp's own cap is 256.
+pub const SLOTS_MAX: u16 = 64;
+/// Tokens of one forward pass.
+pub const BATCH_TOKENS_MAX: u32 = 2048;
+/// Prompt tokens computed in one step while other slots generate, so that their next token is not far.
+pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+/// Smallest window.
+pub const CONTEXT_TOKENS_MIN: u32 = 4;
+/// Largest window.
+pub const CONTEXT_TOKENS_MAX: u32 = 1 << 22;
+/// Bytes of a rendered prompt.
+pub const RENDERED_BYTES_MAX: usize = 64 * MIB;
+/// Steps a template may take.
+pub const TEMPLATE_FUEL: u64 = 5_000_000;
+
+const _: () = assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + MIB, "a body must fit a frame");
+const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
+const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
+const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
+const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
+const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);

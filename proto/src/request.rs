@@ -1,0 +1,250 @@
+//! What a worker is asked to do: the one request that every dialect is translated into.
+//!
+//! Defaults are the supervisor's business (options of the request over parameters of the model over the table in
+//! `ollama-conformance` 1.13), so nothing here is optional that a sampler would need.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{RequestId, TokenId};
+
+/// A JSON value as text, unparsed. Whoever uses it parses it and answers for the error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JsonText(pub String);
+
+/// One unit of work for a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Named again in every [`crate::Output`] of this request.
+    pub id: RequestId,
+    /// What to compute.
+    pub work: Work,
+    /// How to choose tokens. Ignored by embeddings.
+    pub sampling: Sampling,
+    /// Generation ends before any of these; none is ever part of the output. Empty strings are dropped by the
+    /// supervisor.
+    pub stop: Vec<String>,
+    /// What the text must look like.
+    pub format: Format,
+    /// Caps of this request.
+    pub limits: Limits,
+    /// Whether, and how deep, log probabilities are reported.
+    pub logprobs: Option<Logprobs>,
+    /// Tokens that an earlier incarnation already produced and delivered for this request. The worker prefills
+    /// them after the prompt and replays them through sampler, text, grammar and chat state **without** emitting
+    /// anything for them; the next token it emits has index `produced.len()`. Empty for a fresh request.
+    pub produced: Vec<TokenId>,
+}
+
+/// The kinds of work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Work {
+    /// Messages, rendered by the model's own template in the worker.
+    Chat(Chat),
+    /// A raw prompt.
+    Complete(Complete),
+    /// Vectors for texts.
+    Embed(Embed),
+}
+
+/// A conversation to continue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chat {
+    /// In order; model defaults (system, stored messages) are already merged in.
+    pub messages: Vec<Message>,
+    /// Tools the model may call; empty means none.
+    pub tools: Vec<ToolSpec>,
+    /// Whether the model should think first.
+    pub think: ThinkMode,
+    /// A Go template from the request that replaces the model's own.
+    pub template: Option<String>,
+    /// `true` where the answer is one of `/api/generate`: Go templates see `.Prompt`, and no parser of tool calls
+    /// runs.
+    pub single_turn: bool,
+    /// Token ids of an earlier exchange (`context` of `/api/generate`), placed before the rendered prompt.
+    pub context: Vec<TokenId>,
+    /// Text after the insertion point, for fill-in-the-middle models. Only with `single_turn`.
+    pub suffix: Option<String>,
+    /// `true`: render, answer with one [`crate::Output::Rendered`], compute nothing.
+    pub render_only: bool,
+}
+
+/// Who speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// The result of a tool call.
+    Tool,
+    /// Anything else a client sent, lower-cased; templates decide.
+    Other(String),
+}
+
+impl Role {
+    /// The word that templates compare with.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+            Self::Other(word) => word,
+        }
+    }
+}
+
+/// One turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said, in order. Empty where a client sent no content.
+    pub content: Vec<ContentPart>,
+    /// Earlier reasoning of an assistant turn.
+    pub thinking: Option<String>,
+    /// Calls that an assistant turn made.
+    pub tool_calls: Vec<PastToolCall>,
+    /// For a tool turn: the name of the tool.
+    pub tool_name: Option<String>,
+    /// For a tool turn: the call it answers.
+    pub tool_call_id: Option<String>,
+}
+
+/// A piece of a message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ContentPart {
+    /// UTF-8 text.
+    Text(String),
+    /// Encoded image bytes (PNG, JPEG or WebP), not yet decoded.
+    Image(Vec<u8>),
+}
+
+/// A call that an earlier assistant turn made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PastToolCall {
+    /// The id that the tool turn refers to, if the dialect has one.
+    pub id: Option<String>,
+    /// The tool.
+    pub name: String,
+    /// A JSON object, or whatever text the client sent in its place.
+    pub arguments: JsonText,
+}
+
+/// A tool the model may call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolSpec {
+    /// What the model calls it.
+    pub name: String,
+    /// The whole tool object as the client sent it (`{"type":"function","function":{…}}`), key order kept, since
+    /// templates print it.
+    pub definition: JsonText,
+}
+
+/// Whether the model should think first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ThinkMode {
+    /// The client said nothing: the template's own default.
+    Unset,
+    /// No thinking.
+    Off,
+    /// Thinking at a level.
+    On(ThinkLevel),
+}
+
+/// How much thinking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ThinkLevel {
+    /// `low`.
+    Low,
+    /// `medium`, also what `true` means.
+    Medium,
+    /// `high`.
+    High,
+    /// `max`.
+    Max,
+}
+
+/// A raw prompt: control tokens in it are parsed, no template is applied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Complete {
+    /// The text.
+    pub prompt: String,
+    /// Text after the insertion point, for fill-in-the-middle models.
+    pub suffix: Option<String>,
+}
+
+/// Texts to embed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Embed {
+    /// One vector each, in order.
+    pub inputs: Vec<String>,
+    /// Cut an over-long input to the context instead of failing.
+    pub truncate: bool,
+    /// Divide by the Euclidean length.
+    pub normalize: bool,
+    /// Keep only the first components, before normalising. `None` keeps all.
+    pub dimensions: Option<u32>,
+}
+
+/// How to choose tokens: Ollama's options, in Ollama's order. See the kit's `sampler` for the rule of each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// The random draws are a function of this and the token's index. The supervisor draws one where the client
+    /// gave none, so that a resumed request repeats them.
+    pub seed: u64,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// 1 keeps all.
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub min_p: f32,
+    /// 1 keeps all.
+    pub typical_p: f32,
+    /// 1 is off.
+    pub repeat_penalty: f32,
+    /// Tokens looked back on by the penalties; -1 is the whole context, 0 turns them off.
+    pub repeat_last_n: i32,
+    /// 0 is off.
+    pub presence_penalty: f32,
+    /// 0 is off.
+    pub frequency_penalty: f32,
+}
+
+/// What the text must look like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Format {
+    /// Anything.
+    Text,
+    /// Any JSON object.
+    Json,
+    /// A JSON value valid under this schema.
+    JsonSchema(JsonText),
+}
+
+/// Caps of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Most tokens to generate; `None` is until the model ends or the context is full.
+    pub max_tokens: Option<u32>,
+    /// This request's window, prompt and output together; at most the slot's.
+    pub context_tokens: u32,
+    /// Shorten an over-long prompt (drop the oldest turns, then cut tokens) instead of failing.
+    pub truncate: bool,
+    /// Let the window slide when it is full, instead of ending with [`crate::FinishReason::Length`].
+    pub shift: bool,
+    /// Tokens at the start that a slide or cut never drops; negative is all of the prompt.
+    pub keep_tokens: i32,
+}
+
+/// Whether log probabilities are reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Logprobs {
+    /// Alternatives per token, `0..=20`.
+    pub top: u8,
+}

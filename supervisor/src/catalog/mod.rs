@@ -1,0 +1,3 @@
+//! Names to models. (to be written)
+pub mod model;
+pub use model::{Backend, Details, ModelRef, StoredMessage};

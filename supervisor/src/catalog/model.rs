@@ -1,0 +1,104 @@
+//! A model of the catalogue: names, facts and files, resolved.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ollmlx_proto::{Capability, ModelCard, ModelId};
+
+/// Which worker serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Backend {
+    /// `ollmlx-worker-gguf`.
+    Gguf,
+    /// `ollmlx-worker-mlx`.
+    Mlx,
+}
+
+impl Backend {
+    /// The word that `ps`, `list` and `show` print.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gguf => "gguf",
+            Self::Mlx => "mlx",
+        }
+    }
+}
+
+/// One stored or local model, resolved: everything a request needs to know of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelRef {
+    /// What is loaded. Equal for two names of one manifest.
+    pub id: ModelId,
+    /// Shortest display name, tag always shown (`smollm2:135m`), or the path of a local file.
+    pub name: String,
+    /// All four parts (`registry.ollama.ai/library/x:latest`), or the path.
+    pub full_name: String,
+    /// Which worker serves it.
+    pub backend: Backend,
+    /// Weights, first shard first; or the MLX folder.
+    pub weights: Vec<PathBuf>,
+    /// LoRA adapters.
+    pub adapters: Vec<PathBuf>,
+    /// Facts from the files.
+    pub card: Arc<ModelCard>,
+    /// What it can do: the card's, and what the store's template and config add.
+    pub capabilities: Vec<Capability>,
+    /// The store's Go template.
+    pub template: Option<String>,
+    /// Default system text.
+    pub system: Option<String>,
+    /// Default options: a JSON object.
+    pub params: serde_json::Map<String, serde_json::Value>,
+    /// Stored messages, as in `/api/chat`.
+    pub messages: Vec<StoredMessage>,
+    /// Licence texts.
+    pub licenses: Vec<String>,
+    /// SHA-256 of the manifest, bare hex.
+    pub digest: String,
+    /// Sum of layers and config, in bytes.
+    pub size_bytes: u64,
+    /// When the manifest was written.
+    pub modified_at: SystemTime,
+    /// `details` of the listing.
+    pub details: Details,
+    /// Parent named by the manifest, for `details.parent_model`.
+    pub parent: String,
+}
+
+impl ModelRef {
+    /// Whether it can.
+    #[must_use]
+    pub fn can(&self, capability: Capability) -> bool {
+        self.capabilities.contains(&capability)
+    }
+}
+
+/// A message that a Modelfile stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// Text.
+    pub content: String,
+}
+
+/// `details` as tags, show and ps print them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// `gguf` or `safetensors`.
+    pub format: String,
+    /// Architecture.
+    pub family: String,
+    /// Architectures.
+    pub families: Option<Vec<String>>,
+    /// `134.52M`.
+    pub parameter_size: String,
+    /// `Q4_1`.
+    pub quantization_level: String,
+    /// Trained window.
+    pub context_length: u32,
+    /// Width.
+    pub embedding_length: u32,
+}

@@ -1,0 +1,89 @@
+//! Everything the scheduler wants done. The driver performs effects in order and answers `Spawn` before any other event.
+
+use ollmlx_proto::{Failure, Request, RequestId, WorkerId};
+
+use super::event::{Cause, LoadPlan};
+
+/// How firmly a worker is shown the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// `Drain` over the link (or closing it).
+    Ask,
+    /// SIGTERM to its process group.
+    Term,
+    /// SIGKILL to its process group.
+    Kill,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Start a process. Answered at once by `Spawned` or `SpawnFailed`.
+    Spawn {
+        /// Who it is to be.
+        worker: WorkerId,
+        /// What for.
+        plan: Box<LoadPlan>,
+    },
+    /// Send `Load`.
+    Load {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        plan: Box<LoadPlan>,
+    },
+    /// Give the request to the worker: connect the caller's ticket to the link, then send `Run`. If the caller is
+    /// gone, the driver says `Left` and `Ended`.
+    Grant {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        request: Box<Request>,
+    },
+    /// Tell a load job that its model is there.
+    Loaded {
+        /// Whose.
+        request: RequestId,
+        /// Where.
+        worker: WorkerId,
+    },
+    /// End a waiting or running request with this. The ticket is closed after it.
+    Fail {
+        /// Whose.
+        request: RequestId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Send `Cancel`.
+    Cancel {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        request: RequestId,
+    },
+    /// Show it the door.
+    Push {
+        /// Whom.
+        worker: WorkerId,
+        /// How.
+        push: Push,
+    },
+    /// For the log and the metrics: a worker changed state.
+    Transition {
+        /// Which.
+        worker: WorkerId,
+        /// State name before.
+        from: &'static str,
+        /// State name after.
+        to: &'static str,
+        /// Why it ended, where it did.
+        cause: Option<Cause>,
+    },
+    /// An event that can't happen did (I4): logged as an error; tests assert there is none.
+    Never {
+        /// What.
+        what: String,
+    },
+    /// Every worker is reaped after a shutdown: the driver may end.
+    Finished,
+}
