@@ -19,6 +19,9 @@ pub mod output;
 pub mod request;
 pub mod version;
 
+#[cfg(test)]
+mod protocol_doc;
+
 pub use card::{Capability, ModelCard, TensorInfo};
 pub use control::{FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
 pub use error::{Failure, FailureKind, Origin, Retry};
