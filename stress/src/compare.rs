@@ -1,0 +1,152 @@
+//! ollmlx against llama-server: the same file, the same threads, alternating rounds of one run.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::Compare;
+use crate::load::{Seen, complete, get};
+use crate::server::{Server, free_address, llama_server, ollmlx};
+use crate::stats::median;
+
+const SLOTS: usize = 8;
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(50);
+
+/// One server's figures over the rounds.
+#[derive(Debug, Default)]
+struct Figures {
+    decode_1: Vec<f64>,
+    decode_8: Vec<f64>,
+    ttft_8_ms: Vec<f64>,
+}
+
+/// A figure, its ratio and its target.
+#[derive(Debug)]
+struct Row {
+    name: &'static str,
+    ours: f64,
+    theirs: Option<f64>,
+    /// The ratio, or our figure where there is no peer.
+    value: f64,
+    target: f64,
+    /// Whether `value` must be at least the target; else at most.
+    at_least: bool,
+}
+
+impl Row {
+    fn holds(&self) -> bool {
+        if self.at_least { self.value >= self.target } else { self.value <= self.target }
+    }
+}
+
+/// Runs the comparison and prints it. Returns whether every target holds.
+pub(crate) async fn run(options: &Compare) -> Result<bool> {
+    let home = tempfile::tempdir()?;
+    let model = options.model.canonicalize().context("the model file is not there")?;
+    let name = model.to_str().context("the model's path is not UTF-8")?;
+
+    let address = free_address()?;
+    let ours = Server::start(ollmlx(&options.bin_dir, home.path(), address, SLOTS, options.threads), address).await?;
+    get(address, "/api/version").await?;
+    let idle_bytes = ours.resident_bytes()?;
+
+    let address = free_address()?;
+    let command = llama_server(&options.llama_server, &model, address, SLOTS, options.threads);
+    let theirs = Server::start(command, address).await?;
+    let asked = Instant::now();
+    while get(address, "/health").await.is_err() {
+        anyhow::ensure!(asked.elapsed() < READY_TIMEOUT, "llama-server is not ready after {READY_TIMEOUT:?}");
+        tokio::time::sleep(POLL).await;
+    }
+
+    let (mut our_figures, mut their_figures) = (Figures::default(), Figures::default());
+    let mut warm_up = Figures::default();
+    for server in [&ours, &theirs] {
+        measure(server.address, name, options.tokens, usize::MAX, &mut warm_up).await?;
+    }
+    for round in 0..options.rounds {
+        eprintln!("round {} of {}", round + 1, options.rounds);
+        // Who goes first alternates as well.
+        let mut turns = [(&ours, &mut our_figures), (&theirs, &mut their_figures)];
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for (server, figures) in turns {
+            measure(server.address, name, options.tokens, round, figures).await?;
+        }
+    }
+    let rows = rows(&ours, idle_bytes, &our_figures, &their_figures);
+    print(&rows, options);
+    Ok(rows.iter().all(Row::holds))
+}
+
+fn rows(ours: &Server, idle_bytes: u64, our: &Figures, their: &Figures) -> Vec<Row> {
+    let ratio = |name, ours: &[f64], theirs: &[f64], target, at_least| {
+        let (ours, theirs) = (median(ours), median(theirs));
+        Row { name, ours, theirs: Some(theirs), value: ours / theirs, target, at_least }
+    };
+    let alone = |name, value, target| Row { name, ours: value, theirs: None, value, target, at_least: false };
+    vec![
+        ratio("decode, 1 stream (tokens/s)", &our.decode_1, &their.decode_1, 0.95, true),
+        ratio("decode, 8 streams together (tokens/s)", &our.decode_8, &their.decode_8, 0.95, true),
+        ratio("time to first token, 8 streams (ms, median)", &our.ttft_8_ms, &their.ttft_8_ms, 1.1, false),
+        alone("supervisor resident, idle (MB)", idle_bytes as f64 / 1e6, 20.0),
+        alone("accepts connections after (ms)", ours.accepted_after.as_secs_f64() * 1e3, 100.0),
+    ]
+}
+
+/// One round on one server: a single stream, then eight at once.
+async fn measure(address: SocketAddr, model: &str, tokens: u32, round: usize, figures: &mut Figures) -> Result<()> {
+    let seen = complete(address, model, &prompt(round, SLOTS), tokens).await?;
+    figures.decode_1.push((seen.tokens - 1) as f64 / (seen.last - seen.first).as_secs_f64());
+
+    let mut running = tokio::task::JoinSet::new();
+    for stream in 0..SLOTS {
+        let (model, prompt) = (model.to_owned(), prompt(round, stream));
+        running.spawn(async move { complete(address, &model, &prompt, tokens).await });
+    }
+    let mut all: Vec<Seen> = Vec::new();
+    while let Some(seen) = running.join_next().await {
+        all.push(seen??);
+    }
+    let start = all.iter().map(|seen| seen.first).min().context("eight streams")?;
+    let end = all.iter().map(|seen| seen.last).max().context("eight streams")?;
+    let total: u64 = all.iter().map(|seen| seen.tokens).sum();
+    figures.decode_8.push(total as f64 / (end - start).as_secs_f64());
+    let firsts: Vec<f64> = all.iter().map(|seen| (seen.first - seen.sent).as_secs_f64() * 1e3).collect();
+    figures.ttft_8_ms.push(median(&firsts));
+    Ok(())
+}
+
+/// A prompt that neither server has in its cache, and that a small model continues for long.
+fn prompt(round: usize, stream: usize) -> String {
+    let start = 1 + stream * 17 + (round % 1000) * 131;
+    let numbers: Vec<String> = (start..start + 12).map(|number| number.to_string()).collect();
+    format!("Series {round}-{stream}. Count on without an end: {},", numbers.join(", "))
+}
+
+fn print(rows: &[Row], options: &Compare) {
+    if options.json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                json!({"name": row.name, "ollmlx": row.ours, "llama_server": row.theirs, "value": row.value,
+                       "target": row.target, "at_least": row.at_least, "holds": row.holds()})
+            })
+            .collect();
+        println!("{}", json!({"rounds": options.rounds, "threads": options.threads, "rows": rows}));
+        return;
+    }
+    println!("medians of {} rounds, {} threads, {} tokens an answer", options.rounds, options.threads, options.tokens);
+    println!("{:<46} {:>10} {:>13} {:>8}  target", "", "ollmlx", "llama-server", "ratio");
+    for row in rows {
+        let theirs = row.theirs.map_or_else(|| "-".to_owned(), |theirs| format!("{theirs:.1}"));
+        let value = row.theirs.map_or_else(|| "-".to_owned(), |_| format!("{:.2}", row.value));
+        let sign = if row.at_least { "≥" } else { "≤" };
+        let verdict = if row.holds() { "" } else { "  MISSED" };
+        println!("{:<46} {:>10.1} {theirs:>13} {value:>8}  {sign} {}{verdict}", row.name, row.ours, row.target);
+    }
+}
