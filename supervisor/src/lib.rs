@@ -1,4 +1,46 @@
-//! ollmlx: the long-lived process. (Architecture page to follow.)
+//! ollmlx: the long-lived process, as a library that its binary and its tests share.
+//!
+//! # What it is
+//!
+//! A client's request crosses the rooms below from left to right. What is *decided* is decided in one pure value,
+//! [`scheduler::Scheduler`]; what is *done* is done by one task, [`driver`], which carries out the effects that the
+//! scheduler returns and turns the world back into events. Tokens never visit the scheduler: once a request is granted,
+//! the [`worker`] link hands the model's words straight to the caller's ticket.
+//!
+//! ```text
+//!  client ── http::listener ── http::route ── dialect::*::request ── catalog::resolve ─┐
+//!                                                                                     │ Job, LoadPlan
+//!            ┌──────────── driver::Handle ◄─────────────────────────────────────────────┘
+//!            ▼                                              control plane: who may run
+//!        driver task ── Event ─► scheduler::step ─► Effect ──┐
+//!            ▲                                              ▼
+//!            └──── worker::{spawn, link, reap} ◄── socket ──► worker process (one per model)
+//!                        │                                  data plane: bytes of a running request
+//!  client ◄── http::stream ◄── dialect::*::response ◄── Ticket ◄┘
+//! ```
+//!
+//! # What is absent
+//!
+//! These sentences are the architecture; the test `tidy` and the lints keep them true.
+//!
+//! - No lock guards the life of a worker: only [`driver`] owns a [`scheduler::Scheduler`].
+//! - The scheduler has no clock, no process, no task and no randomness of its own: time is an argument, luck is a seed. A
+//!   log of `(Mono, Event)` replays a decision.
+//! - No code here opens a model file. Weights, tokenizer, template and metadata are read by a worker, where a crash
+//!   is cheap; [`catalog`] asks a worker's inspect mode for the facts.
+//! - No dialect knows another one, and workers know none: [`dialect`] translates into the vocabulary of
+//!   `ollmlx_proto` and back.
+//! - No unbounded queue, no wait without a deadline, no byte of memory without an owner: every limit is a constant in
+//!   `ollmlx_proto::limits` or an entry of `config::table`.
+//! - No `unsafe`.
+//!
+//! # How to add…
+//!
+//! - *an endpoint*: an arm in [`http::route`], a translator in a folder of [`dialect`].
+//! - *a setting*: an entry in `config/table.rs`; flag, environment variable, file key, `ollmlx config` and the check of
+//!   the README follow from it.
+//! - *an engine*: a binary that calls `ollmlx_worker_kit::serve::main` with one `impl Engine`, and a variant of
+//!   [`catalog::Backend`].
 
 #![forbid(unsafe_code)]
 
