@@ -17,7 +17,24 @@ use ollmlx_proto::limits::{EMBED_INPUTS_MAX, TOP_LOGPROBS_MAX};
 use ollmlx_proto::{Failure, FailureKind, Format, Logprobs, Message, ThinkMode, TokenId, ToolSpec};
 use serde_json::{Map, Value};
 
+use crate::driver::TicketItem;
 use crate::scheduler::KeepAlive;
+
+/// Turns what a ticket says into a reply. One per request: either [`Encoder::frames`] for every item, or
+/// [`Encoder::push`] for every item and [`Encoder::finish`] after the terminal one.
+pub trait Encoder: Send {
+    /// To be kept fresh (`created`, `elapsed_ns`).
+    fn meta(&mut self) -> &mut Meta;
+    /// What an item adds to a stream, framing included; often nothing.
+    fn frames(&mut self, item: &TicketItem) -> String;
+    /// Takes in an item of an answer that does not stream.
+    fn push(&mut self, item: &TicketItem);
+    /// The whole answer.
+    ///
+    /// # Errors
+    /// What went wrong, where the terminal item was a failure.
+    fn finish(&mut self) -> Result<String, Rejection>;
+}
 
 /// A request that can't be served as it is. Every dialect wraps the same status and text in its own envelope.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -56,15 +56,14 @@ pub fn chat(body: &[u8]) -> Result<Call, Rejection> {
 pub fn embed(body: &[u8]) -> Result<Call, Rejection> {
     let mut fields = json::parse(body, "EmbedRequest", MISSING)?;
     let mut call = embed_common(&mut fields)?;
-    let inputs = inputs(fields.value("input"), "invalid input type")?;
+    let input = fields.value("input").filter(|input| input.as_str() != Some(""));
+    let inputs = inputs(input, "invalid input type")?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     call.truncate = truncate;
     let dimensions = dimensions(&mut fields)?;
-    call.body = match inputs.as_slice() {
-        [] => CallBody::Load,
-        [only] if only.is_empty() => CallBody::Load,
-        _ => CallBody::Embed { inputs, truncate, dimensions, normalize: true, base64: false },
-    };
+    if !inputs.is_empty() {
+        call.body = CallBody::Embed { inputs, truncate, dimensions, normalize: true, base64: false };
+    }
     Ok(call)
 }
 
