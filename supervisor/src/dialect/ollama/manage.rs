@@ -1,0 +1,216 @@
+//! Requests of the native dialect that manage models: show, copy, delete, pull, create.
+
+use serde_json::{Map, Value};
+
+use super::super::Rejection;
+use super::super::json::{self, Fields};
+use super::request::{MISSING, message};
+use crate::catalog::model::StoredMessage;
+
+/// `POST /api/show`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShowRequest {
+    /// The model.
+    pub name: String,
+    /// Shown instead of the model's.
+    pub system: Option<String>,
+    /// Shown instead of the model's.
+    pub template: Option<String>,
+    /// Long arrays and tensors as well.
+    pub verbose: bool,
+    /// Shown over the model's parameters.
+    pub options: Map<String, Value>,
+}
+
+impl ShowRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 for a body that is none.
+    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
+        let mut fields = json::parse(body, "ShowRequest", MISSING)?;
+        Ok(Self {
+            name: name(&mut fields)?,
+            system: fields.filled("system")?,
+            template: fields.filled("template")?,
+            verbose: fields.boolean("verbose")?.unwrap_or(false),
+            options: fields.object("options")?,
+        })
+    }
+}
+
+/// `POST /api/copy`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyRequest {
+    /// What is copied.
+    pub source: String,
+    /// Its new name.
+    pub destination: String,
+}
+
+impl CopyRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 for a body that is none.
+    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
+        let mut fields = json::parse(body, "CopyRequest", MISSING)?;
+        Ok(Self {
+            source: fields.string("source")?.unwrap_or_default(),
+            destination: fields.string("destination")?.unwrap_or_default(),
+        })
+    }
+}
+
+/// `DELETE /api/delete`, `POST /api/pull`, `POST /api/push`: a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameRequest {
+    /// The model.
+    pub name: String,
+    /// Whether progress is reported.
+    pub stream: bool,
+    /// Whether an unencrypted registry is fine.
+    pub insecure: bool,
+}
+
+impl NameRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 for a body that is none.
+    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
+        let mut fields = json::parse(body, "DeleteRequest", MISSING)?;
+        Ok(Self {
+            name: name(&mut fields)?,
+            stream: fields.boolean("stream")?.unwrap_or(true),
+            insecure: fields.boolean("insecure")?.unwrap_or(false),
+        })
+    }
+}
+
+/// `POST /api/create`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CreateRequest {
+    /// The new model.
+    pub name: String,
+    /// The model it is made from.
+    pub from: Option<String>,
+    /// File names and the digests of their blobs, in order.
+    pub files: Vec<(String, String)>,
+    /// The same for adapters.
+    pub adapters: Vec<(String, String)>,
+    /// Replaces the parent's.
+    pub template: Option<String>,
+    /// Licence texts.
+    pub license: Vec<String>,
+    /// Replaces the parent's.
+    pub system: Option<String>,
+    /// Go over the parent's.
+    pub parameters: Map<String, Value>,
+    /// Replace the parent's.
+    pub messages: Vec<StoredMessage>,
+    /// A type to quantise to.
+    pub quantize: Option<String>,
+    /// Whether progress is reported.
+    pub stream: bool,
+    /// Whether it asks for what only Ollama's cloud has (`remote_host`).
+    pub remote: bool,
+}
+
+impl CreateRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 for a body that is none.
+    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
+        let mut fields = json::parse(body, "CreateRequest", MISSING)?;
+        let quantize = fields.filled("quantize")?;
+        Ok(Self {
+            name: name(&mut fields)?,
+            from: fields.filled("from")?,
+            files: digests(fields.object("files")?)?,
+            adapters: digests(fields.object("adapters")?)?,
+            template: fields.filled("template")?,
+            license: licenses(fields.value("license"))?,
+            system: fields.filled("system")?,
+            parameters: fields.object("parameters")?,
+            messages: fields.array("messages")?.into_iter().map(stored).collect::<Result<_, _>>()?,
+            quantize: match quantize {
+                Some(kind) => Some(kind),
+                None => fields.filled("quantization")?,
+            },
+            stream: fields.boolean("stream")?.unwrap_or(true),
+            remote: fields.filled("remote_host")?.is_some(),
+        })
+    }
+}
+
+/// `model`, or else the old `name`.
+fn name(fields: &mut Fields) -> Result<String, Rejection> {
+    match fields.filled("model")? {
+        Some(name) => Ok(name),
+        None => Ok(fields.string("name")?.unwrap_or_default()),
+    }
+}
+
+fn digests(files: Map<String, Value>) -> Result<Vec<(String, String)>, Rejection> {
+    let digest = |(name, digest): (String, Value)| match digest {
+        Value::String(digest) => Ok((name, digest)),
+        other => Err(Rejection::bad_request(format!(
+            "json: cannot unmarshal {} into Go struct field CreateRequest.files of type string",
+            json::type_name(&other)
+        ))),
+    };
+    files.into_iter().map(digest).collect()
+}
+
+fn licenses(value: Option<Value>) -> Result<Vec<String>, Rejection> {
+    let text = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        _ => Err(Rejection::bad_request("license must be a string or an array of strings")),
+    };
+    match value {
+        None => Ok(Vec::new()),
+        Some(Value::Array(values)) => values.into_iter().map(text).collect(),
+        Some(one) => Ok(vec![text(one)?]),
+    }
+}
+
+fn stored(value: Value) -> Result<StoredMessage, Rejection> {
+    let message = message(value)?;
+    let text = message.content.iter().filter_map(|part| match part {
+        ollmlx_proto::ContentPart::Text(text) => Some(text.as_str()),
+        ollmlx_proto::ContentPart::Image(_) => None,
+    });
+    Ok(StoredMessage { role: message.role.as_str().to_owned(), content: text.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn create_reads_every_field() {
+        let body = br#"{"name":"n","from":"f","files":{"a.gguf":"sha256:00"},"license":"MIT","system":"s","template":"t",
+            "parameters":{"temperature":0},"messages":[{"role":"USER","content":"hi"}],"quantization":"q4_K_M",
+            "stream":false}"#;
+        let create = CreateRequest::parse(body).unwrap();
+        assert_eq!((create.name.as_str(), create.from.as_deref(), create.stream), ("n", Some("f"), false));
+        assert_eq!(create.files, [("a.gguf".to_owned(), "sha256:00".to_owned())]);
+        assert_eq!(create.license, ["MIT"]);
+        assert_eq!(create.messages, [StoredMessage { role: "user".into(), content: "hi".into() }]);
+        assert_eq!(create.quantize.as_deref(), Some("q4_K_M"));
+        assert!(!create.remote);
+    }
+
+    #[test]
+    fn names_have_an_old_spelling() {
+        for body in [r#"{"name":"x"}"#, r#"{"model":"x","name":"y"}"#, r#"{"model":"","name":"x"}"#] {
+            assert_eq!(NameRequest::parse(body.as_bytes()).unwrap().name, "x");
+            assert_eq!(ShowRequest::parse(body.as_bytes()).unwrap().name, "x");
+        }
+        assert_eq!(NameRequest::parse(b"").unwrap_err().message, "missing request body");
+        assert_eq!(CopyRequest::parse(br#"{"source":"a","destination":"b"}"#).unwrap().destination, "b");
+        assert_eq!(CopyRequest::parse(br#"{"source":1}"#).unwrap_err().status, 400);
+    }
+}
