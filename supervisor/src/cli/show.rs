@@ -205,7 +205,7 @@ mod tests {
     fn metadata_is_sorted_and_arrays_are_cut() {
         let answer = json!({"model_info": {"b": [1, 2, 3, 4, 5], "a": "x"}, "tensors": [{"name": "t", "type": "F32", "shape": [2, 3]}]});
         let text = sections_text(&answer);
-        assert!(text.contains("    a    x                    \n    b    [1 2 3 ...+2 more]    \n"), "{text}");
+        assert!(text.contains("    a    x                     \n    b    [1 2 3 ...+2 more]    \n"), "{text}");
         assert!(text.contains("    t    F32    [2 3]    \n"), "{text}");
     }
 }
