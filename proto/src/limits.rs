@@ -105,6 +105,14 @@ pub const RENDERED_BYTES_MAX: usize = 64 * MIB;
 /// Steps a template may take.
 pub const TEMPLATE_FUEL: u64 = 5_000_000;
 
+// --- the command line ---
+/// A server on the same machine or network accepts a connection within this.
+pub const CLI_CONNECT_TIMEOUT_MS: u64 = 5_000;
+/// Longest silence of the server that a command bears: a request may wait in the queue and then for a load.
+pub const CLI_SILENCE_MS: u64 = QUEUE_WAIT_MS_MAX + LOAD_STALL_MS;
+/// Bytes of one line of a stream.
+pub const CLI_LINE_BYTES_MAX: usize = 8 * MIB;
+
 const _: () = assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + MIB, "a body must fit a frame");
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");

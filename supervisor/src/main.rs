@@ -1,1 +1,15 @@
-fn main() {}
+//! `ollmlx`: the program. Everything is in the library; here are the error line and the exit status.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match ollmlx_supervisor::cli::main() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

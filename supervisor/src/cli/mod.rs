@@ -1,1 +1,99 @@
-//! (to be written)
+//! The command line: one file per command. All but `serve` and `config` talk to a server over HTTP like any client.
+//!
+//! Errors are one line on standard error that begins with `Error: `, and exit status 1.
+
+pub mod answer;
+pub mod args;
+pub mod client;
+pub mod config;
+pub mod copy;
+pub mod create;
+pub mod error;
+pub mod human;
+pub mod list;
+pub mod model_path;
+pub mod output;
+pub mod progress;
+pub mod ps;
+pub mod remove;
+pub mod run;
+pub mod serve;
+pub mod show;
+pub mod stop;
+pub mod text_table;
+pub mod transfer;
+pub mod version;
+pub mod wrap;
+
+mod house;
+mod images;
+mod repl;
+mod repl_command;
+
+use std::collections::BTreeMap;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Subcommands};
+use client::Client;
+use error::CliError;
+
+use crate::config::Config;
+
+/// Parses the process's arguments and does what they say.
+///
+/// # Errors
+/// The one line to print after `Error: `.
+pub fn main() -> Result<(), CliError> {
+    match Cli::try_parse() {
+        Ok(cli) => dispatch(cli),
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            output::print(&error.render().to_string())
+        }
+        Err(error) => Err(CliError::Usage(args::one_line(&error))),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), CliError> {
+    let command = match cli.command {
+        Some(Subcommands::Serve(serve)) => return serve::run(Config::from_process(serve.flags)?),
+        Some(Subcommands::Config(config)) => return config::run(&settings()?, &config),
+        Some(command) => Some(command),
+        None if cli.version => None,
+        None => return output::print(&Cli::command().render_help().to_string()),
+    };
+    let config = settings()?;
+    let client = Client::new(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::System { step: "start the runtime", source })?;
+    runtime.block_on(async {
+        match command {
+            None => version::run(&client).await,
+            Some(command) => call(&client, &config, command).await,
+        }
+    })
+}
+
+fn settings() -> Result<Config, CliError> {
+    Ok(Config::from_process(BTreeMap::new())?)
+}
+
+async fn call(client: &Client, config: &Config, command: Subcommands) -> Result<(), CliError> {
+    match command {
+        Subcommands::Create(args) => create::run(client, args).await,
+        Subcommands::Show(args) => show::run(client, args).await,
+        Subcommands::Run(args) => run::run(client, config, args).await,
+        Subcommands::Stop(args) => stop::run(client, args).await,
+        Subcommands::Pull(args) => transfer::pull(client, args).await,
+        Subcommands::Push(args) => transfer::push(client, args).await,
+        Subcommands::List(args) => list::run(client, args).await,
+        Subcommands::Ps(args) => ps::run(client, args).await,
+        Subcommands::Cp(args) => copy::run(client, args).await,
+        Subcommands::Rm(args) => remove::run(client, args).await,
+        // Both need no server, and were answered before.
+        Subcommands::Serve(_) | Subcommands::Config(_) => Ok(()),
+    }
+}

@@ -1,1 +1,332 @@
-//! (to be written)
+//! Settings: read once, at the start, from flags, environment and file, and from then on values.
+//!
+//! Nobody else reads the environment. Precedence: flag, `OLLMLX_…`, `OLLAMA_…`, file, default; every value remembers
+//! its origin. A flag that makes no sense is an error; a variable or line that makes none is a warning and the default,
+//! as in Ollama, so that a stray variable does not keep the server from starting.
+
+pub mod raw;
+pub mod table;
+pub mod value;
+
+use std::fmt::Display;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub use raw::{Origin, Raw, Sources};
+pub use table::{KNOBS, Knob};
+pub use value::{HostUrl, Scheme, Span, ValueError};
+
+/// A flag that makes no sense.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("invalid value for --{flag}: {reason}")]
+pub struct ConfigError {
+    /// Without dashes.
+    pub flag: String,
+    /// Why.
+    pub reason: ValueError,
+}
+
+/// The key/value cache's element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheType {
+    /// 16-bit floats.
+    F16,
+    /// 8-bit blocks.
+    Q8_0,
+    /// 4-bit blocks.
+    Q4_0,
+}
+
+impl CacheType {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        match text.to_ascii_lowercase().as_str() {
+            "f16" => Ok(Self::F16),
+            "q8_0" => Ok(Self::Q8_0),
+            "q4_0" => Ok(Self::Q4_0),
+            _ => Err(ValueError::WordUnknown { text: text.to_owned(), allowed: "f16, q8_0, q4_0" }),
+        }
+    }
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Life events.
+    Info,
+    /// Decisions too.
+    Debug,
+    /// Frames too.
+    Trace,
+}
+
+impl LogLevel {
+    fn parse(text: &str) -> Self {
+        match text {
+            "2" => Self::Trace,
+            text if value::parse_bool(text) => Self::Debug,
+            _ => Self::Info,
+        }
+    }
+}
+
+/// One line of `ollmlx config`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which.
+    pub knob: &'static Knob,
+    /// In force; secrets are only said to be set.
+    pub value: String,
+    /// Who said so.
+    pub origin: Origin,
+}
+
+/// All settings, valid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where to listen, or where the server is.
+    pub host: HostUrl,
+    /// The store.
+    pub models_dir: PathBuf,
+    /// Our own files.
+    pub state_dir: PathBuf,
+    /// The workers' binaries; `None` is beside our own.
+    pub worker_dir: Option<PathBuf>,
+    /// How long idle models stay.
+    pub keep_alive: Span,
+    /// Slots of a worker.
+    pub num_parallel: NonZeroU32,
+    /// Models loaded at once.
+    pub max_loaded_models: NonZeroUsize,
+    /// Requests waiting.
+    pub max_queue: usize,
+    /// Patience with a load that shows no progress.
+    pub load_timeout: Span,
+    /// Default window, in tokens.
+    pub context_length: NonZeroU32,
+    /// Cache type.
+    pub kv_cache_type: CacheType,
+    /// Flash attention; `None` lets the engine decide.
+    pub flash_attention: Option<bool>,
+    /// CPU threads of a worker; `None` is one per core.
+    pub threads: Option<NonZeroU32>,
+    /// Layers on an accelerator; `None` is all that fit.
+    pub gpu_layers: Option<u32>,
+    /// Bytes of all loaded models together.
+    pub memory_limit_bytes: Option<u64>,
+    /// Origins beside the built-in ones.
+    pub origins: Vec<String>,
+    /// The key that clients must send.
+    pub api_key: Option<String>,
+    /// Keep unused blobs.
+    pub noprune: bool,
+    /// Keep no history.
+    pub nohistory: bool,
+    /// Log detail.
+    pub log_level: LogLevel,
+    /// What was ignored, and why; for the log.
+    pub warnings: Vec<String>,
+    /// Everything, as `ollmlx config` prints it.
+    pub entries: Vec<Entry>,
+}
+
+impl Config {
+    /// From the process: environment, and the settings file in the state folder.
+    ///
+    /// # Errors
+    /// A flag that makes no sense.
+    pub fn from_process(flags: std::collections::BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        let sources = Sources::from_process().with_flags(flags);
+        let state_dir = expand_home(&sources.raw(&table::STATE_DIR).text, sources.home());
+        Self::from_sources(&sources.with_file(&state_dir.join("config")))
+    }
+
+    /// Reads, parses and checks every knob.
+    ///
+    /// # Errors
+    /// A flag that makes no sense.
+    pub fn from_sources(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut reader = Reader { sources, warnings: Vec::new(), entries: Vec::new() };
+        for name in sources.unknown_file_names() {
+            reader.warnings.push(format!("unknown setting {name:?} in the settings file was ignored"));
+        }
+        let config = Self {
+            host: reader.read(&table::HOST, HostUrl::parse)?,
+            models_dir: reader.path(&table::MODELS)?,
+            state_dir: reader.path(&table::STATE_DIR)?,
+            worker_dir: Some(reader.path(&table::WORKER_DIR)?).filter(|path| !path.as_os_str().is_empty()),
+            keep_alive: reader.read(&table::KEEP_ALIVE, value::parse_span)?,
+            // In Ollama 0 means "decide yourself"; here that is the default.
+            num_parallel: NonZeroU32::new(reader.read(&table::NUM_PARALLEL, value::parse_u32)?)
+                .unwrap_or(NonZeroU32::new(4).expect("not zero")),
+            max_loaded_models: NonZeroUsize::new(reader.read(&table::MAX_LOADED_MODELS, value::parse_u32)? as usize)
+                .unwrap_or(NonZeroUsize::new(3).expect("not zero")),
+            max_queue: reader.read(&table::MAX_QUEUE, value::parse_u32)? as usize,
+            load_timeout: match reader.read(&table::LOAD_TIMEOUT, value::parse_span)? {
+                Span::For(duration) if duration.is_zero() => Span::Forever,
+                span => span,
+            },
+            context_length: NonZeroU32::new(reader.read(&table::CONTEXT_LENGTH, value::parse_u32)?)
+                .unwrap_or(NonZeroU32::new(4096).expect("not zero")),
+            kv_cache_type: reader.read(&table::KV_CACHE_TYPE, CacheType::parse)?,
+            flash_attention: reader.optional(&table::FLASH_ATTENTION, |text| Ok(value::parse_bool(text)))?,
+            threads: reader.optional(&table::THREADS, value::parse_u32)?.and_then(NonZeroU32::new),
+            gpu_layers: reader.optional(&table::GPU_LAYERS, value::parse_u32)?,
+            memory_limit_bytes: reader.optional(&table::MEMORY_LIMIT, value::parse_bytes)?.filter(|bytes| *bytes > 0),
+            origins: reader.read(&table::ORIGINS, |text| Ok(list(text)))?,
+            api_key: reader.optional(&table::API_KEY, |text| Ok(text.to_owned()))?,
+            noprune: reader.read(&table::NOPRUNE, |text| Ok(value::parse_bool(text)))?,
+            nohistory: reader.read(&table::NOHISTORY, |text| Ok(value::parse_bool(text)))?,
+            log_level: reader.read(&table::DEBUG, |text| Ok(LogLevel::parse(text)))?,
+            warnings: Vec::new(),
+            entries: Vec::new(),
+        };
+        Ok(Self { warnings: reader.warnings, entries: reader.entries, ..config })
+    }
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
+}
+
+/// `~/x` with the home folder in place of `~`.
+fn expand_home(text: &str, home: Option<&str>) -> PathBuf {
+    match (text.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => Path::new(home).join(rest),
+        _ => PathBuf::from(text),
+    }
+}
+
+struct Reader<'a> {
+    sources: &'a Sources,
+    warnings: Vec<String>,
+    entries: Vec<Entry>,
+}
+
+impl Reader<'_> {
+    /// Parses a knob whose default is a value.
+    fn read<T>(
+        &mut self,
+        knob: &'static Knob,
+        parse: impl Fn(&str) -> Result<T, ValueError>,
+    ) -> Result<T, ConfigError> {
+        let raw = self.sources.raw(knob);
+        match parse(&raw.text) {
+            Ok(value) => {
+                self.note(knob, raw.text, raw.origin);
+                Ok(value)
+            }
+            Err(reason) if matches!(raw.origin, Origin::Flag | Origin::Default) => {
+                Err(ConfigError { flag: knob.flag(), reason })
+            }
+            Err(reason) => {
+                self.warn(knob, raw.origin, &reason);
+                self.note(knob, knob.default.to_owned(), Origin::Default);
+                parse(knob.default).map_err(|reason| ConfigError { flag: knob.flag(), reason })
+            }
+        }
+    }
+
+    /// Parses a knob whose default is that nothing is said.
+    fn optional<T>(
+        &mut self,
+        knob: &'static Knob,
+        parse: impl Fn(&str) -> Result<T, ValueError>,
+    ) -> Result<Option<T>, ConfigError> {
+        self.read(knob, |text| if text.is_empty() { Ok(None) } else { parse(text).map(Some) })
+    }
+
+    fn path(&mut self, knob: &'static Knob) -> Result<PathBuf, ConfigError> {
+        let home = self.sources.home().map(str::to_owned);
+        self.read(knob, |text| Ok(expand_home(text, home.as_deref())))
+    }
+
+    fn warn(&mut self, knob: &Knob, origin: Origin, reason: &dyn Display) {
+        self.warnings.push(format!("{} from {origin} was ignored: {reason}", knob.name));
+    }
+
+    fn note(&mut self, knob: &'static Knob, text: String, origin: Origin) {
+        let value = if knob.secret && !text.is_empty() { "(set)".to_owned() } else { text };
+        self.entries.push(Entry { knob, value, origin });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn with_env(list: &[(&str, &str)]) -> Config {
+        let env = list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Config::from_sources(&Sources { env, ..Sources::default() }).unwrap()
+    }
+
+    #[test]
+    fn defaults_stand_where_nobody_speaks() {
+        let config = with_env(&[("HOME", "/h")]);
+        assert_eq!(config.host.to_string(), "http://127.0.0.1:11434");
+        assert_eq!(config.models_dir, Path::new("/h/.ollama/models"));
+        assert_eq!(config.state_dir, Path::new("/h/.ollmlx"));
+        assert_eq!(config.worker_dir, None);
+        assert_eq!(config.keep_alive, Span::For(Duration::from_secs(300)));
+        assert_eq!((config.num_parallel.get(), config.max_loaded_models.get(), config.max_queue), (4, 3, 512));
+        assert_eq!(config.context_length.get(), 4096);
+        assert_eq!((config.memory_limit_bytes, config.threads, config.gpu_layers), (None, None, None));
+        assert_eq!(config.log_level, LogLevel::Info);
+        assert_eq!(config.entries.len(), KNOBS.len());
+        assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn ollama_s_variables_are_honoured_and_ours_are_stronger() {
+        let config = with_env(&[("OLLAMA_NUM_PARALLEL", "2"), ("OLLAMA_DEBUG", "2"), ("OLLAMA_MODELS", "/m")]);
+        assert_eq!(config.num_parallel.get(), 2);
+        assert_eq!(config.log_level, LogLevel::Trace);
+        assert_eq!(config.models_dir, Path::new("/m"));
+        let config = with_env(&[("OLLAMA_NUM_PARALLEL", "2"), ("OLLMLX_NUM_PARALLEL", "8")]);
+        assert_eq!(config.num_parallel.get(), 8);
+    }
+
+    #[test]
+    fn a_variable_without_sense_is_a_warning_and_the_default() {
+        let config =
+            with_env(&[("OLLAMA_MAX_QUEUE", "many"), ("OLLAMA_HOST", "h:99999"), ("OLLAMA_NUM_PARALLEL", "0")]);
+        assert_eq!(config.max_queue, 512);
+        assert_eq!(config.host.port, 11_434);
+        assert_eq!(config.num_parallel.get(), 4);
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn a_flag_without_sense_is_an_error() {
+        let flags = [("max_queue".to_owned(), "many".to_owned())].into();
+        let error = Config::from_sources(&Sources { flags, ..Sources::default() }).unwrap_err();
+        assert_eq!(error.to_string(), r#"invalid value for --max-queue: must be a whole number, not "many""#);
+    }
+
+    #[test]
+    fn a_load_timeout_of_zero_is_for_ever() {
+        assert_eq!(with_env(&[("OLLAMA_LOAD_TIMEOUT", "0")]).load_timeout, Span::Forever);
+        assert_eq!(with_env(&[("OLLAMA_LOAD_TIMEOUT", "-1s")]).load_timeout, Span::Forever);
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let config = with_env(&[("OLLMLX_API_KEY", "hunter2")]);
+        assert_eq!(config.api_key.as_deref(), Some("hunter2"));
+        let entry = config.entries.iter().find(|entry| entry.knob.name == "api_key").unwrap();
+        assert_eq!((entry.value.as_str(), entry.origin), ("(set)", Origin::Env));
+    }
+}

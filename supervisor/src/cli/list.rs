@@ -1,0 +1,89 @@
+//! `ollmlx list`: the models of the store.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::client::Client;
+use super::error::CliError;
+use super::output::{print, print_json, text_of};
+use super::{args, human, text_table};
+
+/// Prints the table.
+///
+/// # Errors
+/// No server, or its refusal.
+pub async fn run(client: &Client, args: args::ListArgs) -> Result<(), CliError> {
+    let prefix = args::at_most_one(args.names)?;
+    client.heartbeat().await?;
+    let answer = client.get("/api/tags").await?;
+    if args.json {
+        return print_json(&answer);
+    }
+    print(&table(&answer, prefix.as_deref().unwrap_or(""), Utc::now()))
+}
+
+/// The table of `/api/tags`.
+pub(super) fn table(answer: &Value, prefix: &str, now: DateTime<Utc>) -> String {
+    let prefix = prefix.to_lowercase();
+    let models = answer["models"].as_array().map_or(&[][..], Vec::as_slice);
+    let rows: Vec<Vec<String>> = models
+        .iter()
+        .filter(|model| text_of(model, "name").to_lowercase().starts_with(&prefix))
+        .map(|model| {
+            let size = match model["remote_model"].as_str() {
+                Some(remote) if !remote.is_empty() => "-".to_owned(),
+                _ => human::bytes(model["size"].as_u64().unwrap_or(0)),
+            };
+            vec![text_of(model, "name").to_owned(), short_id(model), size, since(text_of(model, "modified_at"), now)]
+        })
+        .collect();
+    text_table::with_header(&["NAME", "ID", "SIZE", "MODIFIED"], &rows)
+}
+
+/// First twelve characters of the digest.
+pub(super) fn short_id(model: &Value) -> String {
+    text_of(model, "digest").chars().take(12).collect()
+}
+
+/// `3 days ago`, or `Never` for no time at all.
+fn since(text: &str, now: DateTime<Utc>) -> String {
+    let Ok(time) = DateTime::parse_from_rfc3339(text) else { return "Never".to_owned() };
+    let ago = now.signed_duration_since(time);
+    let distance = human::distance(ago.abs().to_std().unwrap_or(Duration::ZERO));
+    if ago < chrono::TimeDelta::zero() { format!("{distance} from now") } else { format!("{distance} ago") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        "2026-01-04T00:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn one_row_a_model_in_the_server_s_order() {
+        let answer = json!({"models": [
+            {"name": "b:latest", "digest": "a80c4f17acd5ffff", "size": 2_019_393_189u64, "modified_at": "2026-01-01T01:00:00+01:00"},
+            {"name": "A:cloud", "digest": "0123", "size": 10, "remote_model": "x", "modified_at": "2026-01-03T23:59:00Z"},
+        ]});
+        assert_eq!(
+            table(&answer, "", now()),
+            "NAME        ID              SIZE      MODIFIED           \n\
+             b:latest    a80c4f17acd5    2.0 GB    3 days ago            \n\
+             A:cloud     0123            -         About a minute ago    \n"
+        );
+        assert!(table(&answer, "a:", now()).contains("A:cloud"));
+        assert!(!table(&answer, "a:", now()).contains("b:latest"));
+    }
+
+    #[test]
+    fn no_models_is_a_header() {
+        assert_eq!(table(&json!({"models": []}), "", now()), "NAME    ID    SIZE    MODIFIED \n");
+        assert_eq!(table(&json!({"models": null}), "", now()), "NAME    ID    SIZE    MODIFIED \n");
+    }
+}

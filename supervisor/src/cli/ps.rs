@@ -1,0 +1,155 @@
+//! `ollmlx ps`: the models that are loaded, and with `-v` the processes that serve them.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
+
+use super::client::Client;
+use super::error::CliError;
+use super::list::short_id;
+use super::output::{print, print_json, text_of};
+use super::{args, human, text_table};
+
+/// Further away than this is for ever: 20 years.
+const FOREVER_DAYS: i64 = 20 * 365;
+
+/// Prints the table.
+///
+/// # Errors
+/// No server, or its refusal.
+pub async fn run(client: &Client, args: args::PsArgs) -> Result<(), CliError> {
+    let prefix = args::at_most_one(args.names)?;
+    client.heartbeat().await?;
+    let answer = client.get("/api/ps").await?;
+    if args.json {
+        return print_json(&answer);
+    }
+    let prefix = prefix.as_deref().unwrap_or("");
+    print(&if args.verbose { workers(&answer, prefix) } else { table(&answer, prefix, Utc::now()) })
+}
+
+fn rows<'a>(answer: &'a Value, key: &str, prefix: &'a str) -> impl Iterator<Item = &'a Value> {
+    let models = answer[key].as_array().map_or(&[][..], Vec::as_slice);
+    models.iter().filter(move |model| text_of(model, "name").starts_with(prefix))
+}
+
+fn table(answer: &Value, prefix: &str, now: DateTime<Utc>) -> String {
+    let rows: Vec<Vec<String>> = rows(answer, "models", prefix)
+        .map(|model| {
+            vec![
+                text_of(model, "name").to_owned(),
+                short_id(model),
+                human::bytes(model["size"].as_u64().unwrap_or(0)),
+                processor(model["size"].as_u64().unwrap_or(0), model["size_vram"].as_u64().unwrap_or(0)),
+                model["context_length"].as_u64().unwrap_or(0).to_string(),
+                until(text_of(model, "expires_at"), now),
+            ]
+        })
+        .collect();
+    text_table::with_header(&["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"], &rows)
+}
+
+/// The processes: also those of models that are not loaded now, since they rest after a death.
+fn workers(answer: &Value, prefix: &str) -> String {
+    let key = if answer["workers"].is_array() { "workers" } else { "models" };
+    let rows: Vec<Vec<String>> = rows(answer, key, prefix)
+        .map(|row| {
+            let text = |name: &str| match &row[name] {
+                Value::String(text) if !text.is_empty() => text.clone(),
+                Value::Number(number) => number.to_string(),
+                _ => "-".to_owned(),
+            };
+            let slots = match (row["in_flight"].as_u64(), row["slots"].as_u64()) {
+                (Some(busy), Some(slots)) => format!("{busy}/{slots}"),
+                _ => text("slots"),
+            };
+            vec![
+                text("name"),
+                text("backend"),
+                text("state"),
+                text("pid"),
+                slots,
+                text("queued"),
+                text("device"),
+                text("restarts"),
+                text("last_death"),
+            ]
+        })
+        .collect();
+    let header = ["NAME", "BACKEND", "STATE", "PID", "SLOTS", "QUEUED", "DEVICE", "RESTARTS", "LAST DEATH"];
+    text_table::with_header(&header, &rows)
+}
+
+fn processor(size: u64, size_vram: u64) -> String {
+    match (size, size_vram) {
+        (_, 0) => "100% CPU".to_owned(),
+        (0, _) => "Unknown".to_owned(),
+        _ if size_vram > size => "Unknown".to_owned(),
+        _ if size_vram == size => "100% GPU".to_owned(),
+        _ => {
+            let cpu = ((size - size_vram) as f64 / size as f64 * 100.0).round() as u64;
+            format!("{cpu}%/{}% CPU/GPU", 100 - cpu)
+        }
+    }
+}
+
+fn until(text: &str, now: DateTime<Utc>) -> String {
+    let Ok(time) = DateTime::parse_from_rfc3339(text) else { return "Never".to_owned() };
+    if time.timestamp() <= -62_135_596_800 {
+        // Go's zero time, the first of January of the year 1.
+        return "Never".to_owned();
+    }
+    let left = time.signed_duration_since(now);
+    match left.to_std() {
+        Err(_) => "Stopping...".to_owned(),
+        Ok(_) if left > TimeDelta::days(FOREVER_DAYS) => "Forever".to_owned(),
+        Ok(left) => format!("{} from now", human::distance(left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        "2026-01-04T00:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn the_table_is_ollama_s() {
+        let answer = json!({"models": [{"name": "llama3.2:latest", "digest": "a80c4f17acd5aa", "size": 3_200_000_001u64,
+            "size_vram": 3_200_000_001u64, "context_length": 4096, "expires_at": "2026-01-04T00:04:59Z"}]});
+        assert_eq!(
+            table(&answer, "", now()),
+            "NAME               ID              SIZE      PROCESSOR    CONTEXT    UNTIL              \n\
+             llama3.2:latest    a80c4f17acd5    3.2 GB    100% GPU     4096       4 minutes from now    \n"
+        );
+        assert_eq!(table(&answer, "Llama", now()).lines().count(), 1);
+    }
+
+    #[test]
+    fn the_processor_is_a_share() {
+        assert_eq!(processor(10, 0), "100% CPU");
+        assert_eq!(processor(10, 10), "100% GPU");
+        assert_eq!(processor(100, 75), "25%/75% CPU/GPU");
+        assert_eq!(processor(10, 11), "Unknown");
+        assert_eq!(processor(0, 1), "Unknown");
+    }
+
+    #[test]
+    fn the_end_is_in_words() {
+        assert_eq!(until("2026-01-03T23:59:59Z", now()), "Stopping...");
+        assert_eq!(until("0001-01-01T00:00:00Z", now()), "Never");
+        assert_eq!(until("2318-01-01T00:00:00+01:00", now()), "Forever");
+        assert_eq!(until("2026-01-04T01:00:00+01:00", now()), "Less than a second from now");
+    }
+
+    #[test]
+    fn the_processes_tell_of_deaths() {
+        let answer = json!({"models": [], "workers": [{"name": "m:latest", "backend": "gguf", "state": "backoff", "pid": null,
+            "in_flight": 0, "slots": 4, "queued": 1, "device": "CPU", "restarts": 2, "last_death": "killed by signal 9 SIGKILL"}]});
+        let text = workers(&answer, "");
+        assert!(text.contains("m:latest    gguf       backoff    -      0/4      1         CPU       2           killed by signal 9 SIGKILL"), "{text}");
+    }
+}

@@ -1,0 +1,172 @@
+//! `ollmlx serve`: everything around the server's own work: settings, log, files limit, the socket, signals, the end.
+//!
+//! The server's parts are put together in [`super::house`].
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::{TcpListener, lookup_host};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::level_filters::LevelFilter;
+
+use super::error::CliError;
+use super::house;
+use super::version::OWN;
+use crate::config::{Config, HostUrl, LogLevel};
+use crate::telemetry;
+
+/// Threads that move bytes and decide; the computing is done by other processes.
+const RUNTIME_THREADS: usize = 2;
+/// Open files wished for: connections, and what the workers' pipes and the store take.
+const OPEN_FILES_WISHED: u64 = 16_384;
+
+/// How the server is being asked to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leaving {
+    /// Not at all.
+    No,
+    /// First signal: no new work, running requests may end.
+    Politely,
+    /// Second signal: at once.
+    AtOnce,
+}
+
+/// Serves until a signal comes.
+///
+/// # Errors
+/// The address can't be used, or the system refuses something.
+pub fn run(config: Config) -> Result<(), CliError> {
+    telemetry::init(match config.log_level {
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    });
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("ollmlx")
+        .enable_all()
+        .build()
+        .map_err(|source| CliError::System { step: "start the runtime", source })?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), CliError> {
+    // Before the socket opens, so that no signal is missed once anybody can know that we run.
+    let (leaving, phase) = watch::channel(Leaving::No);
+    let signals = Signals::new()?;
+    let listener = bind(&config.host).await?;
+    let address = listener.local_addr().map_err(|source| CliError::System { step: "read the address", source })?;
+    tracing::info!("Listening on {address} (version {OWN})");
+    let announcing = tokio::spawn(signals.announce(leaving));
+    let end = house::run(config, listener, phase).await;
+    announcing.abort();
+    tracing::info!("server stopped");
+    end
+}
+
+/// Opens the socket.
+///
+/// # Errors
+/// In Go's words, as scripts know them.
+async fn bind(host: &HostUrl) -> Result<TcpListener, CliError> {
+    let authority = host.authority();
+    let error = |address: &str, error: &std::io::Error| CliError::Bind {
+        address: address.to_owned(),
+        reason: bind_reason(error),
+        hint: bind_hint(error),
+    };
+    let addresses = lookup_host((host.host.as_str(), host.port)).await.map_err(|reason| error(&authority, &reason))?;
+    let mut last = CliError::Bind { address: authority, reason: "no such host".to_owned(), hint: String::new() };
+    for address in addresses {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(reason) => last = error(&text_of(address), &reason),
+        }
+    }
+    Err(last)
+}
+
+fn text_of(address: SocketAddr) -> String {
+    address.to_string()
+}
+
+fn bind_reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => "address already in use".to_owned(),
+        ErrorKind::AddrNotAvailable => "cannot assign requested address".to_owned(),
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string().to_lowercase(),
+    }
+}
+
+fn bind_hint(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => "\n(Another server, perhaps Ollama itself, listens there. Stop it, or choose another \
+                                 address: OLLMLX_HOST=127.0.0.1:11435 ollmlx serve)"
+            .to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Asks for more open files, up to what the system allows without asking.
+fn raise_open_files() {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wished = hard.min(OPEN_FILES_WISHED);
+    if soft < wished
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wished, hard)
+    {
+        tracing::warn!(%error, "the limit of open files stayed at {soft}");
+    }
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let on = |kind| signal(kind).map_err(|source| CliError::System { step: "listen to signals", source });
+        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
+    }
+
+    /// First signal: politely. Every further one: at once.
+    async fn announce(mut self, leaving: watch::Sender<Leaving>) {
+        let mut phase = Leaving::Politely;
+        loop {
+            let heard = tokio::select! {
+                heard = self.interrupt.recv() => heard,
+                heard = self.terminate.recv() => heard,
+            };
+            if heard.is_none() || leaving.send(phase).is_err() {
+                return;
+            }
+            tracing::info!(
+                "a signal asked the server to leave {}",
+                if phase == Leaving::Politely { "politely" } else { "at once" }
+            );
+            phase = Leaving::AtOnce;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_in_go_s_words() {
+        let first = bind(&HostUrl::parse("127.0.0.1:0").unwrap()).await.unwrap();
+        let address = first.local_addr().unwrap();
+        let error = bind(&HostUrl::parse(&address.to_string()).unwrap()).await.unwrap_err().to_string();
+        let first_line = error.lines().next().unwrap();
+        assert_eq!(first_line, format!("listen tcp {address}: bind: address already in use"));
+        assert!(error.contains("OLLMLX_HOST="));
+    }
+}

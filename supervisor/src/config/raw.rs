@@ -1,0 +1,158 @@
+//! Settings as text, each with the place it came from. Knows nothing of what a value means.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use super::table::{KNOBS, Knob};
+use super::value;
+
+/// Where a value came from. The order is the precedence, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// The table.
+    Default,
+    /// The settings file.
+    File,
+    /// An `OLLAMA_…` variable.
+    OllamaEnv,
+    /// An `OLLMLX_…` variable.
+    Env,
+    /// A flag.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Default => "default",
+            Self::File => "file",
+            Self::OllamaEnv => "OLLAMA environment",
+            Self::Env => "environment",
+            Self::Flag => "flag",
+        })
+    }
+}
+
+/// A value as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raw {
+    /// Trimmed.
+    pub text: String,
+    /// Who said so.
+    pub origin: Origin,
+}
+
+/// All places where settings are found.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Flags by knob name.
+    pub flags: BTreeMap<String, String>,
+    /// The environment.
+    pub env: BTreeMap<String, String>,
+    /// The settings file, by knob name.
+    pub file: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// The process's own environment. Variables that are not UTF-8 are no settings.
+    #[must_use]
+    pub fn from_process() -> Self {
+        let text = |(key, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((key.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self { env: std::env::vars_os().filter_map(text).collect(), ..Self::default() }
+    }
+
+    /// With these flags.
+    #[must_use]
+    pub fn with_flags(mut self, flags: BTreeMap<String, String>) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// With a settings file, if there is one.
+    #[must_use]
+    pub fn with_file(mut self, path: &Path) -> Self {
+        if let Ok(text) = std::fs::read_to_string(path) {
+            self.file = parse_file(&text);
+        }
+        self
+    }
+
+    /// The strongest value of one knob. A variable or line that is set but empty does not count.
+    #[must_use]
+    pub fn raw(&self, knob: &Knob) -> Raw {
+        let candidates = [
+            (self.flags.get(knob.name), Origin::Flag),
+            (self.env.get(knob.env), Origin::Env),
+            (knob.ollama_env.and_then(|name| self.env.get(name)), Origin::OllamaEnv),
+            (self.file.get(knob.name), Origin::File),
+        ];
+        for (text, origin) in candidates {
+            let Some(text) = text.map(|text| value::trim(text)) else { continue };
+            if !text.is_empty() {
+                return Raw { text: text.to_owned(), origin };
+            }
+        }
+        Raw { text: knob.default.to_owned(), origin: Origin::Default }
+    }
+
+    /// The home folder, if the environment names one.
+    #[must_use]
+    pub fn home(&self) -> Option<&str> {
+        self.env.get("HOME").map(String::as_str).filter(|home| !home.is_empty())
+    }
+
+    /// Lines of the file that name no knob.
+    pub fn unknown_file_names(&self) -> impl Iterator<Item = &str> {
+        self.file.keys().map(String::as_str).filter(|name| KNOBS.iter().all(|knob| knob.name != *name))
+    }
+}
+
+/// `name = value` lines; `#` starts a comment line.
+fn parse_file(text: &str) -> BTreeMap<String, String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (name, value) = line.split_once('=').unwrap_or((line, ""));
+            (name.trim().to_owned(), value.trim().to_owned())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::HOST;
+    use super::*;
+
+    fn pairs(list: &[(&str, &str)]) -> BTreeMap<String, String> {
+        list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_nearest_source_wins() {
+        let mut sources = Sources::default();
+        assert_eq!(sources.raw(&HOST).origin, Origin::Default);
+        sources.file = parse_file("# mine\nhost = f:1\n");
+        assert_eq!(sources.raw(&HOST), Raw { text: "f:1".into(), origin: Origin::File });
+        sources.env = pairs(&[("OLLAMA_HOST", "o:1")]);
+        assert_eq!(sources.raw(&HOST), Raw { text: "o:1".into(), origin: Origin::OllamaEnv });
+        sources.env = pairs(&[("OLLAMA_HOST", "o:1"), ("OLLMLX_HOST", " \"e:1\" ")]);
+        assert_eq!(sources.raw(&HOST), Raw { text: "e:1".into(), origin: Origin::Env });
+        sources.flags = pairs(&[("host", "g:1")]);
+        assert_eq!(sources.raw(&HOST), Raw { text: "g:1".into(), origin: Origin::Flag });
+    }
+
+    #[test]
+    fn an_empty_variable_says_nothing() {
+        let sources = Sources { env: pairs(&[("OLLMLX_HOST", "  "), ("OLLAMA_HOST", "o:1")]), ..Sources::default() };
+        assert_eq!(sources.raw(&HOST).text, "o:1");
+    }
+
+    #[test]
+    fn unknown_names_in_the_file_are_known_as_such() {
+        let sources = Sources { file: parse_file("hots = x\nhost=y"), ..Sources::default() };
+        assert_eq!(sources.unknown_file_names().collect::<Vec<_>>(), ["hots"]);
+    }
+}

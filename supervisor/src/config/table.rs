@@ -1,0 +1,239 @@
+//! Every knob, once: what it is called as a flag, in the environment and in the file, what it is without any, in which
+//! unit, and what it does. `--help`, `ollmlx config` and the README's table come from here.
+
+/// One setting.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Knob {
+    /// Name in the file, in `ollmlx config` and, with dashes, as a flag of `ollmlx serve`.
+    pub name: &'static str,
+    /// Our variable.
+    pub env: &'static str,
+    /// Ollama's variable of the same meaning, read where ours is not set.
+    pub ollama_env: Option<&'static str>,
+    /// Value where nobody says anything; empty means that the program decides.
+    pub default: &'static str,
+    /// Unit or form.
+    pub unit: &'static str,
+    /// What it does, in one line.
+    pub help: &'static str,
+    /// Whether the value must not be shown.
+    pub secret: bool,
+}
+
+const fn knob(
+    name: &'static str,
+    env: &'static str,
+    ollama_env: Option<&'static str>,
+    [default, unit, help]: [&'static str; 3],
+) -> Knob {
+    Knob { name, env, ollama_env, default, unit, help, secret: false }
+}
+
+/// Where the server listens, and where the other commands find it.
+pub const HOST: Knob = knob(
+    "host",
+    "OLLMLX_HOST",
+    Some("OLLAMA_HOST"),
+    ["127.0.0.1:11434", "host:port", "Address to listen on, and where commands find the server"],
+);
+/// The store.
+pub const MODELS: Knob = knob(
+    "models",
+    "OLLMLX_MODELS",
+    Some("OLLAMA_MODELS"),
+    ["~/.ollama/models", "folder", "Model store, in Ollama's own layout"],
+);
+/// Our own files.
+pub const STATE_DIR: Knob = knob(
+    "state_dir",
+    "OLLMLX_STATE_DIR",
+    None,
+    ["~/.ollmlx", "folder", "Folder for history, settings file and caches of ollmlx itself"],
+);
+/// The workers' binaries.
+pub const WORKER_DIR: Knob = knob(
+    "worker_dir",
+    "OLLMLX_WORKER_DIR",
+    None,
+    ["", "folder", "Folder of the ollmlx-worker-… programs; empty is the folder of ollmlx itself"],
+);
+/// How long idle models stay.
+pub const KEEP_ALIVE: Knob = knob(
+    "keep_alive",
+    "OLLMLX_KEEP_ALIVE",
+    Some("OLLAMA_KEEP_ALIVE"),
+    ["5m", "duration", "How long a model stays loaded after its last request; negative is for ever, 0 not at all"],
+);
+/// Slots of a worker.
+pub const NUM_PARALLEL: Knob = knob(
+    "num_parallel",
+    "OLLMLX_NUM_PARALLEL",
+    Some("OLLAMA_NUM_PARALLEL"),
+    ["4", "requests", "Requests that one model answers at the same time"],
+);
+/// Workers at once.
+pub const MAX_LOADED_MODELS: Knob = knob(
+    "max_loaded_models",
+    "OLLMLX_MAX_LOADED_MODELS",
+    Some("OLLAMA_MAX_LOADED_MODELS"),
+    ["3", "models", "Models loaded at the same time"],
+);
+/// The waiting room.
+pub const MAX_QUEUE: Knob = knob(
+    "max_queue",
+    "OLLMLX_MAX_QUEUE",
+    Some("OLLAMA_MAX_QUEUE"),
+    ["512", "requests", "Requests that may wait; more are refused with 503"],
+);
+/// Patience with a load.
+pub const LOAD_TIMEOUT: Knob = knob(
+    "load_timeout",
+    "OLLMLX_LOAD_TIMEOUT",
+    Some("OLLAMA_LOAD_TIMEOUT"),
+    ["5m", "duration", "How long a load may go without progress; zero or less is for ever"],
+);
+/// Default window.
+pub const CONTEXT_LENGTH: Knob = knob(
+    "context_length",
+    "OLLMLX_CONTEXT_LENGTH",
+    Some("OLLAMA_CONTEXT_LENGTH"),
+    ["4096", "tokens", "Context of a request that does not set num_ctx"],
+);
+/// Cache element type.
+pub const KV_CACHE_TYPE: Knob = knob(
+    "kv_cache_type",
+    "OLLMLX_KV_CACHE_TYPE",
+    Some("OLLAMA_KV_CACHE_TYPE"),
+    ["f16", "f16, q8_0 or q4_0", "Type of the key/value cache"],
+);
+/// Flash attention.
+pub const FLASH_ATTENTION: Knob = knob(
+    "flash_attention",
+    "OLLMLX_FLASH_ATTENTION",
+    Some("OLLAMA_FLASH_ATTENTION"),
+    ["", "boolean", "Flash attention; empty lets the engine decide"],
+);
+/// CPU threads.
+pub const THREADS: Knob =
+    knob("threads", "OLLMLX_THREADS", None, ["", "threads", "CPU threads of a worker; empty is one per core"]);
+/// Layers on the accelerator.
+pub const GPU_LAYERS: Knob = knob(
+    "gpu_layers",
+    "OLLMLX_GPU_LAYERS",
+    None,
+    ["", "layers", "Layers to put on an accelerator; empty is all that fit"],
+);
+/// The budget.
+pub const MEMORY_LIMIT: Knob = knob(
+    "memory_limit",
+    "OLLMLX_MEMORY_LIMIT",
+    None,
+    ["", "bytes", "Memory that all loaded models together may take, such as 12GiB; empty is no limit"],
+);
+/// CORS.
+pub const ORIGINS: Knob = knob(
+    "origins",
+    "OLLMLX_ORIGINS",
+    Some("OLLAMA_ORIGINS"),
+    ["", "list", "Further origins whose web pages may call the server, separated by commas"],
+);
+/// Access.
+pub const API_KEY: Knob = Knob {
+    secret: true,
+    ..knob(
+        "api_key",
+        "OLLMLX_API_KEY",
+        None,
+        ["", "text", "Key that clients must send as a bearer token; empty lets everybody in who can connect"],
+    )
+};
+/// Pruning.
+pub const NOPRUNE: Knob = knob(
+    "noprune",
+    "OLLMLX_NOPRUNE",
+    Some("OLLAMA_NOPRUNE"),
+    ["false", "boolean", "Keep blobs that no model uses when the server starts"],
+);
+/// History.
+pub const NOHISTORY: Knob = knob(
+    "nohistory",
+    "OLLMLX_NOHISTORY",
+    Some("OLLAMA_NOHISTORY"),
+    ["false", "boolean", "Keep no history of the interactive session"],
+);
+/// Log level.
+pub const DEBUG: Knob = knob(
+    "debug",
+    "OLLMLX_DEBUG",
+    Some("OLLAMA_DEBUG"),
+    ["0", "0, 1 or 2", "Log detail: 0 is life events, 1 decisions, 2 frames"],
+);
+
+/// All of them, in the order in which they are printed.
+pub const KNOBS: &[&Knob] = &[
+    &HOST,
+    &MODELS,
+    &STATE_DIR,
+    &WORKER_DIR,
+    &KEEP_ALIVE,
+    &NUM_PARALLEL,
+    &MAX_LOADED_MODELS,
+    &MAX_QUEUE,
+    &LOAD_TIMEOUT,
+    &CONTEXT_LENGTH,
+    &KV_CACHE_TYPE,
+    &FLASH_ATTENTION,
+    &THREADS,
+    &GPU_LAYERS,
+    &MEMORY_LIMIT,
+    &ORIGINS,
+    &API_KEY,
+    &NOPRUNE,
+    &NOHISTORY,
+    &DEBUG,
+];
+
+impl Knob {
+    /// The flag of `ollmlx serve`, without its dashes in front.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+}
+
+/// The README's table, which a test compares with the README.
+#[must_use]
+pub fn markdown() -> String {
+    let mut out = String::from("| flag of `serve` | variable | or | default | meaning |\n|---|---|---|---|---|\n");
+    for knob in KNOBS {
+        let other = knob.ollama_env.map_or_else(String::new, |name| format!("`{name}`"));
+        let default = if knob.default.is_empty() { "–".to_owned() } else { format!("`{}`", knob.default) };
+        out.push_str(&format!(
+            "| `--{}` | `{}` | {other} | {default} | {} ({}) |\n",
+            knob.flag(),
+            knob.env,
+            knob.help,
+            knob.unit
+        ));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_variables_follow_them() {
+        for (index, knob) in KNOBS.iter().enumerate() {
+            assert_eq!(knob.env, format!("OLLMLX_{}", knob.name.to_uppercase()));
+            assert!(KNOBS[..index].iter().all(|other| other.name != knob.name), "{}", knob.name);
+        }
+    }
+
+    #[test]
+    fn the_readme_shows_every_knob() {
+        let readme = include_str!("../../../README.md");
+        assert!(readme.contains(&markdown()), "README's table of settings should read:\n{}", markdown());
+    }
+}

@@ -1,0 +1,176 @@
+"""A server for tests: starts `ollmlx serve` on a free port with a store of its own, creates the models through the
+command line, and ends it again. Standard library only.
+
+The programs are in the folder OLLMLX_BIN, the models in the files OLLMLX_MODEL_SMOL, _BASE and _EMBED.
+"""
+
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+BIN = pathlib.Path(os.environ["OLLMLX_BIN"])
+OLLMLX = str(BIN / "ollmlx")
+FILES = {name: os.environ[f"OLLMLX_MODEL_{name.upper()}"] for name in ("smol", "base", "embed")}
+START_S = 30
+ANSWER_S = 120
+
+
+def until(what, seconds, probe):
+    """Asks again and again; returns the first truthy answer."""
+    end = time.monotonic() + seconds
+    pause = threading.Event()
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"after {seconds} s: not {what}")
+        pause.wait(0.05)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def processes():
+    """{pid: (parent, name)} of the living; zombies are no processes any more."""
+    found = {}
+    if sys.platform == "linux":
+        for entry in pathlib.Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                text = (entry / "stat").read_text()
+                command = (entry / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+            except OSError:
+                continue
+            state, parent = text.rpartition(")")[2].split()[:2]
+            if state not in "ZX":
+                found[int(entry.name)] = (int(parent), os.path.basename(command))
+        return found
+    listing = subprocess.run(["ps", "-axo", "pid=,ppid=,stat=,comm="], capture_output=True, text=True, check=True)
+    for line in listing.stdout.splitlines():
+        pid, parent, state, command = line.split(None, 3)
+        if "Z" not in state:
+            found[int(pid)] = (int(parent), os.path.basename(command))
+    return found
+
+
+def descendants(pid):
+    table = processes()
+    tree, grown = {pid}, True
+    while grown:
+        more = {child for child, (parent, _) in table.items() if parent in tree} - tree
+        grown = bool(more)
+        tree |= more
+    return tree - {pid}
+
+
+class Server:
+    """One server. `settings` are OLLMLX_… variables."""
+
+    def __init__(self, models=("smol", "base", "embed"), **settings):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-test-"))
+        self.port = free_port()
+        self.host = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.host}"
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "OLLMLX_"))}
+        self.env = clean | {
+            "HOME": str(self.folder),
+            "OLLAMA_HOST": self.host,
+            "OLLMLX_MODELS": str(self.folder / "models"),
+            "OLLMLX_STATE_DIR": str(self.folder / "state"),
+        } | settings
+        self.log_path = self.folder / "serve.log"
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen([OLLMLX, "serve"], env=self.env, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=log, start_new_session=True)
+        try:
+            until("listening", START_S, self._listening)
+            for name in models:
+                self.create(name, f"FROM {FILES[name]}\n")
+        except BaseException:
+            print(self.log(), file=sys.stderr)
+            self.stop()
+            raise
+
+    def _listening(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"the server ended with {self.process.returncode}")
+        return "Listening on" in self.log()
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def create(self, name, modelfile):
+        path = self.folder / "Modelfile"
+        path.write_text(modelfile)
+        done = self.cli("create", name, "-f", str(path))
+        assert done.returncode == 0, done.stderr
+
+    def cli(self, *words, stdin="", seconds=ANSWER_S, env=None):
+        return subprocess.run([OLLMLX, *words], env=env or self.env, input=stdin, capture_output=True, text=True,
+                              timeout=seconds)
+
+    def raw(self, method, path, body=None, headers=None, seconds=ANSWER_S):
+        """(status, bytes of the body)"""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
+        try:
+            try:
+                link.request(method, path, body, headers or {})
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # A refusal may come before the whole body has left.
+            answer = link.getresponse()
+            return answer.status, answer.read()
+        finally:
+            link.close()
+
+    def call(self, method, path, body=None, **more):
+        """(status, parsed body)"""
+        status, text = self.raw(method, path, None if body is None else json.dumps(body), **more)
+        return status, json.loads(text) if text.strip() else None
+
+    def workers(self):
+        return [pid for pid in descendants(self.process.pid) if "worker" in processes().get(pid, (0, ""))[1]]
+
+    def stop(self, kind=signal.SIGTERM):
+        """Ends it and removes its folder; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(kind)
+        try:
+            status = self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return status
+
+
+_shared = None
+
+
+def shared():
+    """The server that most tests share. It also has `short`: smol, greedy, at most 24 tokens."""
+    global _shared
+    if _shared is None:
+        _shared = Server()
+        _shared.create("short", "FROM smol\nPARAMETER num_predict 24\nPARAMETER temperature 0\nSYSTEM You are brief.\n")
+    return _shared
+
+
+def close_shared():
+    global _shared
+    if _shared is not None:
+        _shared.stop()
+        _shared = None

@@ -1,0 +1,143 @@
+"""Processes that die at the wrong moment. Each test has a server of its own."""
+
+import json
+import os
+import signal
+import threading
+import unittest
+
+import http.client
+
+import house
+
+LONG = {"model": "smol", "prompt": "Tell me a long story about a ship.", "options": {"num_predict": 400, "temperature": 0}}
+SHORT = {"model": "smol", "prompt": "hi", "stream": False, "options": {"num_predict": 2}}
+
+
+class Streamer(threading.Thread):
+    """A client that reads one streamed answer to its end."""
+
+    def __init__(self, server):
+        super().__init__(daemon=True)
+        self.server, self.lines, self.broken, self.started = server, [], None, threading.Event()
+
+    def run(self):
+        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
+        try:
+            link.request("POST", "/api/generate", json.dumps(LONG))
+            for line in link.getresponse():
+                self.lines.append(json.loads(line))
+                self.started.set()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.broken = error
+        finally:
+            self.started.set()
+            link.close()
+
+    @property
+    def text(self):
+        return "".join(line.get("response", "") for line in self.lines)
+
+
+class Faults(unittest.TestCase):
+    def setUp(self):
+        self.server = house.Server(models=("smol",))
+        self.addCleanup(self.server.stop)
+
+    def load(self):
+        status, answer = self.server.call("POST", "/api/generate", SHORT)
+        self.assertEqual(status, 200, answer)
+        return house.until("one worker", 10, self.server.workers)
+
+    def test_a_killed_worker_costs_nobody_more_than_an_error_line(self):
+        (worker,) = self.load()
+        clients = [Streamer(self.server) for _ in range(2)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            self.assertTrue(client.started.wait(house.ANSWER_S))
+        os.kill(worker, signal.SIGKILL)
+        self.assertEqual(self.server.call("GET", "/api/tags", seconds=5)[0], 200)
+        for client in clients:
+            client.join(house.ANSWER_S)
+            self.assertIsNone(client.broken, "the stream must end cleanly")
+            last = client.lines[-1]
+            self.assertTrue(last.get("done") or last.get("error"), last)
+            self.assertEqual(sum(1 for line in client.lines if line.get("done") or line.get("error")), 1)
+        status, answer = self.server.call("POST", "/api/generate", SHORT)
+        self.assertEqual(status, 200, answer)
+        (fresh,) = self.server.workers()
+        self.assertNotEqual(fresh, worker)
+        row = next(line for line in self.server.cli("ps", "-v").stdout.splitlines() if line.startswith("smol"))
+        self.assertRegex(row, rf" {fresh} ")
+        self.assertRegex(row, r" 1 +.*(9|SIGKILL|killed)")
+
+    def test_a_resumed_answer_is_the_answer(self):
+        (worker,) = self.load()
+        calm = Streamer(self.server)
+        calm.start()
+        calm.join(house.ANSWER_S)
+        troubled = Streamer(self.server)
+        troubled.start()
+        self.assertTrue(troubled.started.wait(house.ANSWER_S))
+        os.kill(worker, signal.SIGKILL)
+        troubled.join(house.ANSWER_S)
+        if troubled.lines[-1].get("done"):
+            self.assertEqual(troubled.text, calm.text)
+        else:
+            self.assertTrue(calm.text.startswith(troubled.text))
+
+    def test_a_killed_server_leaves_no_worker(self):
+        (worker,) = self.load()
+        self.server.process.kill()
+        self.server.process.wait()
+        house.until("without a worker", 2, lambda: worker not in house.processes())
+
+    def test_sigterm_ends_everything_with_status_0(self):
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(signal=kind):
+                server = house.Server(models=("smol",))
+                self.addCleanup(server.stop)
+                server.call("POST", "/api/generate", SHORT)
+                family = house.descendants(server.process.pid)
+                self.assertTrue(family)
+                self.assertEqual(server.stop(kind), 0)
+                self.assertFalse(family & house.processes().keys())
+
+    def test_sigterm_during_an_answer_ends_it_cleanly(self):
+        self.load()
+        client = Streamer(self.server)
+        client.start()
+        self.assertTrue(client.started.wait(house.ANSWER_S))
+        self.assertEqual(self.server.stop(), 0)
+        client.join(house.ANSWER_S)
+        self.assertIsNone(client.broken)
+        self.assertTrue(client.lines[-1].get("done") or client.lines[-1].get("error"))
+
+    def test_a_second_signal_ends_it_at_once(self):
+        self.load()
+        client = Streamer(self.server)
+        client.start()
+        self.assertTrue(client.started.wait(house.ANSWER_S))
+        family = house.descendants(self.server.process.pid)
+        self.server.process.send_signal(signal.SIGINT)
+        self.server.process.send_signal(signal.SIGTERM)
+        self.assertEqual(self.server.process.wait(15), 0)
+        self.assertFalse(family & house.processes().keys())
+
+    def test_a_client_that_leaves_frees_its_slot(self):
+        self.load()
+        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
+        link.request("POST", "/api/generate", json.dumps(LONG | {"options": {"num_predict": -1, "num_ctx": 4096}}))
+        link.getresponse().readline()
+        link.close()
+
+        def idle():
+            rows = self.server.cli("ps", "-v").stdout.splitlines()
+            return any(line.startswith("smol") and " idle " in line for line in rows)
+
+        house.until("idle", 3, idle)
+
+
+if __name__ == "__main__":
+    unittest.main()
