@@ -1,5 +1,7 @@
 //! A client's place in the house: what it hears, and how its leaving is noticed.
 
+use std::task::{Context, Poll, ready};
+
 use ollmlx_proto::limits::OUTPUT_QUEUE_LEN_MAX;
 use ollmlx_proto::{Failure, FailureKind, Output, RequestId};
 use tokio::sync::mpsc;
@@ -60,15 +62,20 @@ impl Ticket {
 
     /// The next item, or `None` after the terminal one. Cancel-safe.
     pub async fn next(&mut self) -> Option<TicketItem> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// [`Ticket::next`] for those who poll.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<TicketItem>> {
         if self.ended {
-            return None;
+            return Poll::Ready(None);
         }
-        let item = self.items.recv().await.unwrap_or_else(|| {
+        let item = ready!(self.items.poll_recv(context)).unwrap_or_else(|| {
             // Only a driver that is gone forgets a request.
             TicketItem::Failed(Failure::new(FailureKind::ShuttingDown, "the server is shutting down"))
         });
         self.ended = item.is_terminal();
-        Some(item)
+        Poll::Ready(Some(item))
     }
 }
 

@@ -1,1 +1,78 @@
-//! (to be written)
+//! The front door: bytes of clients in and out.
+//!
+//! It knows the catalogue, the driver's handle and the dialects, and nothing of workers or of how anything is decided. One
+//! task per connection; a request lives in it, and when the client goes the task's future, and with it the request's
+//! ticket, is dropped, which cancels the request.
+
+mod answer;
+mod body;
+mod guard;
+pub mod listener;
+mod listing;
+mod manage;
+mod native;
+mod openai;
+mod plan;
+mod respond;
+mod route;
+mod stream;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::catalog::Catalog;
+use crate::driver::Handle;
+use crate::os::clock::Clock;
+
+pub use self::listener::serve;
+
+/// What the door is told by the settings.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// Where it listens; decides whether the Host guard is on.
+    pub address: SocketAddr,
+    /// Origins allowed beside the built-in ones.
+    pub origins: Vec<String>,
+    /// What `/api/version` says.
+    pub version: String,
+    /// Key that every request must bring, where set.
+    pub api_key: Option<String>,
+    /// Window of a slot where nobody asks for another, in tokens.
+    pub context_tokens: u32,
+    /// Slots of a worker.
+    pub slots: u16,
+    /// Element type of caches.
+    pub kv_type: String,
+    /// Threads of a worker; 0 lets the engine decide.
+    pub threads: u16,
+    /// Layers on an accelerator; -1 lets the engine decide.
+    pub gpu_layers: i32,
+}
+
+/// What every request can reach.
+#[derive(Debug)]
+pub struct AppState {
+    /// The way to the driver.
+    pub handle: Handle,
+    /// The models.
+    pub catalog: Catalog,
+    /// Settings.
+    pub config: HttpConfig,
+    /// Monotonic time of this door.
+    clock: Clock,
+    guard: guard::Guard,
+    /// Bytes of bodies that may still be held.
+    body_budget: Arc<Semaphore>,
+}
+
+impl AppState {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig) -> Self {
+        let guard = guard::Guard::new(&config);
+        let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
+        Self { handle, catalog, config, clock: Clock::start(), guard, body_budget: Arc::new(Semaphore::new(budget)) }
+    }
+}

@@ -1,0 +1,115 @@
+//! Accepts connections and serves each in a task of its own.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, server::conn::http1};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use ollmlx_proto::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT_MS};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::AppState;
+use super::respond::{HttpReply, text};
+use super::route::route;
+
+/// After a failed accept (out of descriptors, mostly) others get time to close theirs.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `leaving` becomes true, then lets running requests end; the caller bounds that by dropping this.
+pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            _ = leaving.wait_for(|leaving| *leaving) => break,
+            accepted = accept(&listener, &room) => accepted,
+        };
+        match accepted {
+            Ok((stream, permit)) => {
+                let (state, leaving) = (Arc::clone(&state), leaving.clone());
+                connections.spawn(async move {
+                    connection(stream, state, leaving).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    // Small chunks must leave at once: each is a token that someone waits for.
+    stream.set_nodelay(true)?;
+    Ok((stream, permit))
+}
+
+async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch::Receiver<bool>) {
+    let service = service_fn(move |request| {
+        let state = Arc::clone(&state);
+        async move { Ok::<_, Infallible>(answer(state, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(HEADER_READ_TIMEOUT_MS))
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                return;
+            }
+            changed = leaving.wait_for(|leaving| *leaving) => {
+                drop(changed);
+                connection.as_mut().graceful_shutdown();
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// A panic in a handler is the end of that request only.
+async fn answer(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
+    let handled = futures_catch(route(state, request)).await;
+    handled.unwrap_or_else(|| text(500, "internal server error"))
+}
+
+/// Polls a future and turns a panic into `None`.
+async fn futures_catch<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(move |context| {
+        let polled = std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context)));
+        match polled {
+            Ok(std::task::Poll::Ready(output)) => std::task::Poll::Ready(Some(output)),
+            Ok(std::task::Poll::Pending) => std::task::Poll::Pending,
+            Err(_) => {
+                tracing::error!("a request handler panicked");
+                std::task::Poll::Ready(None)
+            }
+        }
+    })
+    .await
+}

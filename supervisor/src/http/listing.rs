@@ -1,0 +1,116 @@
+//! `/api/tags`, `/api/ps` and the fields that they share with `/api/show`.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value, json};
+
+use super::answer::catalog_error;
+use super::native;
+use super::respond::{HttpReply, json};
+use super::AppState;
+use crate::catalog::ModelRef;
+use crate::os::clock::{rfc3339_local, wall_now};
+use crate::scheduler::WorkerView;
+
+/// "For ever" as Ollama shows it: the largest Go duration, some 292 years.
+const FOREVER: Duration = Duration::from_secs(9_223_372_036);
+
+/// `details` of a model; listings of what is resident leave the last two out.
+pub(super) fn details(model: &ModelRef, with_lengths: bool) -> Value {
+    let details = &model.details;
+    let mut object = Map::new();
+    object.insert("parent_model".into(), model.parent.as_str().into());
+    object.insert("format".into(), details.format.as_str().into());
+    object.insert("family".into(), details.family.as_str().into());
+    object.insert("families".into(), details.families.clone().map_or(Value::Null, Value::from));
+    object.insert("parameter_size".into(), details.parameter_size.as_str().into());
+    object.insert("quantization_level".into(), details.quantization_level.as_str().into());
+    if with_lengths && details.context_length > 0 {
+        object.insert("context_length".into(), details.context_length.into());
+    }
+    if with_lengths && details.embedding_length > 0 {
+        object.insert("embedding_length".into(), details.embedding_length.into());
+    }
+    Value::Object(object)
+}
+
+/// Ollama's words for what a model can do.
+pub(super) fn capabilities(model: &ModelRef) -> Value {
+    model.capabilities.iter().map(|capability| Value::from(capability.as_str())).collect()
+}
+
+/// `GET /api/tags`.
+pub(super) async fn tags(state: &AppState) -> HttpReply {
+    match state.catalog.list().await {
+        Ok(models) => {
+            let rows: Vec<Value> = models.iter().map(|model| row(model)).collect();
+            json(200, json!({"models": rows}).to_string())
+        }
+        Err(error) => {
+            let rejection = catalog_error(&error);
+            json(rejection.status, native::error_text(&rejection))
+        }
+    }
+}
+
+fn row(model: &ModelRef) -> Value {
+    json!({
+        "name": model.name,
+        "model": model.name,
+        "modified_at": rfc3339_local(model.modified_at),
+        "size": model.size_bytes,
+        "digest": model.digest,
+        "details": details(model, true),
+        "capabilities": capabilities(model),
+        "backend": model.backend.as_str(),
+    })
+}
+
+/// `GET /api/ps`. Never waits for anyone.
+pub(super) fn ps(state: &AppState) -> HttpReply {
+    let snapshot = state.handle.snapshot();
+    let now = wall_now();
+    let mut rows: Vec<(SystemTime, Value)> = snapshot
+        .workers
+        .iter()
+        .filter(|view| view.pid.is_some() || view.rests_until.is_some())
+        .map(|view| {
+            let expires_at = expiry(state, view, now);
+            (expires_at, resident(state, view, expires_at))
+        })
+        .collect();
+    rows.sort_by_key(|(expires_at, _)| std::cmp::Reverse(*expires_at));
+    let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
+    json(200, json!({"models": rows}).to_string())
+}
+
+fn expiry(state: &AppState, view: &WorkerView, now: SystemTime) -> SystemTime {
+    if view.pinned {
+        return now.checked_add(FOREVER).unwrap_or(now);
+    }
+    view.expires_at.map_or(now, |at| state.handle.wall_of(at))
+}
+
+fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Value {
+    let model = &view.model;
+    json!({
+        "name": model.name,
+        "model": model.name,
+        "size": view.memory_bytes,
+        "digest": model.digest,
+        "details": details(model, false),
+        "expires_at": rfc3339_local(expires_at),
+        "size_vram": view.accelerator_bytes,
+        "context_length": view.context_tokens,
+        "backend": model.backend.as_str(),
+        "state": view.state,
+        "pid": view.pid,
+        "device": view.device,
+        "slots": view.slots,
+        "running": view.in_flight,
+        "queued": view.queued,
+        "restarts": view.restarts,
+        "last_death": view.last_death,
+        "rests_until": view.rests_until.map(|at| rfc3339_local(state.handle.wall_of(at))),
+    })
+}

@@ -1,0 +1,262 @@
+//! What changes or shows the store: show, copy, delete, create, blobs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::Method;
+use hyper::body::Incoming;
+use ollmlx_proto::limits::{BLOB_BYTES_MAX, BLOB_STALL_MS};
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use super::answer::catalog_error;
+use super::listing::{capabilities, details};
+use super::respond::{HttpReply, JSON, NDJSON, Reply, empty, json, reply, whole};
+use super::{AppState, native};
+use crate::catalog::{CatalogError, CreateSpec, ModelRef};
+use crate::dialect::Rejection;
+use crate::dialect::ollama::manage::{CopyRequest, CreateRequest, NameRequest, ShowRequest};
+use crate::os::clock::rfc3339_local;
+
+/// Progress lines on their way to a client.
+const PROGRESS_LEN_MAX: usize = 64;
+/// Elements up to which an array of the metadata is shown without `verbose`.
+const SHOWN_ELEMENTS_MAX: usize = 5;
+
+/// `POST /api/show`.
+pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
+    let request = ShowRequest::parse(body)?;
+    if request.name.is_empty() {
+        return Err(Rejection::bad_request("model is required"));
+    }
+    let model = state.catalog.resolve(&request.name).await.map_err(|error| match error {
+        CatalogError::NotFound(_) => Rejection::not_found(format!("model '{}' not found", tagged(&request.name))),
+        other => catalog_error(&other),
+    })?;
+    let mut object = Map::new();
+    let mut put = |key: &str, value: Option<String>| {
+        if let Some(text) = value.filter(|text| !text.is_empty()) {
+            object.insert(key.to_owned(), Value::from(text));
+        }
+    };
+    put("license", Some(model.licenses.join("\n")));
+    put("modelfile", Some(state.catalog.modelfile(&model)));
+    put("parameters", Some(parameters(&model, &request.options)));
+    put("template", request.template.clone().or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()));
+    put("system", request.system.clone().or_else(|| model.system.clone()));
+    object.insert("details".into(), details(&model, true));
+    if !model.messages.is_empty() {
+        let messages: Vec<Value> = model
+            .messages
+            .iter()
+            .map(|message| json!({"role": message.role, "content": message.content}))
+            .collect();
+        object.insert("messages".into(), messages.into());
+    }
+    object.insert("model_info".into(), model_info(&model, request.verbose));
+    if request.verbose {
+        let tensors: Vec<Value> = model
+            .card
+            .tensors
+            .iter()
+            .map(|tensor| json!({"name": tensor.name, "type": tensor.dtype, "shape": tensor.shape}))
+            .collect();
+        object.insert("tensors".into(), tensors.into());
+    }
+    object.insert("capabilities".into(), capabilities(&model));
+    object.insert("modified_at".into(), rfc3339_local(model.modified_at).into());
+    object.insert("backend".into(), model.backend.as_str().into());
+    Ok(json(200, Value::Object(object).to_string()))
+}
+
+/// The tag is always shown.
+fn tagged(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
+}
+
+fn model_info(model: &ModelRef, verbose: bool) -> Value {
+    let mut info: Map<String, Value> = serde_json::from_str(&model.card.metadata).unwrap_or_default();
+    if !verbose {
+        for value in info.values_mut() {
+            if value.as_array().is_some_and(|array| array.len() > SHOWN_ELEMENTS_MAX) {
+                *value = Value::Array(Vec::new());
+            }
+        }
+    }
+    Value::Object(info)
+}
+
+/// One line per parameter, the key padded to 30 columns; strings in Go's quotes.
+fn parameters(model: &ModelRef, options: &Map<String, Value>) -> String {
+    let mut all = model.params.clone();
+    all.extend(options.clone());
+    let mut lines = Vec::new();
+    for (key, value) in &all {
+        let values = match value {
+            Value::Array(values) => values.clone(),
+            value => vec![value.clone()],
+        };
+        lines.extend(values.iter().map(|value| format!("{key:<30} {value}")));
+    }
+    lines.join("\n")
+}
+
+/// `POST /api/copy`.
+pub(super) async fn copy(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
+    let request = CopyRequest::parse(body)?;
+    state.catalog.copy(&request.source, &request.destination).await.map_err(|error| match error {
+        CatalogError::InvalidName(name) if name == request.source => {
+            Rejection::bad_request(format!("source \"{name}\" is invalid"))
+        }
+        CatalogError::InvalidName(name) => Rejection::bad_request(format!("destination \"{name}\" is invalid")),
+        CatalogError::NotFound(_) => Rejection::not_found(format!("model \"{}\" not found", request.source)),
+        other => catalog_error(&other),
+    })?;
+    Ok(empty(200))
+}
+
+/// `DELETE /api/delete`.
+pub(super) async fn delete(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
+    let request = NameRequest::parse(body)?;
+    if request.name.is_empty() {
+        return Err(Rejection::bad_request("model is required"));
+    }
+    let model = state.catalog.delete(&request.name).await.map_err(|error| match error {
+        CatalogError::InvalidName(name) => Rejection::bad_request(format!("name \"{name}\" is invalid")),
+        CatalogError::NotFound(_) => Rejection::not_found(format!("model '{}' not found", request.name)),
+        other => catalog_error(&other),
+    })?;
+    // What is loaded of it serves on until it is idle; the files stay open there.
+    state.handle.unload(model).await;
+    Ok(empty(200))
+}
+
+/// `POST /api/create`: progress lines, or the last one only.
+pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpReply, Rejection> {
+    let request = CreateRequest::parse(body)?;
+    if request.remote {
+        return Err(Rejection::new(403, "ollama cloud is disabled: remote model is unavailable"));
+    }
+    let stream = request.stream;
+    let spec = CreateSpec {
+        name: request.name,
+        from: request.from,
+        files: request.files.into_iter().collect(),
+        adapters: request.adapters.into_iter().collect(),
+        template: request.template,
+        license: request.license,
+        system: request.system,
+        parameters: request.parameters,
+        messages: request.messages,
+        quantize: request.quantize,
+    };
+    let (statuses, mut heard) = mpsc::channel(PROGRESS_LEN_MAX);
+    let (lines, body) = mpsc::channel(PROGRESS_LEN_MAX);
+    let (worker, error_lines) = (Arc::clone(state), lines.clone());
+    // A task of its own: a client that goes away does not leave half a model.
+    let creating = tokio::spawn(async move {
+        let created = worker.catalog.create(spec, statuses).await;
+        match created {
+            Ok(model) => {
+                worker.handle.pardon(model).await;
+                Ok(())
+            }
+            Err(error) => Err(creation_error(&error)),
+        }
+    });
+    if !stream {
+        // The progress is read so that it does not hold up the work.
+        while heard.recv().await.is_some() {}
+        return match creating.await {
+            Ok(Ok(())) => Ok(reply(200, JSON, whole(json!({"status": "success"}).to_string()))),
+            Ok(Err(rejection)) => Err(rejection),
+            Err(_) => Err(Rejection::internal("the creation was interrupted")),
+        };
+    }
+    // The first line, or the error before it, decides the status.
+    let first = heard.recv().await;
+    let Some(first) = first else {
+        return match creating.await {
+            Ok(Ok(())) => Ok(reply(200, NDJSON, whole(status_line("success")))),
+            Ok(Err(rejection)) => Err(rejection),
+            Err(_) => Err(Rejection::internal("the creation was interrupted")),
+        };
+    };
+    tokio::spawn(async move {
+        let mut next = Some(first);
+        while let Some(status) = next {
+            let _ = lines.send(Bytes::from(status_line(&status))).await;
+            next = heard.recv().await;
+        }
+        drop(lines);
+        if let Ok(Err(rejection)) = creating.await {
+            let line = native::error_text(&rejection) + "\n";
+            let _ = error_lines.send(Bytes::from(line)).await;
+        }
+    });
+    Ok(reply(200, NDJSON, Reply::Lines(body)))
+}
+
+fn status_line(status: &str) -> String {
+    json!({"status": status}).to_string() + "\n"
+}
+
+fn creation_error(error: &CatalogError) -> Rejection {
+    match error {
+        // A file that is no model is the client's mistake here.
+        CatalogError::Unreadable(failure) => Rejection::bad_request(failure.public.clone()),
+        other => catalog_error(other),
+    }
+}
+
+/// `POST /api/pull` and `/api/push`: there is no registry client yet.
+pub(super) fn transfer(body: &[u8], verb: &str) -> Result<HttpReply, Rejection> {
+    let request = NameRequest::parse(body)?;
+    if request.name.is_empty() {
+        return Err(Rejection::bad_request(if verb == "pull" { "invalid model name" } else { "model is required" }));
+    }
+    let text = format!(
+        "{verb} model manifest: this version of ollmlx can't reach registries; create the model from a GGUF file \
+         instead: ollmlx create {} -f Modelfile",
+        request.name
+    );
+    Err(Rejection::new(501, text))
+}
+
+/// `HEAD` and `POST /api/blobs/:digest`.
+pub(super) async fn blob(state: &AppState, method: &Method, digest: &str, incoming: Incoming) -> HttpReply {
+    let handled = if method == Method::HEAD { exists(state, digest).await } else { upload(state, digest, incoming).await };
+    handled.unwrap_or_else(|rejection| json(rejection.status, native::error_text(&rejection)))
+}
+
+async fn exists(state: &AppState, digest: &str) -> Result<HttpReply, Rejection> {
+    let there = state.catalog.blob_exists(digest).await.map_err(|error| catalog_error(&error))?;
+    Ok(empty(if there { 200 } else { 404 }))
+}
+
+async fn upload(state: &AppState, digest: &str, mut incoming: Incoming) -> Result<HttpReply, Rejection> {
+    if state.catalog.blob_exists(digest).await.map_err(|error| catalog_error(&error))? {
+        return Ok(empty(200));
+    }
+    let mut writer = state.catalog.blob_writer(digest).await.map_err(|error| catalog_error(&error))?;
+    let mut received: u64 = 0;
+    let stall = Duration::from_millis(BLOB_STALL_MS);
+    loop {
+        let frame = tokio::time::timeout(stall, incoming.frame())
+            .await
+            .map_err(|_| Rejection::new(408, "the upload stalled"))?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|_| Rejection::bad_request("the upload was interrupted"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        received = received.saturating_add(data.len() as u64);
+        if received > BLOB_BYTES_MAX {
+            return Err(Rejection::new(413, "the file is too large"));
+        }
+        writer.write(&data).await.map_err(|error| catalog_error(&error))?;
+    }
+    let created = writer.finish().await.map_err(|error| catalog_error(&error))?;
+    Ok(empty(if created { 201 } else { 200 }))
+}

@@ -1,0 +1,243 @@
+//! A call and its model to a job and a load plan: defaults, capabilities, the window, the estimate.
+//!
+//! Order of the checks as Ollama's: raw conflicts, thinking, capabilities, options.
+
+use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
+use ollmlx_proto::{
+    Capability, Chat, Complete, ContentPart, Embed, Limits, LoadSpec, MemoryReport, Message, Request, RequestId, Role,
+    ThinkLevel, ThinkMode, Work,
+};
+
+use super::HttpConfig;
+use crate::catalog::ModelRef;
+use crate::dialect::options::{Window, sampling};
+use crate::dialect::{Call, CallBody, Rejection, ollama};
+use crate::os::rng;
+use crate::scheduler::{Job, LoadPlan};
+
+/// Tokens of one pass where nobody asks for another number.
+const BATCH_TOKENS: u32 = 512;
+/// Share of the weights, and a constant, for everything that is neither weights nor cache.
+const OVERHEAD_SHARE: u64 = 20;
+const OVERHEAD_BYTES: u64 = 64 << 20;
+
+/// What is handed to the driver.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) job: Job,
+    pub(super) plan: LoadPlan,
+}
+
+/// Plans a call. `chat` says how a missing capability is named.
+///
+/// # Errors
+/// What the model can't do, or an option that is no option.
+pub(super) fn plan(
+    call: Call,
+    model: &std::sync::Arc<ModelRef>,
+    config: &HttpConfig,
+    chat: bool,
+) -> Result<Planned, Rejection> {
+    ollama::request::check_raw(&call.body)?;
+    let think = thinking(&call, model)?;
+    check_capabilities(&call, model, chat)?;
+    let (sampling, stop, window) =
+        sampling(&call.options, &model.params, call.openai_defaults, rng::seed())?;
+    let defaults = own_window(model, config);
+    let asked = window.num_ctx.unwrap_or(defaults).min(trained(model));
+    let plan = load_plan(model, config, &window, asked.max(defaults));
+    let limits = Limits {
+        max_tokens: window.max_tokens(),
+        context_tokens: asked,
+        truncate: call.truncate,
+        // -2 is "until the context is full".
+        shift: call.shift.unwrap_or(true) && window.num_predict != Some(-2),
+        keep_tokens: window.num_keep,
+    };
+    let work = match work(&call, model, think)? {
+        Some(work) => work,
+        None => return Ok(Planned { job: Job::Load, plan }),
+    };
+    let request = Request {
+        id: RequestId(0),
+        work,
+        sampling,
+        stop,
+        format: call.format,
+        limits,
+        logprobs: call.logprobs,
+        produced: Vec::new(),
+    };
+    Ok(Planned { job: Job::Run(Box::new(request)), plan })
+}
+
+/// The window the model was trained for.
+fn trained(model: &ModelRef) -> u32 {
+    match model.card.context_length {
+        0 => CONTEXT_TOKENS_MAX,
+        length => length,
+    }
+}
+
+/// The window of a model that nobody asks otherwise of: its own parameter, else the setting.
+fn own_window(model: &ModelRef, config: &HttpConfig) -> u32 {
+    let own = model.params.get("num_ctx").and_then(serde_json::Value::as_u64);
+    let own = own.and_then(|tokens| u32::try_from(tokens).ok()).filter(|&tokens| tokens > 0);
+    own.unwrap_or(config.context_tokens).min(trained(model))
+}
+
+fn load_plan(
+    model: &std::sync::Arc<ModelRef>,
+    config: &HttpConfig,
+    window: &Window,
+    context_tokens: u32,
+) -> LoadPlan {
+    let card = &model.card;
+    let slots = config.slots.clamp(1, SLOTS_MAX);
+    let spec = LoadSpec {
+        weights: model.weights.clone(),
+        adapters: model.adapters.clone(),
+        go_template: model.template.clone(),
+        slots,
+        context_tokens,
+        batch_tokens: window.num_batch.unwrap_or(BATCH_TOKENS),
+        threads: window.num_thread.unwrap_or(config.threads),
+        gpu_layers: window.num_gpu.unwrap_or(config.gpu_layers),
+        kv_type: config.kv_type.clone(),
+        embedding: model.can(Capability::Embedding),
+        cpu_level: String::new(),
+    };
+    let per_slot =
+        card.kv_bytes_fixed.saturating_add(card.kv_bytes_per_token.saturating_mul(u64::from(context_tokens)));
+    let kv = per_slot.saturating_mul(u64::from(slots));
+    let kv = match config.kv_type.as_str() {
+        "q8_0" => kv / 64 * 34,
+        "q4_0" => kv / 64 * 18,
+        _ => kv,
+    };
+    let logits = u64::from(spec.batch_tokens).saturating_mul(u64::from(card.vocab_size)).saturating_mul(4);
+    let compute = (card.weight_bytes / OVERHEAD_SHARE).saturating_add(OVERHEAD_BYTES).saturating_add(logits);
+    let memory = MemoryReport { weights: card.weight_bytes, kv, compute };
+    LoadPlan { model: std::sync::Arc::clone(model), spec, memory }
+}
+
+/// Thinking is on by default where the model can, and refused where it can't.
+fn thinking(call: &Call, model: &ModelRef) -> Result<ThinkMode, Rejection> {
+    let able = model.can(Capability::Thinking);
+    match call.think {
+        Some(ThinkMode::On(_)) if !able && call.think_if_able => Ok(ThinkMode::Unset),
+        Some(ThinkMode::On(_)) if !able => {
+            Err(Rejection::bad_request(format!("\"{}\" does not support thinking", call.model)))
+        }
+        None | Some(ThinkMode::Unset) if able => Ok(ThinkMode::On(ThinkLevel::Medium)),
+        mode => Ok(mode.unwrap_or(ThinkMode::Unset)),
+    }
+}
+
+fn check_capabilities(call: &Call, model: &ModelRef, chat: bool) -> Result<(), Rejection> {
+    let lacks = |capability| !model.can(capability);
+    if matches!(call.body, CallBody::Embed { .. } | CallBody::Unload) {
+        return Ok(());
+    }
+    let (mut missing, full_name) = (Vec::new(), &model.full_name);
+    let loads = matches!(call.body, CallBody::Load);
+    if lacks(Capability::Completion) && !loads {
+        let verb = if chat { "chat" } else { "generate" };
+        missing.push(format!("\"{}\" does not support {verb}", call.model));
+    }
+    match &call.body {
+        CallBody::Chat { tools, .. } if !tools.is_empty() && lacks(Capability::Tools) => {
+            missing.push(format!("{full_name} does not support tools"));
+        }
+        CallBody::Generate { suffix: Some(_), .. } | CallBody::Complete { suffix: Some(_), .. }
+            if lacks(Capability::Insert) =>
+        {
+            missing.push(format!("{full_name} does not support insert"));
+        }
+        _ => {}
+    }
+    if missing.is_empty() { Ok(()) } else { Err(Rejection::bad_request(missing.join("\n"))) }
+}
+
+/// The work of a call; `None` where it only loads.
+fn work(call: &Call, model: &ModelRef, think: ThinkMode) -> Result<Option<Work>, Rejection> {
+    let chat = |messages, tools| Chat {
+        messages,
+        tools,
+        think,
+        template: None,
+        single_turn: false,
+        context: Vec::new(),
+        suffix: None,
+        render_only: call.render_only,
+    };
+    Ok(Some(match &call.body {
+        CallBody::Load | CallBody::Unload => return Ok(None),
+        CallBody::Chat { messages, tools } => {
+            let own_system = messages.first().is_none_or(|first| first.role != Role::System);
+            let mut all = Vec::new();
+            if own_system {
+                all.extend(model.system.as_deref().filter(|text| !text.is_empty()).map(|text| said(Role::System, text)));
+            }
+            all.extend(stored(model));
+            all.extend(messages.iter().cloned());
+            Work::Chat(chat(all, tools.clone()))
+        }
+        CallBody::Generate { prompt, raw: true, suffix, .. } => {
+            Work::Complete(Complete { prompt: prompt.clone(), suffix: suffix.clone() })
+        }
+        CallBody::Generate { prompt, system, template, suffix, context, images, .. } => {
+            let system = system.as_deref().or(model.system.as_deref());
+            let mut all = Vec::new();
+            all.extend(system.filter(|text| !text.is_empty()).map(|text| said(Role::System, text)));
+            if context.is_empty() {
+                all.extend(stored(model));
+            }
+            let mut user = said(Role::User, prompt);
+            user.content.extend(images.iter().cloned().map(ContentPart::Image));
+            all.push(user);
+            Work::Chat(Chat {
+                template: template.clone(),
+                single_turn: true,
+                context: context.clone(),
+                suffix: suffix.clone(),
+                ..chat(all, Vec::new())
+            })
+        }
+        CallBody::Complete { prompt, suffix } => {
+            let mut all: Vec<Message> = Vec::new();
+            all.extend(model.system.as_deref().filter(|text| !text.is_empty()).map(|text| said(Role::System, text)));
+            all.extend(stored(model));
+            all.push(said(Role::User, prompt));
+            Work::Chat(Chat { single_turn: true, suffix: suffix.clone(), ..chat(all, Vec::new()) })
+        }
+        CallBody::Embed { inputs, truncate, dimensions, normalize, .. } => Work::Embed(Embed {
+            inputs: inputs.clone(),
+            truncate: *truncate,
+            normalize: *normalize,
+            dimensions: *dimensions,
+        }),
+    }))
+}
+
+fn stored(model: &ModelRef) -> impl Iterator<Item = Message> + '_ {
+    model.messages.iter().map(|message| {
+        let role = match message.role.as_str() {
+            "system" => Role::System,
+            "assistant" => Role::Assistant,
+            _ => Role::User,
+        };
+        said(role, &message.content)
+    })
+}
+
+fn said(role: Role, text: &str) -> Message {
+    Message {
+        role,
+        content: vec![ContentPart::Text(text.to_owned())],
+        thinking: None,
+        tool_calls: Vec::new(),
+        tool_name: None,
+        tool_call_id: None,
+    }
+}

@@ -1,0 +1,76 @@
+//! A running request as a body: polls the ticket, encodes, and is done after the terminal item.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use crate::dialect::Encoder;
+use crate::driver::{Ticket, TicketItem};
+use crate::os::clock::{Clock, rfc3339_utc, wall_now};
+use crate::scheduler::Mono;
+
+/// Keeps an encoder's idea of time fresh.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stopwatch {
+    clock: Clock,
+    started: Mono,
+    /// Native replies date every line; OpenAI's share one date.
+    dates_lines: bool,
+}
+
+impl Stopwatch {
+    pub(super) fn new(clock: Clock, started: Mono, dates_lines: bool) -> Self {
+        Self { clock, started, dates_lines }
+    }
+
+    pub(super) fn set(&self, encoder: &mut dyn Encoder) {
+        let meta = encoder.meta();
+        meta.elapsed_ns = self.clock.now().since(self.started);
+        if self.dates_lines {
+            meta.created = rfc3339_utc(wall_now());
+        }
+    }
+}
+
+/// The body. Dropping it drops the ticket, which cancels what still runs.
+pub(super) struct TicketBody {
+    ticket: Ticket,
+    encoder: Box<dyn Encoder>,
+    watch: Stopwatch,
+    /// Items that were heard before the head was written.
+    heard: VecDeque<TicketItem>,
+}
+
+impl std::fmt::Debug for TicketBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TicketBody").field("ticket", &self.ticket).finish_non_exhaustive()
+    }
+}
+
+impl TicketBody {
+    pub(super) fn new(
+        ticket: Ticket,
+        encoder: Box<dyn Encoder>,
+        watch: Stopwatch,
+        heard: VecDeque<TicketItem>,
+    ) -> Self {
+        Self { ticket, encoder, watch, heard }
+    }
+
+    /// The next bytes; `None` at the end. Every line or event is its own chunk, flushed as it comes.
+    pub(super) fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            let item = match self.heard.pop_front() {
+                Some(item) => Some(item),
+                None => ready!(self.ticket.poll_next(context)),
+            };
+            let Some(item) = item else { return Poll::Ready(None) };
+            self.watch.set(self.encoder.as_mut());
+            let frames = self.encoder.frames(&item);
+            if !frames.is_empty() {
+                return Poll::Ready(Some(Bytes::from(frames)));
+            }
+        }
+    }
+}
