@@ -56,9 +56,7 @@ pub(super) fn end_of(item: &TicketItem) -> Option<End> {
     match item {
         TicketItem::Output(Output::Finished(finished)) => Some(End::Finished(finished.clone())),
         TicketItem::Output(Output::Rendered(prompt)) => Some(End::Rendered(prompt.clone())),
-        TicketItem::Output(Output::Failed(failure)) | TicketItem::Failed(failure) => {
-            Some(End::Failed(failure.clone()))
-        }
+        TicketItem::Output(Output::Failed(failure)) | TicketItem::Failed(failure) => Some(End::Failed(failure.clone())),
         TicketItem::Loaded => Some(End::Loaded),
         _ => None,
     }
@@ -99,7 +97,9 @@ pub(super) fn total_ns(meta: &Meta, timings: &Timings) -> u64 {
     if meta.elapsed_ns > 0 {
         return meta.elapsed_ns;
     }
-    [timings.queue_ns, timings.prefill_ns, timings.decode_ns].iter().fold(meta.load_ns, |sum, ns| sum.saturating_add(*ns))
+    [timings.queue_ns, timings.prefill_ns, timings.decode_ns]
+        .iter()
+        .fold(meta.load_ns, |sum, ns| sum.saturating_add(*ns))
 }
 
 /// Adds a number unless it is 0, as Go's `omitempty` does.

@@ -5,12 +5,16 @@
 //! decided by `http`, between a parser and an encoder. Input is hostile: nothing here panics on it, nesting ends at
 //! [`ollmlx_proto::limits::JSON_DEPTH_MAX`].
 
-pub mod anthropic;
 mod answer;
+pub mod anthropic;
 pub mod json;
 pub mod ollama;
 pub mod openai;
 pub mod options;
+#[cfg(test)]
+mod replies_tests;
+#[cfg(test)]
+mod requests_tests;
 mod tools;
 
 use ollmlx_proto::limits::{EMBED_INPUTS_MAX, TOP_LOGPROBS_MAX};

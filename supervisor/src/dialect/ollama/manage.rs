@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn create_reads_every_field() {
-        let body = br#"{"name":"n","from":"f","files":{"a.gguf":"sha256:00"},"license":"MIT","system":"s","template":"t",
+        let body =
+            br#"{"name":"n","from":"f","files":{"a.gguf":"sha256:00"},"license":"MIT","system":"s","template":"t",
             "parameters":{"temperature":0},"messages":[{"role":"USER","content":"hi"}],"quantization":"q4_K_M",
             "stream":false}"#;
         let create = CreateRequest::parse(body).unwrap();

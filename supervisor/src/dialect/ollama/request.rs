@@ -44,8 +44,7 @@ pub fn chat(body: &[u8]) -> Result<Call, Rejection> {
     let mut call = common(&mut fields)?;
     let messages = fields.array("messages")?.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
     let tools = tools::specs(fields.array("tools")?)?;
-    call.body =
-        if messages.is_empty() { load_or_unload(call.keep_alive) } else { CallBody::Chat { messages, tools } };
+    call.body = if messages.is_empty() { load_or_unload(call.keep_alive) } else { CallBody::Chat { messages, tools } };
     Ok(call)
 }
 
