@@ -89,6 +89,36 @@ pub const INSPECT_TIMEOUT_MS: u64 = 30_000;
 /// Bytes of an inspection's answer.
 pub const INSPECT_BYTES_MAX: usize = 64 * MIB;
 
+// --- the store ---
+/// Bytes of the host part of a model name.
+pub const NAME_HOST_BYTES_MAX: usize = 350;
+/// Bytes of each other part of a model name.
+pub const NAME_PART_BYTES_MAX: usize = 80;
+/// Bytes of a manifest: some thousands of tensor layers.
+pub const MANIFEST_BYTES_MAX: u64 = MIB as u64;
+/// Layers of a manifest; a large tensor-wise model has some thousands.
+pub const MANIFEST_LAYERS_MAX: usize = 8192;
+/// Bytes of a text layer (template, system, licence, parameters, messages) or a config.
+pub const TEXT_LAYER_BYTES_MAX: u64 = MIB as u64;
+/// Manifests that one walk over a store looks at.
+pub const STORE_MANIFESTS_MAX: usize = 65_536;
+/// A blob that no manifest names is garbage only when it is older than this: an upload may precede its manifest.
+pub const BLOB_ORPHAN_AGE_S: u64 = 3600;
+/// Bytes gathered before an upload goes to disk.
+pub const BLOB_BUFFER_BYTES: usize = MIB;
+/// Files and shards that one model may be made of.
+pub const MODEL_FILES_MAX: usize = 1024;
+/// Inspections that run at once.
+pub const INSPECTIONS_MAX: usize = 2;
+/// Longest wait for one's turn to inspect.
+pub const INSPECT_WAIT_MS_MAX: u64 = 4 * INSPECT_TIMEOUT_MS;
+/// A refused file is not inspected again within this, so that a crowd of requests can't make a storm of inspectors.
+pub const INSPECT_REFUSAL_MS: u64 = 10_000;
+/// Model cards held in memory.
+pub const CARDS_MAX: usize = 256;
+/// Bytes of these as JSON; a hostile file may bring large facts.
+pub const CARDS_BYTES_MAX: usize = 16 * MIB;
+
 // --- inside a worker ---
 /// Sequences of one worker; llama.cpp's own cap is 256.
 pub const SLOTS_MAX: u16 = 64;

@@ -1,0 +1,326 @@
+//! Facts of model files, read by a worker's inspect mode in a process of its own.
+//!
+//! The supervisor never parses a model file: a file that kills its reader kills an inspector, and the client learns
+//! which file and how. At most [`INSPECTIONS_MAX`] inspectors run at once, one per file; an answer is kept on disk by
+//! the files' digest, a refusal for a few seconds in memory. A caller that goes away kills its inspector; the
+//! next one in line starts another.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ollmlx_proto::limits::{
+    CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS, INSPECT_WAIT_MS_MAX,
+    INSPECTIONS_MAX, LOG_TAIL_BYTES_MAX,
+};
+use ollmlx_proto::{Failure, FailureKind, ModelCard};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+use tokio::time::timeout;
+
+use super::model::Backend;
+use super::store::read_bounded;
+
+/// What is to be inspected.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    /// What the files are called in errors: a model's name, a path, or the client's name of a file.
+    pub(crate) label: String,
+    /// 64 hexadecimal digits that change whenever the content does.
+    pub(crate) key: String,
+    /// Bytes of all files, so that a blob cut short is not taken for the one that was inspected.
+    pub(crate) size_bytes: u64,
+    /// Who reads them.
+    pub(crate) backend: Backend,
+    /// The files, first shard first, or the folder.
+    pub(crate) paths: Vec<PathBuf>,
+}
+
+/// Runs inspectors and remembers what they said.
+#[derive(Debug)]
+pub(crate) struct Inspector {
+    worker_dir: PathBuf,
+    cards_dir: PathBuf,
+    turns: Semaphore,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    /// One lock per subject that is being inspected right now.
+    flights: HashMap<String, Arc<AsyncMutex<()>>>,
+    /// Whole cards, oldest first in `order`.
+    cards: HashMap<String, Known>,
+    order: VecDeque<String>,
+    /// Bytes of all of them as JSON.
+    bytes: usize,
+    /// Refusals, with when.
+    refusals: HashMap<String, (Instant, Failure)>,
+}
+
+#[derive(Debug)]
+struct Known {
+    size_bytes: u64,
+    card: Arc<ModelCard>,
+    json_bytes: usize,
+}
+
+/// Format of a stored card; another number is not read.
+const CARD_VERSION: u64 = 1;
+
+impl Inspector {
+    pub(crate) fn new(worker_dir: PathBuf, state_dir: &Path) -> Self {
+        Self {
+            worker_dir,
+            cards_dir: state_dir.join("cards"),
+            turns: Semaphore::new(INSPECTIONS_MAX),
+            memory: Mutex::default(),
+        }
+    }
+
+    /// The card, from memory, from disk, or from an inspector. Cancelling it kills the inspector.
+    pub(crate) async fn card(self: &Arc<Self>, subject: &Subject) -> Result<Arc<ModelCard>, Failure> {
+        if let Some(answer) = self.remembered(subject) {
+            return answer;
+        }
+        let flight = Arc::clone(self.memory().flights.entry(subject.key.clone()).or_default());
+        let answer = {
+            let _alone = timeout(Duration::from_millis(INSPECT_WAIT_MS_MAX), flight.lock())
+                .await
+                .map_err(|_| Failure::new(FailureKind::Busy, "too many models are being inspected, try again later"))?;
+            match self.remembered(subject) {
+                Some(answer) => answer,
+                None => self.inspect_and_remember(subject).await,
+            }
+        };
+        let mut memory = self.memory();
+        drop(flight);
+        memory.flights.retain(|_, flight| Arc::strong_count(flight) > 1);
+        answer
+    }
+
+    /// The card if it is known already. Blocking, one small file at most.
+    pub(crate) fn known(&self, subject: &Subject) -> Option<Arc<ModelCard>> {
+        if let Some(known) = self.memory().cards.get(&subject.key)
+            && known.size_bytes == subject.size_bytes
+        {
+            return Some(Arc::clone(&known.card));
+        }
+        let (card, json_bytes) = self.load(subject)?;
+        Some(self.remember_card(subject, card, json_bytes))
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // Every change of the maps is complete in itself, so a panic elsewhere leaves nothing half done.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remembered(&self, subject: &Subject) -> Option<Result<Arc<ModelCard>, Failure>> {
+        let memory = self.memory();
+        if let Some(known) = memory.cards.get(&subject.key)
+            && known.size_bytes == subject.size_bytes
+        {
+            return Some(Ok(Arc::clone(&known.card)));
+        }
+        let (when, failure) = memory.refusals.get(&subject.key)?;
+        (when.elapsed() < Duration::from_millis(INSPECT_REFUSAL_MS)).then(|| Err(failure.clone()))
+    }
+
+    fn remember_card(&self, subject: &Subject, card: ModelCard, json_bytes: usize) -> Arc<ModelCard> {
+        let card = Arc::new(card);
+        let known = Known { size_bytes: subject.size_bytes, card: Arc::clone(&card), json_bytes };
+        let mut memory = self.memory();
+        memory.bytes += json_bytes;
+        match memory.cards.insert(subject.key.clone(), known) {
+            Some(former) => memory.bytes -= former.json_bytes,
+            None => memory.order.push_back(subject.key.clone()),
+        }
+        while memory.order.len() > CARDS_MAX || memory.bytes > CARDS_BYTES_MAX {
+            let Some(oldest) = memory.order.pop_front() else { break };
+            if let Some(former) = memory.cards.remove(&oldest) {
+                memory.bytes -= former.json_bytes;
+            }
+        }
+        card
+    }
+
+    async fn inspect_and_remember(self: &Arc<Self>, subject: &Subject) -> Result<Arc<ModelCard>, Failure> {
+        if let Some(card) = self.off_thread(subject, Self::known).await? {
+            return Ok(card);
+        }
+        let _turn = timeout(Duration::from_millis(INSPECT_WAIT_MS_MAX), self.turns.acquire())
+            .await
+            .map_err(|_| Failure::new(FailureKind::Busy, "too many models are being inspected, try again later"))?
+            .map_err(|error| internal(subject, &error))?;
+        match self.run(subject).await {
+            Ok((card, json_bytes)) => {
+                let card = self.remember_card(subject, card, json_bytes);
+                let kept = Arc::clone(&card);
+                let saved = self.off_thread(subject, move |inspector, subject| inspector.save(subject, &kept)).await?;
+                if let Err(error) = saved {
+                    tracing::debug!(%error, "a model card could not be kept on disk");
+                }
+                Ok(card)
+            }
+            Err(failure) => {
+                if failure.kind == FailureKind::ModelInvalid {
+                    let mut memory = self.memory();
+                    if memory.refusals.len() >= CARDS_MAX {
+                        memory.refusals.clear();
+                    }
+                    memory.refusals.insert(subject.key.clone(), (Instant::now(), failure.clone()));
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Runs file work off the async threads.
+    async fn off_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        subject: &Subject,
+        work: impl FnOnce(&Self, &Subject) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (inspector, owned) = (Arc::clone(self), subject.clone());
+        tokio::task::spawn_blocking(move || work(&inspector, &owned)).await.map_err(|error| internal(subject, &error))
+    }
+
+    fn program(&self, backend: Backend) -> PathBuf {
+        self.worker_dir.join(match backend {
+            Backend::Gguf => "ollmlx-worker-gguf",
+            Backend::Mlx => "ollmlx-worker-mlx",
+        })
+    }
+
+    async fn run(&self, subject: &Subject) -> Result<(ModelCard, usize), Failure> {
+        let program = self.program(subject.backend);
+        let mut child = Command::new(&program)
+            .arg("inspect")
+            .args(&subject.paths)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| {
+                let public = format!("no worker for {} models is installed", subject.backend.as_str());
+                Failure::new(FailureKind::LoadFailed, public).with_detail(format!("{}: {error}", program.display()))
+            })?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let answer = async {
+            let answer = read_capped(stdout, INSPECT_BYTES_MAX).await;
+            if answer.len() > INSPECT_BYTES_MAX {
+                let _ = child.start_kill();
+            }
+            (answer, child.wait().await)
+        };
+        let talk = async { tokio::join!(answer, read_and_drain(stderr, LOG_TAIL_BYTES_MAX)) };
+        let Ok(((answer, status), complaint)) = timeout(Duration::from_millis(INSPECT_TIMEOUT_MS), talk).await else {
+            // The child is dropped here, which kills it.
+            let seconds = INSPECT_TIMEOUT_MS / 1000;
+            return Err(invalid(subject, &format!("inspecting it took longer than {seconds} s")));
+        };
+        let status = status.map_err(|error| internal(subject, &error))?;
+        if answer.len() > INSPECT_BYTES_MAX {
+            return Err(invalid(subject, "inspecting it brought more facts than any model has"));
+        }
+        verdict(subject, status, &answer).map(|card| (card, answer.len())).map_err(|failure| {
+            let complaint = String::from_utf8_lossy(&complaint);
+            if failure.detail.is_empty() { failure.with_detail(complaint.trim()) } else { failure }
+        })
+    }
+
+    fn card_path(&self, subject: &Subject) -> PathBuf {
+        self.cards_dir.join(format!("{}.json", subject.key))
+    }
+
+    /// Identifies the program that would answer, so that a new one is asked again.
+    fn build(&self, backend: Backend) -> String {
+        let stamp = fs::metadata(self.program(backend)).ok().map(|meta| {
+            let modified = meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+            format!("{}-{}", meta.len(), modified.unwrap_or_default().as_nanos())
+        });
+        format!("{}+{}", env!("CARGO_PKG_VERSION"), stamp.unwrap_or_default())
+    }
+
+    /// The card on disk and its length as JSON.
+    fn load(&self, subject: &Subject) -> Option<(ModelCard, usize)> {
+        let bytes = read_bounded(&self.card_path(subject), INSPECT_BYTES_MAX as u64).ok()?.bytes;
+        let mut stored: Value = serde_json::from_slice(&bytes).ok()?;
+        let valid = stored["version"] == json!(CARD_VERSION)
+            && stored["build"] == json!(self.build(subject.backend))
+            && stored["size_bytes"] == json!(subject.size_bytes);
+        if !valid {
+            return None;
+        }
+        Some((serde_json::from_value(stored["card"].take()).ok()?, bytes.len()))
+    }
+
+    fn save(&self, subject: &Subject, card: &ModelCard) -> io::Result<()> {
+        fs::create_dir_all(&self.cards_dir)?;
+        let stored = json!({
+            "version": CARD_VERSION,
+            "build": self.build(subject.backend),
+            "size_bytes": subject.size_bytes,
+            "card": card,
+        });
+        let mut file = tempfile::Builder::new().prefix(".card-").tempfile_in(&self.cards_dir)?;
+        file.write_all(stored.to_string().as_bytes())?;
+        file.persist(self.card_path(subject)).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+/// Reads to the end or to one byte more than the cap.
+async fn read_capped(pipe: Option<impl AsyncRead + Unpin>, bytes_max: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let Some(pipe) = pipe else { return bytes };
+    let mut pipe = pipe.take(bytes_max as u64 + 1);
+    // A read error ends the text as an end of file does; the exit status decides what it was worth.
+    let _ = pipe.read_to_end(&mut bytes).await;
+    bytes
+}
+
+/// The first part of a text whose writer must not be stopped by a full pipe.
+async fn read_and_drain(pipe: Option<impl AsyncRead + Unpin>, bytes_max: usize) -> Vec<u8> {
+    let Some(mut pipe) = pipe else { return Vec::new() };
+    let bytes = read_capped(Some(&mut pipe), bytes_max).await;
+    let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
+    bytes
+}
+
+fn verdict(subject: &Subject, status: ExitStatus, answer: &[u8]) -> Result<ModelCard, Failure> {
+    match status.code() {
+        Some(0) => serde_json::from_slice(answer).map_err(|error| internal(subject, &error)),
+        Some(2) => {
+            let failure: Failure = serde_json::from_slice(answer).map_err(|error| internal(subject, &error))?;
+            Err(if failure.public.contains(&subject.label) {
+                failure
+            } else {
+                Failure { public: format!("{}: {}", subject.label, failure.public), ..failure }
+            })
+        }
+        Some(code) => Err(invalid(subject, &format!("inspecting it ended the inspector with status {code}"))),
+        None => {
+            let number = status.signal().unwrap_or_default();
+            let signal = nix::sys::signal::Signal::try_from(number).map_or("a signal", |signal| signal.as_str());
+            Err(invalid(subject, &format!("inspecting it killed the inspector ({signal})")))
+        }
+    }
+}
+
+fn invalid(subject: &Subject, what: &str) -> Failure {
+    Failure::new(FailureKind::ModelInvalid, format!("{}: {what}", subject.label))
+}
+
+fn internal(subject: &Subject, error: &dyn std::error::Error) -> Failure {
+    Failure::new(FailureKind::Internal, format!("{}: the inspector's answer can't be used", subject.label))
+        .with_detail(error.to_string())
+}

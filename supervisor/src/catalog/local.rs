@@ -1,0 +1,199 @@
+//! Model files outside any store, named by their absolute path.
+//!
+//! Blocking file work. A path is a model only where it is a GGUF file called `*.gguf`, or a folder with `config.json`
+//! and `*.safetensors`. Every other path, absent, forbidden or of another kind, gives the same nothing, so that no
+//! answer tells what exists on the machine (CVE-2024-39722).
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ollmlx_proto::ModelId;
+use ollmlx_proto::limits::MODEL_FILES_MAX;
+
+use super::digest::Digest;
+use super::model::Backend;
+use super::store::{contained, has_gguf_magic};
+
+/// A model found at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalModel {
+    pub(crate) id: ModelId,
+    pub(crate) path: String,
+    pub(crate) backend: Backend,
+    /// The file with its shards, first first; or the folder.
+    pub(crate) weights: Vec<PathBuf>,
+    pub(crate) size_bytes: u64,
+    pub(crate) modified_at: SystemTime,
+}
+
+/// Whether a client's text is a path and not a name.
+pub(crate) fn is_path(text: &str) -> bool {
+    text.starts_with('/')
+}
+
+/// The model at this absolute path, if there is one.
+pub(crate) fn find(text: &str) -> Option<LocalModel> {
+    let path = Path::new(text);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !is_path(text) || !plain || text.contains('\0') {
+        return None;
+    }
+    let kind = fs::metadata(path).ok()?;
+    let (backend, weights, counted) = if kind.is_file() {
+        let shards = gguf_files(path)?;
+        (Backend::Gguf, shards.clone(), shards)
+    } else if kind.is_dir() {
+        (Backend::Mlx, vec![path.to_owned()], mlx_files(path)?)
+    } else {
+        return None;
+    };
+    let (mut size_bytes, mut modified_at) = (0_u64, UNIX_EPOCH);
+    for file in &counted {
+        let meta = fs::metadata(file).ok()?;
+        size_bytes = size_bytes.saturating_add(meta.len());
+        modified_at = modified_at.max(meta.modified().ok()?);
+    }
+    let nanos = modified_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let id = Digest::of(format!("{text}\0{size_bytes}\0{nanos}").as_bytes());
+    Some(LocalModel {
+        id: ModelId(id.hex().to_owned()),
+        path: text.to_owned(),
+        backend,
+        weights,
+        size_bytes,
+        modified_at,
+    })
+}
+
+/// `name-00001-of-00003.gguf` as `("name", 1, 3)`.
+pub(crate) fn shard_of(file_name: &str) -> Option<(&str, usize, usize)> {
+    let stem = cut_extension(file_name)?;
+    let (stem, count) = stem.rsplit_once("-of-")?;
+    let (prefix, index) = stem.rsplit_once('-')?;
+    let number = |digits: &str| {
+        let valid = digits.len() == 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        valid.then(|| digits.parse::<usize>().ok()).flatten()
+    };
+    let (index, count) = (number(index)?, number(count)?);
+    (index >= 1 && index <= count && count <= MODEL_FILES_MAX).then_some((prefix, index, count))
+}
+
+/// The stem of a `.gguf` file's name.
+pub(crate) fn cut_extension(file_name: &str) -> Option<&str> {
+    let dot = file_name.len().checked_sub(".gguf".len())?;
+    file_name.get(dot..)?.eq_ignore_ascii_case(".gguf").then(|| &file_name[..dot])
+}
+
+/// The file, or all shards where it is one of several. Nothing where one is missing.
+fn gguf_files(path: &Path) -> Option<Vec<PathBuf>> {
+    let name = path.file_name()?.to_str()?;
+    cut_extension(name)?;
+    let files = match shard_of(name) {
+        None => vec![path.to_owned()],
+        Some((prefix, _, count)) => {
+            (1..=count).map(|index| path.with_file_name(format!("{prefix}-{index:05}-of-{count:05}.gguf"))).collect()
+        }
+    };
+    files.iter().all(|file| has_gguf_magic(file).unwrap_or(false)).then_some(files)
+}
+
+/// The files that make a folder a model. Links must stay in the folder, or in the cache that the folder is a
+/// snapshot of (`models--owner--name/snapshots/<revision>`).
+fn mlx_files(folder: &Path) -> Option<Vec<PathBuf>> {
+    let real = folder.canonicalize().ok()?;
+    let home = match real.parent() {
+        Some(parent) if parent.file_name().is_some_and(|name| name == "snapshots") => parent.parent()?.to_owned(),
+        _ => real.clone(),
+    };
+    let inside = |path: &Path| contained(&home, path).is_ok_and(|target| target.is_file());
+    let config = real.join("config.json");
+    if !inside(&config) {
+        return None;
+    }
+    let mut files = vec![config];
+    for entry in fs::read_dir(&real).ok()?.take(MODEL_FILES_MAX) {
+        let path = entry.ok()?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            if !inside(&path) {
+                return None;
+            }
+            files.push(path);
+        }
+    }
+    (files.len() > 1).then_some(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_recognised_by_their_name() {
+        assert_eq!(shard_of("m-q4-00002-of-00003.gguf"), Some(("m-q4", 2, 3)));
+        for name in
+            ["m.gguf", "m-00004-of-00003.gguf", "m-00000-of-00003.gguf", "m-1-of-3.gguf", "m-00001-of-99999.gguf"]
+        {
+            assert_eq!(shard_of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn s05_only_model_files_are_models() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("good.GGUF"), b"GGUF and more").unwrap();
+        fs::write(path("bad.gguf"), b"root:x:0:0").unwrap();
+        fs::write(path("empty.gguf"), b"").unwrap();
+        fs::write(path("plain"), b"GGUF").unwrap();
+        fs::create_dir(path("folder.gguf")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path("link.gguf")).unwrap();
+        nix::unistd::mkfifo(Path::new(&path("pipe.gguf")), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(find(&path("good.GGUF")).unwrap().weights, vec![PathBuf::from(path("good.GGUF"))]);
+        for name in ["bad.gguf", "empty.gguf", "plain", "folder.gguf", "link.gguf", "pipe.gguf", "none.gguf"] {
+            assert_eq!(find(&path(name)), None, "{name}");
+        }
+        for text in ["/etc/passwd", "/nonexistent", "/", "/dev/zero", "/proc/self/mem", "good.GGUF", "", "/\0.gguf"] {
+            assert_eq!(find(text), None, "{text}");
+        }
+        assert_eq!(find(&path("x/../good.GGUF")), None);
+    }
+
+    #[test]
+    fn the_id_follows_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        fs::write(&path, b"GGUF1").unwrap();
+        let first = find(path.to_str().unwrap()).unwrap();
+        assert_eq!(first.id, find(path.to_str().unwrap()).unwrap().id);
+        fs::write(&path, b"GGUF12").unwrap();
+        assert_ne!(first.id, find(path.to_str().unwrap()).unwrap().id);
+    }
+
+    #[test]
+    fn all_shards_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = |index: u32| dir.path().join(format!("m-{index:05}-of-00002.gguf"));
+        fs::write(shard(2), b"GGUF").unwrap();
+        assert_eq!(find(shard(2).to_str().unwrap()), None);
+        fs::write(shard(1), b"GGUF").unwrap();
+        assert_eq!(find(shard(2).to_str().unwrap()).unwrap().weights, vec![shard(1), shard(2)]);
+    }
+
+    #[test]
+    fn s07_links_of_a_folder_stay_inside_or_in_its_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = dir.path().join("models--a--b/snapshots/r1");
+        let blobs = dir.path().join("models--a--b/blobs");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join("c"), b"{}").unwrap();
+        fs::write(blobs.join("w"), b"w").unwrap();
+        std::os::unix::fs::symlink("../../blobs/c", snapshot.join("config.json")).unwrap();
+        std::os::unix::fs::symlink("../../blobs/w", snapshot.join("model.safetensors")).unwrap();
+        let found = find(snapshot.to_str().unwrap()).unwrap();
+        assert_eq!((found.backend, found.size_bytes), (Backend::Mlx, 3));
+        std::os::unix::fs::symlink("/etc/passwd", snapshot.join("evil.safetensors")).unwrap();
+        assert_eq!(find(snapshot.to_str().unwrap()), None);
+    }
+}
