@@ -96,7 +96,7 @@ class CommandLine(unittest.TestCase):
     def test_run_takes_a_path(self):
         done = self.ok("run", house.FILES["smol"], "--verbose", "Say hello.")
         self.assertTrue(done.stdout.strip())
-        self.refused("./ghost.gguf: entity not found", "run", "./ghost.gguf", "hi")
+        self.refused("./ghost.gguf: no such file or directory", "run", "./ghost.gguf", "hi")
 
     def test_verbose_timings_go_to_standard_error(self):
         done = self.ok("run", "short", "--verbose", "Say hello to a friend of mine.")

@@ -122,7 +122,7 @@ fn gather(words: &[String], folder: &Path) -> Result<(Vec<String>, Vec<PathBuf>)
         } else if path.is_dir() {
             files.extend(folder_files(&path)?);
         } else if super::model_path::looks_like_path(word) || word.ends_with(".gguf") {
-            return Err(file_error(&path, ErrorKind::NotFound.into()));
+            return Err(CliError::Usage(format!("{}: no such file or directory", path.display())));
         } else {
             names.push(word.clone());
         }

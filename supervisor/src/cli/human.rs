@@ -10,7 +10,7 @@ pub fn bytes(count: u64) -> String {
         return format!("{count} B");
     };
     let value = count as f64 / factor as f64;
-    if value >= 10.0 || count % factor == 0 {
+    if value >= 10.0 || count.is_multiple_of(factor) {
         format!("{} {unit}", count / factor)
     } else {
         format!("{value:.1} {unit}")
@@ -24,9 +24,9 @@ pub fn number(count: u64) -> String {
     const MILLION: u64 = 1_000_000;
     const THOUSAND: u64 = 1_000;
     match count {
-        BILLION.. if count % BILLION == 0 => format!("{}B", count / BILLION),
+        BILLION.. if count.is_multiple_of(BILLION) => format!("{}B", count / BILLION),
         BILLION.. => format!("{:.1}B", count as f64 / BILLION as f64),
-        MILLION.. if count % MILLION == 0 => format!("{}M", count / MILLION),
+        MILLION.. if count.is_multiple_of(MILLION) => format!("{}M", count / MILLION),
         MILLION.. => format!("{:.2}M", count as f64 / MILLION as f64),
         THOUSAND.. => format!("{}K", count / THOUSAND),
         _ => count.to_string(),

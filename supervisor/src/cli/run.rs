@@ -132,9 +132,7 @@ pub(super) fn format_value(text: &str) -> Value {
 pub(super) fn resolve(name: &str) -> Result<String, CliError> {
     match model_path::absolute(name) {
         Some(path) => Ok(path),
-        None if model_path::looks_like_path(name) => {
-            Err(CliError::File { path: name.to_owned(), source: std::io::ErrorKind::NotFound.into() })
-        }
+        None if model_path::looks_like_path(name) => Err(CliError::Usage(format!("{name}: no such file or directory"))),
         None => Ok(name.to_owned()),
     }
 }

@@ -249,7 +249,11 @@ impl Reader<'_> {
 
     fn path(&mut self, knob: &'static Knob) -> Result<PathBuf, ConfigError> {
         let home = self.sources.home().map(str::to_owned);
-        self.read(knob, |text| Ok(expand_home(text, home.as_deref())))
+        let path = self.read(knob, |text| Ok(expand_home(text, home.as_deref())))?;
+        if let Some(entry) = self.entries.last_mut() {
+            entry.value = path.display().to_string();
+        }
+        Ok(path)
     }
 
     fn warn(&mut self, knob: &Knob, origin: Origin, reason: &dyn Display) {
