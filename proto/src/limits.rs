@@ -134,6 +134,20 @@ pub const CONTEXT_TOKENS_MAX: u32 = 1 << 22;
 pub const RENDERED_BYTES_MAX: usize = 64 * MIB;
 /// Steps a template may take.
 pub const TEMPLATE_FUEL: u64 = 5_000_000;
+/// Bytes of a chat template; the largest known ones have 30 KB.
+pub const TEMPLATE_BYTES_MAX: usize = MIB;
+/// Nodes that a Go template may visit, estimated before it runs.
+pub const TEMPLATE_NODES_MAX: u64 = 20_000_000;
+/// Bytes of a tool call in the making; a longer one becomes content.
+pub const TOOL_CALL_BYTES_MAX: usize = MIB;
+/// Bytes of white space that may be held back before a tool call; a longer run is content.
+pub const HELD_SPACE_BYTES_MAX: usize = 1024;
+/// Bytes of a header in a tool call (its name) or of a channel before it is content.
+pub const CALL_HEAD_BYTES_MAX: usize = 1024;
+/// Bytes of a JSON Schema of a request.
+pub const SCHEMA_BYTES_MAX: usize = 2 * MIB;
+/// Stack of a thread that runs a template or compiles a grammar, both of which recurse.
+pub const DEEP_STACK_BYTES: usize = 32 * MIB;
 
 // --- the command line ---
 /// A server on the same machine or network accepts a connection within this.

@@ -1,36 +1,84 @@
-//! The one-shot mode that prints a model's facts: `ollmlx-worker-* inspect PATH…`.
+//! The inspect mode: a model's facts as JSON on standard output.
 //!
-//! The supervisor never opens a model file; it starts this, with a deadline, and reads one JSON value from its
-//! standard output: a [`ollmlx_proto::ModelCard`] with exit status 0, or a [`ollmlx_proto::Failure`] with exit
-//! status 2. Anything else means that the files killed the inspector.
+//! `ollmlx-worker-* inspect PATH…` prints a [`ModelCard`] and exits with 0, or a [`Failure`] and exits with 2. The files
+//! are hostile: a panic while they are read is a failure like any other, and an answer too large for its reader is
+//! not begun.
 
-use std::io::Write as _;
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use ollmlx_proto::{Failure, FailureKind};
+use ollmlx_proto::limits::INSPECT_BYTES_MAX;
+use ollmlx_proto::{Failure, FailureKind, ModelCard};
 
 use crate::engine::Backend;
 
-/// Exit status that says that a failure was printed.
-pub const FAILURE_STATUS: u8 = 2;
+/// Exit status after a [`Failure`].
+pub const EXIT_FAILED: u8 = 2;
 
-/// Inspects `paths` and prints the answer.
-pub fn run<B: Backend>(paths: &[PathBuf]) -> ExitCode {
-    let inspected = catch_unwind(AssertUnwindSafe(|| B::inspect(paths))).unwrap_or_else(|_| {
-        Err(Failure::new(FailureKind::ModelInvalid, "the model's files could not be read: the inspector panicked"))
+/// Writes the card or the failure to `out`; returns the exit status.
+///
+/// # Errors
+/// Nobody reads.
+pub fn run<B: Backend>(paths: &[PathBuf], out: &mut dyn Write) -> io::Result<u8> {
+    let answer = read::<B>(paths).and_then(|card| {
+        let json = serde_json::to_vec(&card)
+            .map_err(|error| Failure::new(FailureKind::Internal, format!("the card is not JSON: {error}")))?;
+        if json.len() > INSPECT_BYTES_MAX {
+            return Err(Failure::new(FailureKind::ModelInvalid, "the model's metadata is too large"));
+        }
+        Ok(json)
     });
-    let (answer, status) = match &inspected {
-        Ok(card) => (serde_json::to_string(card), ExitCode::SUCCESS),
-        Err(failure) => (serde_json::to_string(failure), ExitCode::from(FAILURE_STATUS)),
+    let (json, status) = match answer {
+        Ok(json) => (json, 0),
+        Err(failure) => (serde_json::to_vec(&failure)?, EXIT_FAILED),
     };
-    let printed = answer.map_err(std::io::Error::other).and_then(|text| writeln!(std::io::stdout(), "{text}"));
-    match printed {
-        Ok(()) => status,
-        Err(error) => {
-            eprintln!("Error: the answer could not be printed: {error}");
-            ExitCode::FAILURE
+    out.write_all(&json)?;
+    out.write_all(b"\n")?;
+    out.flush()?;
+    Ok(status)
+}
+
+fn read<B: Backend>(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
+    if paths.is_empty() {
+        return Err(Failure::new(FailureKind::InvalidRequest, "inspect needs the path of a model"));
+    }
+    catch_unwind(AssertUnwindSafe(|| B::inspect(paths))).unwrap_or_else(|_| {
+        Err(Failure::new(FailureKind::ModelInvalid, "the model's files could not be read")
+            .with_detail("the reader panicked; see standard error"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::toy_backend::ToyBackend;
+
+    fn inspected(path: &str) -> (u8, serde_json::Value) {
+        let mut out = Vec::new();
+        let paths: Vec<PathBuf> = path.split_whitespace().map(PathBuf::from).collect();
+        let status = run::<ToyBackend>(&paths, &mut out).unwrap();
+        (status, serde_json::from_slice(&out).unwrap())
+    }
+
+    #[test]
+    fn a_card_is_printed_and_can_be_read_back() {
+        let (status, json) = inspected("toy.gguf");
+        assert_eq!(status, 0);
+        assert_eq!(json["architecture"], "toy");
+        serde_json::from_value::<ModelCard>(json).unwrap();
+    }
+
+    #[test]
+    fn failures_and_panics_are_printed_too() {
+        for (path, kind) in [
+            ("missing.gguf", FailureKind::ModelInvalid),
+            ("panic.gguf", FailureKind::ModelInvalid),
+            ("", FailureKind::InvalidRequest),
+        ] {
+            let (status, json) = inspected(path);
+            assert_eq!(status, EXIT_FAILED);
+            assert_eq!(serde_json::from_value::<Failure>(json).unwrap().kind, kind, "{path}");
         }
     }
 }

@@ -1,398 +1,423 @@
-//! Logits to a token: Ollama's options in Ollama's order.
+//! Logits to a token: Ollama's options, in llama.cpp's order.
 //!
-//! Order: penalties, grammar, top-k, typical-p, top-p, min-p, temperature, draw. The random number of a token is a
-//! function of the request's seed and of the token's index, not of history, so that a request that is resumed on
-//! another process draws what it would have drawn. Nothing here panics on NaN, infinities or an empty set.
+//! Grammar, then penalties, `top_k`, `typical_p`, `top_p`, `min_p`, temperature and the draw. A temperature of 0 (or
+//! below, or not a number) takes the most likely token after the penalties. The random draw is a function of the
+//! seed and the number of tokens accepted so far, of nothing else, so that a resumed request repeats it.
+//!
+//! Options come from clients and logits from models: no value of either may panic. An option outside its range is
+//! off; logits that are not numbers are an error, infinite ones are fine. Nothing of the vocabulary's size is
+//! allocated per token, and nothing of that size is sorted.
 
-use ollmlx_proto::{Sampling, TokenId, TokenLogprob, TopLogprob};
+use std::collections::{HashMap, VecDeque};
 
+use ollmlx_proto::{Failure, Sampling, TokenId, TokenLogprob, TopLogprob};
+
+use crate::grammar::Grammar;
 use crate::vocab::Vocab;
 
-/// One candidate: its logit, and its probability once it has one.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    token: TokenId,
-    logit: f32,
-    probability: f32,
+/// The lowest log probability that is reported: JSON has no minus infinity. OpenAI's number for "very unlikely".
+const LOGPROB_MIN: f32 = -9999.0;
+/// Logits looked at in one go by the scans.
+const BLOCK: usize = 64;
+/// Independent maxima per block, so that the compiler can use vector registers.
+const LANES: usize = 16;
+/// First guess of how many candidates make up the wanted probability mass; grows fourfold.
+const MASS_GUESS: usize = 64;
+
+/// Why no token could be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SampleError {
+    /// The model computed something that is not a number.
+    #[error("the model's output is not a number")]
+    NotANumber,
+    /// Every token is forbidden or infinitely unlikely.
+    #[error("no token is possible")]
+    NothingAllowed,
+    /// The grammar gave up.
+    #[error("the output grammar failed: {0}")]
+    Grammar(Failure),
 }
 
-/// Chooses the tokens of one request. Buffers are kept between tokens.
+/// Buffers that the samplers of all slots share.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    candidates: Vec<Candidate>,
+    /// Logits as they were before the penalties, for log probabilities.
+    raw: Vec<(TokenId, f32)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: TokenId,
+    logit: f32,
+    /// Not normalised.
+    weight: f64,
+    /// What a filter sorts by; larger is better.
+    rank: f64,
+}
+
+/// A chosen token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Which.
+    pub token: TokenId,
+    /// Where asked for.
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// The sampling state of one request.
 #[derive(Debug)]
 pub struct Sampler {
-    options: Sampling,
-    candidates: Vec<Candidate>,
-    counts: std::collections::HashMap<TokenId, u32>,
+    settings: Sampling,
+    /// The last tokens, oldest first, and how often each is among them. Empty where no penalty is on.
+    recent: VecDeque<TokenId>,
+    recent_max: usize,
+    counts: HashMap<TokenId, u32>,
+    /// Tokens generated so far: the position in the random sequence.
+    drawn: u64,
 }
 
 impl Sampler {
-    /// For one request.
+    /// At the start of a request with a window of `context_tokens`.
     #[must_use]
-    pub fn new(options: Sampling) -> Self {
-        Self { options, candidates: Vec::new(), counts: std::collections::HashMap::new() }
+    pub fn new(settings: &Sampling, context_tokens: u32) -> Self {
+        let mut settings = settings.clone();
+        if !(settings.repeat_penalty > 0.0 && settings.repeat_penalty.is_finite()) {
+            settings.repeat_penalty = 1.0;
+        }
+        let on = |penalty: f32| penalty != 0.0 && penalty.is_finite();
+        settings.presence_penalty = if on(settings.presence_penalty) { settings.presence_penalty } else { 0.0 };
+        settings.frequency_penalty = if on(settings.frequency_penalty) { settings.frequency_penalty } else { 0.0 };
+        let any = settings.repeat_penalty != 1.0 || on(settings.presence_penalty) || on(settings.frequency_penalty);
+        let recent_max = match settings.repeat_last_n {
+            _ if !any => 0,
+            last_n if last_n < 0 => context_tokens as usize,
+            last_n => last_n.unsigned_abs().min(context_tokens) as usize,
+        };
+        Self { settings, recent: VecDeque::new(), recent_max, counts: HashMap::new(), drawn: 0 }
     }
 
-    /// Whether logits are changed by what came before, so that they can't be used as they are.
-    fn penalizes(&self) -> bool {
-        self.options.repeat_last_n != 0
-            && (differs(self.options.repeat_penalty, 1.0)
-                || differs(self.options.presence_penalty, 0.0)
-                || differs(self.options.frequency_penalty, 0.0))
+    /// Tells of the prompt, which the penalties see as well.
+    pub fn accept_prompt(&mut self, tokens: &[TokenId]) {
+        for &token in &tokens[tokens.len().saturating_sub(self.recent_max)..] {
+            self.remember(token);
+        }
     }
 
-    /// Lowers the logits of what came before (llama.cpp's rule): a positive logit is divided by `repeat_penalty`, a
-    /// negative one multiplied; then `frequency_penalty` per occurrence and `presence_penalty` once are taken off.
-    pub fn penalize(&mut self, logits: &mut [f32], history: &[TokenId]) {
-        if !self.penalizes() {
+    /// Tells which token was generated; the next draw is another one.
+    pub fn accept(&mut self, token: TokenId) {
+        self.drawn += 1;
+        self.remember(token);
+    }
+
+    /// Chooses the next token. `logits` are spoilt. With `logprobs`, that many alternatives are reported too.
+    ///
+    /// # Errors
+    /// See [`SampleError`].
+    pub fn sample(
+        &self,
+        logits: &mut [f32],
+        grammar: Option<&mut Grammar>,
+        logprobs: Option<(u8, &Vocab)>,
+        scratch: &mut Scratch,
+    ) -> Result<Choice, SampleError> {
+        let report = match logprobs {
+            Some((top, vocab)) => Some((Distribution::of(logits, top, scratch)?, vocab)),
+            None => None,
+        };
+        if let Some(grammar) = grammar {
+            grammar.mask(logits).map_err(SampleError::Grammar)?;
+        }
+        scratch.raw.clear();
+        self.penalize(logits, &mut scratch.raw);
+        let best = peak(logits)?;
+        let token = if self.settings.temperature > 0.0 {
+            self.draw(logits, best.logit, &mut scratch.candidates)
+        } else {
+            best.id
+        };
+        let logprob = report.map(|(distribution, vocab)| {
+            let before = scratch.raw.iter().find(|(id, _)| *id == token);
+            let logit = before.map_or(logits[token as usize], |&(_, logit)| logit);
+            distribution.report(token, logit, vocab)
+        });
+        Ok(Choice { token, logprob })
+    }
+
+    fn remember(&mut self, token: TokenId) {
+        if self.recent_max == 0 {
             return;
         }
-        let window = usize::try_from(self.options.repeat_last_n).unwrap_or(usize::MAX).min(history.len());
-        self.counts.clear();
-        for &token in &history[history.len() - window..] {
-            *self.counts.entry(token).or_default() += 1;
+        if self.recent.len() == self.recent_max
+            && let Some(oldest) = self.recent.pop_front()
+            && let Some(count) = self.counts.get_mut(&oldest)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&oldest);
+            }
         }
+        self.recent.push_back(token);
+        *self.counts.entry(token).or_insert(0) += 1;
+    }
+
+    /// The rule of llama.cpp's `llama_sampler_penalties_apply`: the repeat penalty pushes away from certainty on
+    /// either side of zero, frequency counts, presence does not.
+    fn penalize(&self, logits: &mut [f32], raw: &mut Vec<(TokenId, f32)>) {
         for (&token, &count) in &self.counts {
             let Some(logit) = logits.get_mut(token as usize) else { continue };
-            if *logit > 0.0 {
-                *logit /= self.options.repeat_penalty;
-            } else {
-                *logit *= self.options.repeat_penalty;
+            if !logit.is_finite() {
+                continue;
             }
-            *logit -= count as f32 * self.options.frequency_penalty + self.options.presence_penalty;
+            raw.push((token, *logit));
+            let repeat = self.settings.repeat_penalty;
+            let scaled = if *logit <= 0.0 { *logit * repeat } else { *logit / repeat };
+            *logit = scaled - count as f32 * self.settings.frequency_penalty - self.settings.presence_penalty;
         }
     }
 
-    /// The token with number `index` of the answer, out of penalised and masked `logits`; `None` where none is
-    /// allowed (all are -inf or NaN).
-    pub fn choose(&mut self, logits: &[f32], index: u64) -> Option<TokenId> {
-        if self.options.temperature <= 0.0 || self.options.top_k == 1 {
-            return argmax(logits);
-        }
-        self.collect(logits);
-        if self.candidates.is_empty() {
-            return None;
-        }
-        self.typical_p();
-        self.top_p();
-        self.min_p();
-        self.draw(unit(self.options.seed, index))
-    }
-
-    /// The `top_k` largest finite logits, best first.
-    fn collect(&mut self, logits: &[f32]) {
-        self.candidates.clear();
-        let k = match self.options.top_k {
-            0 => logits.len(),
-            k => (k as usize).min(logits.len()),
-        };
-        // A few hundred of a quarter million: a running threshold throws nearly all away at the first comparison.
-        let roomy = k.saturating_mul(4).max(1024);
-        let mut floor = f32::NEG_INFINITY;
-        for (token, &logit) in logits.iter().enumerate() {
-            if logit > floor || (floor == f32::NEG_INFINITY && logit.is_finite()) {
-                if logit == f32::INFINITY || logit.is_nan() {
-                    continue;
-                }
-                self.candidates.push(Candidate { token: token as TokenId, logit, probability: 0.0 });
-                if self.candidates.len() >= roomy && k < self.candidates.len() {
-                    floor = keep_best(&mut self.candidates, k);
-                }
-            }
-        }
-        if k < self.candidates.len() {
-            keep_best(&mut self.candidates, k);
-        }
-        self.candidates.sort_unstable_by(best_first);
-        self.softmax();
-    }
-
-    fn softmax(&mut self) {
-        let Some(best) = self.candidates.first().map(|candidate| candidate.logit) else { return };
-        let mut sum = 0.0;
-        for candidate in &mut self.candidates {
-            candidate.probability = (candidate.logit - best).exp();
-            sum += candidate.probability;
-        }
-        for candidate in &mut self.candidates {
-            candidate.probability /= sum;
-        }
-    }
-
-    /// Keeps the tokens whose surprise is nearest to the expected one, until `typical_p` is reached (Meister et al.,
-    /// "Locally Typical Sampling").
-    fn typical_p(&mut self) {
-        let p = self.options.typical_p;
-        if p.is_nan() || p >= 1.0 {
-            return;
-        }
-        let entropy: f32 = self.candidates.iter().map(|c| surprise(c.probability) * c.probability).sum();
-        self.candidates.sort_by(|a, b| {
-            let distance = |c: &Candidate| (surprise(c.probability) - entropy).abs();
-            distance(a).total_cmp(&distance(b))
-        });
-        let keep = prefix_until(&self.candidates, p);
-        self.candidates.truncate(keep);
-        self.candidates.sort_unstable_by(best_first);
-        self.softmax();
-    }
-
-    /// Keeps the best tokens until their probabilities add up to `top_p`.
-    fn top_p(&mut self) {
-        let p = self.options.top_p;
-        if p.is_nan() || p >= 1.0 {
-            return;
-        }
-        let keep = prefix_until(&self.candidates, p);
-        self.candidates.truncate(keep);
-        self.softmax();
-    }
-
-    /// Keeps the tokens at least `min_p` times as likely as the best one.
-    fn min_p(&mut self) {
-        let p = self.options.min_p;
-        if p.is_nan() || p <= 0.0 {
-            return;
-        }
-        let floor = self.candidates[0].probability * p.min(1.0);
-        let keep = self.candidates.iter().take_while(|candidate| candidate.probability >= floor).count();
-        self.candidates.truncate(keep.max(1));
-    }
-
-    /// Scales by the temperature and draws with `number` of `0.0..1.0`.
-    fn draw(&mut self, number: f64) -> Option<TokenId> {
-        let temperature = self.options.temperature;
-        if !temperature.is_nan() {
-            for candidate in &mut self.candidates {
-                candidate.logit /= temperature;
-            }
-        }
-        self.softmax();
-        let sum: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.probability)).sum();
-        let mut left = number * sum;
-        for candidate in &self.candidates {
-            left -= f64::from(candidate.probability);
-            if left < 0.0 {
-                return Some(candidate.token);
-            }
-        }
-        self.candidates.last().map(|candidate| candidate.token)
-    }
-}
-
-fn differs(value: f32, neutral: f32) -> bool {
-    (value - neutral).abs() > f32::EPSILON
-}
-
-fn best_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
-}
-
-/// Leaves the best `k` and returns the logit of the worst of them.
-fn keep_best(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
-    if k == 0 {
+    /// The filters and the draw. At least one logit is above minus infinity.
+    fn draw(&self, logits: &[f32], max: f32, candidates: &mut Vec<Candidate>) -> TokenId {
+        let settings = &self.settings;
+        let top_k = settings.top_k as usize;
         candidates.clear();
-        return f32::INFINITY;
-    }
-    let (_, worst, _) = candidates.select_nth_unstable_by(k - 1, best_first);
-    let floor = worst.logit;
-    candidates.truncate(k);
-    floor
-}
-
-/// How many candidates from the front it takes to reach the probability `p`; at least one.
-fn prefix_until(candidates: &[Candidate], p: f32) -> usize {
-    let mut sum = 0.0;
-    for (index, candidate) in candidates.iter().enumerate() {
-        sum += candidate.probability;
-        if sum >= p {
-            return index + 1;
+        if top_k > 0 && top_k < logits.len() {
+            top(logits, top_k, candidates);
+        } else {
+            let possible = logits.iter().enumerate().filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+            candidates.extend(possible.map(|(id, &logit)| Candidate::new(id, logit)));
         }
-    }
-    candidates.len()
-}
-
-fn surprise(probability: f32) -> f32 {
-    if probability > 0.0 { -probability.ln() } else { 0.0 }
-}
-
-/// The largest logit; the first of equals. NaN is never chosen.
-fn argmax(logits: &[f32]) -> Option<TokenId> {
-    let mut best = f32::NEG_INFINITY;
-    let mut at = None;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > best {
-            best = logit;
-            at = Some(token as TokenId);
+        let fraction = |value: f32| (0.0..1.0).contains(&value).then_some(f64::from(value));
+        if let Some(typical_p) = fraction(settings.typical_p) {
+            weigh(candidates, max, 1.0);
+            keep_typical(candidates, typical_p);
         }
-    }
-    at
-}
-
-/// A number of `0.0..1.0` that depends on `seed` and `index` only: the finaliser of SplitMix64 (Steele, Lea and
-/// Flood, "Fast splittable pseudorandom number generators", 2014) over both.
-fn unit(seed: u64, index: u64) -> f64 {
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mixed = mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(index.wrapping_mul(GOLDEN)).wrapping_add(GOLDEN));
-    (mixed >> 11) as f64 / (1_u64 << 53) as f64
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// The log probability of `token` under raw `logits`, with the `top` best alternatives.
-#[must_use]
-pub fn logprobs(logits: &[f32], token: TokenId, top: usize, vocab: &Vocab) -> TokenLogprob {
-    let best = logits.iter().copied().filter(|logit| logit.is_finite()).fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - best).exp()).filter(|e| e.is_finite()).sum();
-    let norm = f64::from(best) + sum.ln();
-    // JSON has no infinity; a forced token can be as unlikely as it likes.
-    let logprob = |logit: f32| ((f64::from(logit) - norm) as f32).clamp(-1e9, 0.0);
-    let mut candidates: Vec<Candidate> = Vec::new();
-    if top > 0 {
-        let mut floor = f32::NEG_INFINITY;
-        for (id, &logit) in logits.iter().enumerate() {
-            if logit.is_finite() && (logit > floor || candidates.len() < top) {
-                candidates.push(Candidate { token: id as TokenId, logit, probability: 0.0 });
-                if candidates.len() >= 8 * top {
-                    floor = keep_best(&mut candidates, top);
-                }
+        if let Some(top_p) = fraction(settings.top_p) {
+            let max = highest(candidates);
+            weigh(candidates, max, 1.0);
+            candidates.iter_mut().for_each(|candidate| candidate.rank = f64::from(candidate.logit));
+            keep_mass(candidates, top_p);
+        }
+        let max = highest(candidates);
+        if settings.min_p > 0.0 {
+            let threshold = max + settings.min_p.min(1.0).ln();
+            candidates.retain(|candidate| candidate.logit >= threshold);
+        }
+        let total = weigh(candidates, max, settings.temperature);
+        let mut left = uniform(settings.seed, self.drawn) * total;
+        for candidate in candidates.iter() {
+            left -= candidate.weight;
+            if left < 0.0 {
+                return candidate.id;
             }
         }
-        candidates.sort_unstable_by(best_first);
-        candidates.truncate(top);
+        // Rounding may leave a crumb: the last one that is possible at all takes it.
+        candidates.iter().rfind(|candidate| candidate.weight > 0.0).map_or(0, |candidate| candidate.id)
     }
-    TokenLogprob {
-        bytes: vocab.spelling(token).to_vec(),
-        logprob: logits.get(token as usize).map_or(-1e9, |&logit| logprob(logit)),
-        top: candidates
-            .iter()
-            .map(|c| TopLogprob { bytes: vocab.spelling(c.token).to_vec(), logprob: logprob(c.logit) })
-            .collect(),
+}
+
+/// What log probabilities need to know of all logits before anything changes them.
+struct Distribution {
+    log_sum: f64,
+    top: Vec<(TokenId, f32)>,
+}
+
+impl Distribution {
+    fn of(logits: &[f32], alternatives: u8, scratch: &mut Scratch) -> Result<Self, SampleError> {
+        let max = peak(logits)?.logit;
+        let sum: f64 = logits.iter().map(|&logit| f64::from(weight(logit, max, 1.0))).sum();
+        scratch.candidates.clear();
+        top(logits, usize::from(alternatives), &mut scratch.candidates);
+        let top = scratch.candidates.iter().map(|candidate| (candidate.id, candidate.logit)).collect();
+        Ok(Self { log_sum: f64::from(max) + sum.ln(), top })
     }
+
+    fn logprob(&self, logit: f32) -> f32 {
+        // Infinite logits: only those count, and alike.
+        let difference = f64::from(logit) - self.log_sum;
+        if difference.is_nan() { 0.0 } else { (difference as f32).clamp(LOGPROB_MIN, 0.0) }
+    }
+
+    fn report(&self, token: TokenId, logit: f32, vocab: &Vocab) -> TokenLogprob {
+        let alternative = |&(id, logit): &(TokenId, f32)| TopLogprob {
+            bytes: vocab.spelling(id).to_vec(),
+            logprob: self.logprob(logit),
+        };
+        TokenLogprob {
+            bytes: vocab.spelling(token).to_vec(),
+            logprob: self.logprob(logit),
+            top: self.top.iter().map(alternative).collect(),
+        }
+    }
+}
+
+/// The log probability of `token` and of the `alternatives` most likely tokens, from logits as the model made them.
+///
+/// # Errors
+/// The logits hold something that is not a number, or nothing is possible.
+pub fn logprobs(logits: &[f32], token: TokenId, alternatives: u8, vocab: &Vocab) -> Result<TokenLogprob, SampleError> {
+    let distribution = Distribution::of(logits, alternatives, &mut Scratch::default())?;
+    let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    Ok(distribution.report(token, logit, vocab))
+}
+
+impl Candidate {
+    fn new(id: usize, logit: f32) -> Self {
+        let id = TokenId::try_from(id).expect("a vocabulary's ids have 32 bits");
+        Self { id, logit, weight: 0.0, rank: f64::from(logit) }
+    }
+}
+
+/// The most likely token, in one pass; of equal ones the first.
+fn peak(logits: &[f32]) -> Result<Candidate, SampleError> {
+    let mut best = f32::NEG_INFINITY;
+    let mut best_block = None;
+    let mut any_nan = false;
+    for (number, block) in logits.chunks(BLOCK).enumerate() {
+        let (max, nan) = block_max(block);
+        any_nan |= nan;
+        if max > best {
+            best = max;
+            best_block = Some(number);
+        }
+    }
+    if any_nan {
+        return Err(SampleError::NotANumber);
+    }
+    let start = best_block.ok_or(SampleError::NothingAllowed)? * BLOCK;
+    let offset = logits[start..].iter().position(|&logit| logit == best).expect("the maximum is in its block");
+    Ok(Candidate::new(start + offset, best))
+}
+
+/// The largest number of a block, and whether it holds something that is not a number.
+fn block_max(block: &[f32]) -> (f32, bool) {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let mut nan = [false; LANES];
+    let (wide, rest) = block.as_chunks::<LANES>();
+    for values in wide {
+        for lane in 0..LANES {
+            max[lane] = if values[lane] > max[lane] { values[lane] } else { max[lane] };
+            nan[lane] |= values[lane].is_nan();
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        max[lane] = if value > max[lane] { value } else { max[lane] };
+        nan[lane] |= value.is_nan();
+    }
+    (max.iter().copied().fold(f32::NEG_INFINITY, f32::max), nan.contains(&true))
+}
+
+/// The `count` most likely tokens into `best`, best first; of equal ones the first.
+///
+/// A threshold rises while the logits pass by, so that most blocks are only compared with it.
+fn top(logits: &[f32], count: usize, best: &mut Vec<Candidate>) {
+    if count == 0 {
+        return;
+    }
+    let room = count.saturating_mul(2).max(BLOCK);
+    let mut threshold = f32::NEG_INFINITY;
+    for (number, block) in logits.chunks(BLOCK).enumerate() {
+        if block_max(block).0 <= threshold {
+            continue;
+        }
+        for (offset, &logit) in block.iter().enumerate() {
+            if logit > threshold {
+                best.push(Candidate::new(number * BLOCK + offset, logit));
+            }
+        }
+        if best.len() >= room {
+            best.select_nth_unstable_by(count - 1, better);
+            best.truncate(count);
+            threshold = best[count - 1].logit;
+        }
+    }
+    if best.len() > count {
+        best.select_nth_unstable_by(count - 1, better);
+        best.truncate(count);
+    }
+    best.sort_unstable_by(better);
+}
+
+fn better(one: &Candidate, other: &Candidate) -> std::cmp::Ordering {
+    other.rank.total_cmp(&one.rank).then(one.id.cmp(&other.id))
+}
+
+fn highest(candidates: &[Candidate]) -> f32 {
+    candidates.iter().map(|candidate| candidate.logit).fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Proportional to the probability; 1 for the most likely token. Infinite logits share everything among them.
+fn weight(logit: f32, max: f32, temperature: f32) -> f32 {
+    if logit == max {
+        return 1.0;
+    }
+    let weight = ((logit - max) / temperature).exp();
+    // Infinitely unlikely at an infinite temperature.
+    if weight.is_nan() { 0.0 } else { weight }
+}
+
+/// Sets all weights and returns their sum.
+fn weigh(candidates: &mut [Candidate], max: f32, temperature: f32) -> f64 {
+    let mut total = 0.0;
+    for candidate in candidates {
+        candidate.weight = f64::from(weight(candidate.logit, max, temperature));
+        total += candidate.weight;
+    }
+    total
+}
+
+/// Keeps the tokens whose surprise is closest to the expected one (Meister et al., "Locally Typical Sampling", 2022).
+fn keep_typical(candidates: &mut Vec<Candidate>, mass: f64) {
+    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+    let surprise = |weight: f64| if weight > 0.0 { -(weight / total).ln() } else { f64::INFINITY };
+    let expected: f64 = candidates
+        .iter()
+        .filter(|candidate| candidate.weight > 0.0)
+        .map(|candidate| candidate.weight / total * surprise(candidate.weight))
+        .sum();
+    for candidate in candidates.iter_mut() {
+        candidate.rank = -(surprise(candidate.weight) - expected).abs();
+    }
+    keep_mass(candidates, mass);
+}
+
+/// Keeps the best ranked candidates that together have the share `mass` of all weight, at least one; best first.
+fn keep_mass(candidates: &mut Vec<Candidate>, mass: f64) {
+    let wanted = mass * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
+    let mut guess = MASS_GUESS;
+    loop {
+        let sorted = guess.min(candidates.len());
+        if sorted < candidates.len() {
+            candidates.select_nth_unstable_by(sorted, better);
+        }
+        candidates[..sorted].sort_unstable_by(better);
+        let mut sum = 0.0;
+        let enough = candidates[..sorted].iter().position(|candidate| {
+            sum += candidate.weight;
+            sum >= wanted
+        });
+        match enough {
+            Some(last) => return candidates.truncate(last + 1),
+            None if sorted == candidates.len() => return,
+            None => guess = guess.saturating_mul(4),
+        }
+    }
+}
+
+/// A number of `0.0..1.0` that depends on the seed and the index only: SplitMix64 (Steele, Lea, Flood, "Fast
+/// Splittable Pseudorandom Number Generators", OOPSLA 2014), whose state after n steps is `seed + n × γ`.
+fn uniform(seed: u64, index: u64) -> f64 {
+    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |mut state: u64| {
+        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        state ^ (state >> 31)
+    };
+    // The seed is mixed first: seeds of neighbours would else give shifted copies of one sequence.
+    let start = mix(seed.wrapping_add(GAMMA));
+    let bits = mix(start.wrapping_add(GAMMA.wrapping_mul(index.wrapping_add(1))));
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options() -> Sampling {
-        Sampling {
-            seed: 1,
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            typical_p: 1.0,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-        }
-    }
-
-    /// Which tokens are ever drawn in many draws.
-    fn drawn(options: Sampling, logits: &[f32]) -> Vec<TokenId> {
-        let mut sampler = Sampler::new(options);
-        let mut seen: Vec<_> = (0..2000).filter_map(|index| sampler.choose(logits, index)).collect();
-        seen.sort_unstable();
-        seen.dedup();
-        seen
-    }
-
-    const LOGITS: [f32; 5] = [0.0, 3.0, 2.0, 2.5, -1.0];
-
-    #[test]
-    fn greedy_is_the_first_of_the_best() {
-        let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..options() });
-        assert_eq!(sampler.choose(&[1.0, 5.0, 5.0], 0), Some(1));
-        assert_eq!(sampler.choose(&[f32::NAN, -2.0, f32::NAN], 0), Some(1));
-    }
-
-    #[test]
-    fn filters_keep_what_they_say() {
-        assert_eq!(drawn(options(), &LOGITS), [0, 1, 2, 3, 4]);
-        assert_eq!(drawn(Sampling { top_k: 2, ..options() }, &LOGITS), [1, 3]);
-        assert_eq!(drawn(Sampling { top_p: 0.5, ..options() }, &LOGITS), [1, 3]);
-        assert_eq!(drawn(Sampling { min_p: 0.5, ..options() }, &LOGITS), [1, 3]);
-        assert_eq!(drawn(Sampling { top_p: 0.0, ..options() }, &LOGITS), [1]);
-        assert_eq!(drawn(Sampling { typical_p: 0.2, ..options() }, &LOGITS).len(), 1);
-    }
-
-    #[test]
-    fn the_same_seed_and_index_draw_the_same_and_history_does_not_matter() {
-        let mut calm = Sampler::new(options());
-        let all: Vec<_> = (0..50).map(|index| calm.choose(&LOGITS, index)).collect();
-        let mut resumed = Sampler::new(options());
-        let tail: Vec<_> = (20..50).map(|index| resumed.choose(&LOGITS, index)).collect();
-        assert_eq!(all[20..], tail);
-        let mut other = Sampler::new(Sampling { seed: 2, ..options() });
-        assert_ne!(all, (0..50).map(|index| other.choose(&LOGITS, index)).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn draws_follow_the_probabilities() {
-        let mut sampler = Sampler::new(options());
-        let logits = [0.0_f32, (3.0_f32).ln()];
-        let ones = (0..20_000).filter(|&index| sampler.choose(&logits, index) == Some(1)).count();
-        assert!((14_700..15_300).contains(&ones), "{ones} of 20000, expected 15000");
-    }
-
-    #[test]
-    fn penalties_follow_llama_cpp() {
-        let penalties = Sampling { repeat_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..options() };
-        let mut logits = [4.0, -4.0, 1.0];
-        Sampler::new(penalties).penalize(&mut logits, &[0, 0, 1, 99]);
-        assert_eq!(logits, [4.0 / 2.0 - 1.0, -8.0 - 0.75, 1.0]);
-        let mut logits = [4.0, 4.0];
-        let window = Sampling { repeat_penalty: 2.0, repeat_last_n: 1, ..options() };
-        Sampler::new(window).penalize(&mut logits, &[0, 1]);
-        assert_eq!(logits, [4.0, 2.0], "only the last one is looked back on");
-    }
-
-    #[test]
-    fn nothing_allowed_is_none_and_odd_numbers_do_not_panic() {
-        let nothing = [f32::NEG_INFINITY; 4];
-        assert_eq!(Sampler::new(options()).choose(&nothing, 0), None);
-        for odd in [f32::NAN, f32::INFINITY, -1.0, 1e30] {
-            let all = Sampling {
-                temperature: odd,
-                top_p: odd,
-                min_p: odd,
-                typical_p: odd,
-                repeat_penalty: odd,
-                presence_penalty: odd,
-                frequency_penalty: odd,
-                repeat_last_n: -1,
-                ..options()
-            };
-            let mut sampler = Sampler::new(all);
-            let mut logits = [1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 2.0];
-            sampler.penalize(&mut logits, &[0, 4]);
-            let _ = sampler.choose(&logits, 0);
-        }
-    }
-
-    #[test]
-    fn a_large_vocabulary_gives_the_same_best_as_a_full_sort() {
-        let logits: Vec<f32> = (0..100_000).map(|i| (unit(7, i) * 20.0) as f32).collect();
-        let mut sampler = Sampler::new(Sampling { top_k: 40, ..options() });
-        sampler.collect(&logits);
-        let mut sorted: Vec<_> = logits.iter().copied().enumerate().collect();
-        sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let best: Vec<_> = sorted[..40].iter().map(|&(token, _)| token as TokenId).collect();
-        assert_eq!(sampler.candidates.iter().map(|c| c.token).collect::<Vec<_>>(), best);
-    }
-
-    #[test]
-    fn log_probabilities_add_up() {
-        let vocab = Vocab { bytes: vec![b"a".to_vec(); 5], ..Vocab::default() };
-        let entry = logprobs(&LOGITS, 1, 5, &vocab);
-        let sum: f32 = entry.top.iter().map(|top| top.logprob.exp()).sum();
-        assert!((sum - 1.0).abs() < 1e-5);
-        assert!(entry.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
-        assert_eq!(entry.logprob, entry.top[0].logprob);
-        assert_eq!(logprobs(&LOGITS, 1, 0, &vocab).top, []);
-    }
-}
+mod tests;

@@ -1,366 +1,359 @@
-//! A worker's `main`: dial the supervisor, say hello, load, run requests until told to leave.
+//! A worker process: its arguments, its two threads, its end.
 //!
-//! Two threads. The reader owns the receiving half of the socket, so that a cancel is seen during a long prefill; when
-//! the socket closes the supervisor is gone and the reader ends the process at once, even in the middle of a step: no
-//! orphan holds gigabytes. The engine thread (the one that called [`main`]) owns the engine, since GPU interfaces
-//! like thread affinity, and the sending half. All frames of a step travel in one write.
+//! ```text
+//! worker                    dials OLLMLX_SOCKET and serves one model
+//! worker inspect PATH…      prints the model's facts, see [`crate::inspect`]
+//! worker --version
+//! ```
+//!
+//! One thread reads the socket into a bounded channel; the other, the main one (accelerators like that), owns the
+//! engine and drains the channel between two steps, so that a cancel takes effect before the next one. The end of the
+//! socket is the end of the supervisor: the reader ends the process at once, even in the middle of a computation, so
+//! that no orphan holds gigabytes. All frames of a step travel in one write; a write that fails, or that nobody takes
+//! for [`WRITE_TIMEOUT`], means the same.
+//!
+//! Knows nothing of scheduling: how many requests come, and when to leave, is the supervisor's decision.
 
-use std::io::{Read, Write};
+mod link;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod toy_backend;
+
+use std::io::{self, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use interprocess::TryClone as _;
-use interprocess::local_socket::prelude::*;
-use interprocess::local_socket::{GenericFilePath, Stream};
-use ollmlx_proto::frame::{Decoder, encode};
 use ollmlx_proto::limits::{HELLO_TIMEOUT_MS, PROGRESS_INTERVAL_MS};
 use ollmlx_proto::version::PROTOCOL_VERSIONS;
-use ollmlx_proto::{FromWorker, Incarnation, LoadSpec, ModelId, Ready, ToWorker, WorkerHello, WorkerId};
-use thiserror::Error;
+use ollmlx_proto::{
+    Failure, FailureKind, FromWorker, Incarnation, LoadSpec, MemoryReport, ModelId, Output, Ready, RequestId, ToWorker,
+    WorkerHello, WorkerId,
+};
 
+use self::link::{Gone, Sender, dial, read_in_background};
 use crate::batch::{Batcher, StepOutcome};
 use crate::engine::{Backend, Engine};
 use crate::inspect;
 
-/// Path of the supervisor's socket.
-pub const SOCKET_VARIABLE: &str = "OLLMLX_SOCKET";
-/// One-time token, 64 hexadecimal digits.
-pub const TOKEN_VARIABLE: &str = "OLLMLX_TOKEN";
-/// Model id.
-pub const MODEL_VARIABLE: &str = "OLLMLX_MODEL";
-/// Incarnation, a number.
-pub const INCARNATION_VARIABLE: &str = "OLLMLX_INCARNATION";
-
-/// Exit status after a failed load.
-const LOAD_FAILED_STATUS: u8 = 3;
-/// Exit status after the engine broke.
-const ENGINE_BROKEN_STATUS: u8 = 4;
-/// Messages read ahead of the engine thread.
-const INBOX_LEN_MAX: usize = 1024;
-/// Bytes read at once.
-const READ_BYTES: usize = 64 * 1024;
+/// A supervisor that takes no bytes for this long is as good as dead.
+pub const WRITE_TIMEOUT: Duration = Duration::from_millis(ollmlx_proto::limits::SILENCE_MS);
 /// Load progress is told at most this often.
-const LOAD_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+const LOAD_PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Life and memory are told at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
 
-/// Why a worker leaves early.
-#[derive(Debug, Error)]
-enum ServeError {
-    #[error("{0} is not set or not legal: a worker is started by the supervisor, not by hand")]
-    Environment(&'static str),
-    #[error("the supervisor can't be reached")]
-    Dial(#[source] std::io::Error),
-    #[error("the supervisor did not answer the hello")]
-    NoHello,
-    #[error("the supervisor sent {0} out of turn")]
-    OutOfTurn(&'static str),
-    #[error("a frame could not be sent")]
-    Send(#[source] std::io::Error),
-    #[error("a frame could not be encoded")]
-    Encode(#[source] ollmlx_proto::frame::FrameError),
-    #[error("the engine broke: {0}")]
+/// How a worker ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Drained, as asked.
+    Drained,
+    /// The supervisor is gone.
+    Gone,
+    /// The model could not be loaded; the supervisor knows why.
+    LoadFailed,
+    /// The engine is of no use any more.
     Broken(String),
+    /// A defect of ours; the panic's own words are on standard error already.
+    Panicked,
+    /// The supervisor said something unexpected, or nothing in time.
+    Protocol(String),
+    /// The environment does not say whom to serve.
+    Environment(String),
 }
 
-/// The whole life of a worker binary. Arguments: none (serve), `inspect PATH…`, or `--version`.
+impl Exit {
+    /// The process's exit status.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Drained | Self::Gone => 0,
+            Self::Environment(_) => 2,
+            Self::LoadFailed => 3,
+            Self::Broken(_) => 4,
+            Self::Protocol(_) => 5,
+            Self::Panicked => 101,
+        }
+    }
+}
+
+impl From<Gone> for Exit {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+/// Who this process is, from its environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Which model, and which of its processes.
+    pub worker: WorkerId,
+    /// Proves that the supervisor started us.
+    pub token: [u8; 32],
+}
+
+/// The whole of a worker's `main`.
+#[must_use]
 pub fn main<B: Backend>() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    match arguments.next() {
-        None => serve::<B>(),
-        Some(word) if word == "inspect" => {
+    let first = arguments.next();
+    let status = match first.as_ref().and_then(|first| first.to_str()) {
+        Some("inspect") => {
             let paths: Vec<PathBuf> = arguments.map(PathBuf::from).collect();
-            if paths.is_empty() {
-                eprintln!("Error: inspect needs the path of a model");
-                return ExitCode::FAILURE;
-            }
-            inspect::run::<B>(&paths)
+            inspect::run::<B>(&paths, &mut io::stdout().lock()).unwrap_or(inspect::EXIT_FAILED)
         }
-        Some(word) if word == "--version" => {
-            println!("{}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
+        Some("--version" | "-V") => {
+            let written = writeln!(io::stdout(), "{} (protocol {PROTOCOL_VERSIONS:?})", build());
+            u8::from(written.is_err())
         }
-        Some(word) => {
-            eprintln!("Error: unknown argument {word:?}; a worker is started by the supervisor, not by hand");
-            ExitCode::FAILURE
+        None if first.is_none() => worker::<B>(),
+        _ => {
+            eprintln!("usage: (inspect PATH... | --version); without arguments the supervisor must have started this");
+            2
         }
-    }
-}
-
-fn serve<B: Backend>() -> ExitCode {
-    let outcome = std::panic::catch_unwind(|| {
-        let (path, hello) = environment()?;
-        let name = path.as_str().to_fs_name::<GenericFilePath>().map_err(ServeError::Dial)?;
-        let stream = Stream::connect(name).map_err(ServeError::Dial)?;
-        let reader = stream.try_clone().map_err(ServeError::Dial)?;
-        let gone = || {
-            // The supervisor is gone: nothing that is still computed has a reader.
-            std::process::exit(0);
-        };
-        run::<B, _, _>(reader, stream, hello, gone)
-    });
-    match outcome {
-        Ok(Ok(code)) => code,
-        Ok(Err(error)) => {
-            eprintln!("Error: {}", chain(&error));
-            match error {
-                ServeError::Broken(_) => ExitCode::from(ENGINE_BROKEN_STATUS),
-                _ => ExitCode::FAILURE,
-            }
-        }
-        Err(_) => ExitCode::from(101),
-    }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-fn environment() -> Result<(String, WorkerHello), ServeError> {
-    let get = |name: &'static str| std::env::var(name).map_err(|_| ServeError::Environment(name));
-    let token = parse_token(&get(TOKEN_VARIABLE)?).ok_or(ServeError::Environment(TOKEN_VARIABLE))?;
-    let incarnation = get(INCARNATION_VARIABLE)?.parse().map_err(|_| ServeError::Environment(INCARNATION_VARIABLE))?;
-    let hello = WorkerHello {
-        versions: PROTOCOL_VERSIONS.to_vec(),
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        worker: WorkerId { model: ModelId(get(MODEL_VARIABLE)?), incarnation: Incarnation(incarnation) },
-        pid: std::process::id(),
-        token,
     };
-    Ok((get(SOCKET_VARIABLE)?, hello))
+    ExitCode::from(status)
 }
 
-fn parse_token(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    if digits.len() != 64 {
+fn worker<B: Backend>() -> u8 {
+    let exit = match environment() {
+        Err(reason) => Exit::Environment(reason),
+        Ok((socket, identity)) => match dial(&socket) {
+            Err(error) => Exit::Protocol(format!("the supervisor can't be reached: {error}")),
+            Ok((reader, writer)) => run::<B>(reader, writer, &identity, || std::process::exit(0)),
+        },
+    };
+    match &exit {
+        Exit::Broken(reason) | Exit::Protocol(reason) | Exit::Environment(reason) => eprintln!("worker ends: {reason}"),
+        Exit::Drained | Exit::Gone | Exit::LoadFailed | Exit::Panicked => {}
+    }
+    exit.status()
+}
+
+fn environment() -> Result<(PathBuf, Identity), String> {
+    let variable = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
+    let socket = std::env::var_os("OLLMLX_SOCKET").ok_or("OLLMLX_SOCKET is not set")?;
+    let identity = Identity {
+        worker: WorkerId {
+            model: ModelId(variable("OLLMLX_MODEL")?),
+            incarnation: Incarnation(
+                variable("OLLMLX_INCARNATION")?.parse().map_err(|error| format!("OLLMLX_INCARNATION: {error}"))?,
+            ),
+        },
+        token: parse_token(&variable("OLLMLX_TOKEN")?).ok_or("OLLMLX_TOKEN is not 64 hexadecimal digits")?,
+    };
+    Ok((PathBuf::from(socket), identity))
+}
+
+fn parse_token(digits: &str) -> Option<[u8; 32]> {
+    let mut token = [0; 32];
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    if pairs.len() != token.len() || !rest.is_empty() {
         return None;
     }
-    let mut token = [0; 32];
-    for (byte, pair) in token.iter_mut().zip(digits.chunks_exact(2)) {
-        let high = char::from(pair[0]).to_digit(16)?;
-        let low = char::from(pair[1]).to_digit(16)?;
-        *byte = u8::try_from(high * 16 + low).ok()?;
+    for (byte, pair) in token.iter_mut().zip(pairs) {
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
     }
     Some(token)
 }
 
-/// Sends frames; several in one write.
-struct Outbox<W> {
-    stream: W,
-    bytes: Vec<u8>,
-    said: Instant,
+fn build() -> String {
+    format!("ollmlx worker {}", env!("CARGO_PKG_VERSION"))
 }
 
-impl<W: Write> Outbox<W> {
-    fn add(&mut self, message: &FromWorker) -> Result<(), ServeError> {
-        encode(message, &mut self.bytes).map_err(ServeError::Encode)
-    }
-
-    fn flush(&mut self) -> Result<(), ServeError> {
-        if self.bytes.is_empty() {
-            return Ok(());
-        }
-        self.stream.write_all(&self.bytes).map_err(ServeError::Send)?;
-        self.bytes.clear();
-        self.said = Instant::now();
-        Ok(())
-    }
-
-    fn send(&mut self, message: &FromWorker) -> Result<(), ServeError> {
-        self.add(message)?;
-        self.flush()
-    }
-}
-
-/// Serves over any pair of streams; `gone` is called by the reader thread when the supervisor's end closes.
-fn run<B, R, W>(
-    reader: R,
-    writer: W,
-    hello: WorkerHello,
-    gone: impl Fn() + Send + 'static,
-) -> Result<ExitCode, ServeError>
-where
-    B: Backend,
-    R: Read + Send + 'static,
-    W: Write,
-{
-    let (sender, inbox) = sync_channel(INBOX_LEN_MAX);
-    std::thread::Builder::new()
-        .name("reader".to_owned())
-        .spawn(move || {
-            read(reader, &sender);
-            gone();
-        })
-        .map_err(ServeError::Dial)?;
-    let mut outbox = Outbox { stream: writer, bytes: Vec::new(), said: Instant::now() };
-    outbox.send(&FromWorker::Hello(hello))?;
-    let timeout = Duration::from_millis(HELLO_TIMEOUT_MS);
-    match inbox.recv_timeout(timeout) {
-        Ok(ToWorker::Hello { .. }) => {}
-        Ok(other) => return Err(ServeError::OutOfTurn(name(&other))),
-        Err(_) => return Err(ServeError::NoHello),
-    }
-    let spec = match inbox.recv_timeout(timeout) {
-        Ok(ToWorker::Load(spec)) => spec,
-        Ok(ToWorker::Drain) => return leave(&mut outbox),
-        Ok(other) => return Err(ServeError::OutOfTurn(name(&other))),
-        Err(_) => return Err(ServeError::NoHello),
+/// Serves one model over a stream until something ends it. `gone` is called on the reading thread when the
+/// stream ends; the real one ends the process there.
+pub fn run<B: Backend>(
+    reader: impl Read + Send + 'static,
+    writer: impl Write,
+    identity: &Identity,
+    gone: impl FnOnce() + Send + 'static,
+) -> Exit {
+    let mut sender = Sender::new(writer);
+    let inbox = match read_in_background(reader, gone) {
+        Ok(inbox) => inbox,
+        Err(error) => return Exit::Protocol(format!("no thread could be started: {error}")),
     };
-    match load::<B, W>(&spec, &mut outbox)? {
-        Some(engine) => work(Batcher::new(engine), &inbox, &mut outbox),
-        None => Ok(ExitCode::from(LOAD_FAILED_STATUS)),
+    // Unwinding ends here; nothing that was touched is used afterwards.
+    match catch_unwind(AssertUnwindSafe(|| serve::<B>(&mut sender, &inbox, identity))) {
+        Ok(Ok(exit) | Err(exit)) => exit,
+        Err(_) => Exit::Panicked,
     }
 }
 
-fn name(message: &ToWorker) -> &'static str {
-    match message {
-        ToWorker::Hello { .. } => "Hello",
-        ToWorker::Load(_) => "Load",
-        ToWorker::Run(_) => "Run",
-        ToWorker::Cancel(_) => "Cancel",
-        ToWorker::Drain => "Drain",
-    }
-}
-
-/// Reads until the stream ends or breaks the protocol.
-fn read(mut reader: impl Read, inbox: &SyncSender<ToWorker>) {
-    let mut decoder = Decoder::new();
-    let mut bytes = vec![0; READ_BYTES];
-    loop {
-        match reader.read(&mut bytes) {
-            Ok(0) => return,
-            Ok(count) => decoder.push(&bytes[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(_) => return,
-        }
-        loop {
-            match decoder.next_message::<ToWorker>() {
-                Ok(Some(message)) => {
-                    if inbox.send(message).is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    eprintln!("Error: the supervisor broke the protocol: {error}");
-                    return;
-                }
-            }
-        }
-    }
-}
-
-fn load<B: Backend, W: Write>(spec: &LoadSpec, outbox: &mut Outbox<W>) -> Result<Option<B::Engine>, ServeError> {
-    let mut sent: Result<(), ServeError> = Ok(());
-    let mut told: Option<Instant> = None;
-    let loaded = B::load(spec, &mut |done, total| {
-        if told.is_none_or(|told| told.elapsed() >= LOAD_PROGRESS_INTERVAL) {
-            told = Some(Instant::now());
-            sent = outbox.send(&FromWorker::LoadProgress { done, total });
-        }
-        sent.is_ok()
-    });
-    sent?;
-    match loaded {
-        Ok(engine) => {
-            let facts = engine.facts();
-            let memory = engine.memory();
-            let ready = Ready {
-                slots: facts.slots,
-                context_tokens: facts.context_tokens,
-                memory,
-                device: facts.device.clone(),
-                accelerator_bytes: facts.accelerator_bytes,
-            };
-            outbox.send(&FromWorker::Ready(ready))?;
-            Ok(Some(engine))
-        }
-        Err(failure) => {
-            eprintln!("Error: the model could not be loaded: {} {}", failure.public, failure.detail);
-            outbox.send(&FromWorker::LoadFailed(failure))?;
-            Ok(None)
-        }
-    }
-}
-
-/// Steps while there is work, waits while there is none.
-fn work<E: Engine, W: Write>(
-    mut batcher: Batcher<E>,
+fn serve<B: Backend>(
+    sender: &mut Sender<impl Write>,
     inbox: &Receiver<ToWorker>,
-    outbox: &mut Outbox<W>,
-) -> Result<ExitCode, ServeError> {
-    let interval = Duration::from_millis(PROGRESS_INTERVAL_MS);
-    let mut outputs = Vec::new();
-    let mut steps: u64 = 0;
-    let mut reported = batcher.engine().memory();
-    let mut reported_at = Instant::now();
-    let mut draining = false;
-    loop {
+    identity: &Identity,
+) -> Result<Exit, Exit> {
+    sender.send(&FromWorker::Hello(WorkerHello {
+        versions: PROTOCOL_VERSIONS.to_vec(),
+        build: build(),
+        worker: identity.worker.clone(),
+        pid: std::process::id(),
+        token: identity.token,
+    }))?;
+    match expect(inbox)? {
+        ToWorker::Hello { version, .. } if PROTOCOL_VERSIONS.contains(&version) => {}
+        ToWorker::Hello { version, .. } => {
+            return Err(Exit::Protocol(format!("protocol {version} is not spoken here")));
+        }
+        other => return Err(unexpected(&other)),
+    }
+    let spec = match expect(inbox)? {
+        ToWorker::Load(spec) => spec,
+        ToWorker::Drain => return leave(sender),
+        other => return Err(unexpected(&other)),
+    };
+    let engine = match load::<B>(sender, &spec) {
+        Ok(engine) => engine,
+        Err(failure) => {
+            eprintln!("load failed: {failure} {}", failure.detail);
+            sender.send(&FromWorker::LoadFailed(failure))?;
+            return Ok(Exit::LoadFailed);
+        }
+    };
+    let mut session = Session::new(Batcher::new(engine));
+    sender.send(&FromWorker::Ready(session.ready()))?;
+    session.serve(sender, inbox)
+}
+
+/// What must come, and soon.
+fn expect(inbox: &Receiver<ToWorker>) -> Result<ToWorker, Exit> {
+    inbox.recv_timeout(Duration::from_millis(HELLO_TIMEOUT_MS)).map_err(|error| match error {
+        RecvTimeoutError::Disconnected => Exit::Gone,
+        RecvTimeoutError::Timeout => Exit::Protocol("the supervisor fell silent before the load".to_owned()),
+    })
+}
+
+fn unexpected(message: &ToWorker) -> Exit {
+    let name = match message {
+        ToWorker::Hello { .. } => "hello",
+        ToWorker::Load(_) => "load",
+        ToWorker::Run(_) => "run",
+        ToWorker::Cancel(_) => "cancel",
+        ToWorker::Drain => "drain",
+    };
+    Exit::Protocol(format!("{name} is not expected here"))
+}
+
+fn leave(sender: &mut Sender<impl Write>) -> Result<Exit, Exit> {
+    sender.send(&FromWorker::Bye)?;
+    Ok(Exit::Drained)
+}
+
+fn load<B: Backend>(sender: &mut Sender<impl Write>, spec: &LoadSpec) -> Result<B::Engine, Failure> {
+    let mut last: Option<Instant> = None;
+    let mut progress = |done: u64, total: u64| {
+        let now = Instant::now();
+        if last.is_some_and(|last| now.saturating_duration_since(last) < LOAD_PROGRESS_EVERY) {
+            return true;
+        }
+        last = Some(now);
+        sender.send(&FromWorker::LoadProgress { done, total }).is_ok()
+    };
+    catch_unwind(AssertUnwindSafe(|| B::load(spec, &mut progress))).unwrap_or_else(|_| {
+        Err(Failure::new(FailureKind::LoadFailed, "the model could not be loaded")
+            .with_detail("the engine panicked; see standard error"))
+    })
+}
+
+/// A loaded worker.
+struct Session<E> {
+    batcher: Batcher<E>,
+    draining: bool,
+    outputs: Vec<(RequestId, Output)>,
+    memory: MemoryReport,
+    told: Instant,
+}
+
+impl<E: Engine> Session<E> {
+    fn new(batcher: Batcher<E>) -> Self {
+        let memory = batcher.engine().memory();
+        Self { batcher, draining: false, outputs: Vec::new(), memory, told: Instant::now() }
+    }
+
+    fn ready(&self) -> Ready {
+        let facts = self.batcher.engine().facts();
+        Ready {
+            slots: facts.slots,
+            context_tokens: facts.context_tokens,
+            memory: self.memory,
+            device: facts.device.clone(),
+            accelerator_bytes: facts.accelerator_bytes,
+        }
+    }
+
+    fn serve(&mut self, sender: &mut Sender<impl Write>, inbox: &Receiver<ToWorker>) -> Result<Exit, Exit> {
         loop {
-            match inbox.try_recv() {
-                Ok(message) => draining |= take(message, &mut batcher)?,
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return Ok(ExitCode::SUCCESS),
-            }
-        }
-        if draining && !batcher.is_busy() {
-            return leave(outbox);
-        }
-        let stepped = batcher.step(&mut outputs);
-        for (id, output) in outputs.drain(..) {
-            outbox.add(&FromWorker::Output(id, output))?;
-        }
-        match stepped {
-            Ok(StepOutcome::Worked) => {
-                steps += 1;
-                if outbox.bytes.is_empty() && outbox.said.elapsed() >= interval {
-                    outbox.add(&FromWorker::Progress { steps })?;
+            if self.batcher.is_idle() {
+                if self.draining {
+                    return leave(sender);
                 }
-                outbox.flush()?;
+                // Without a deadline on purpose: an idle worker may idle, and the reader sees the supervisor go.
+                let message = inbox.recv().map_err(|_| Exit::Gone)?;
+                // Life is told of from now on, not for the time that nothing was to do.
+                self.told = Instant::now();
+                self.take(message)?;
             }
-            Ok(StepOutcome::Idle) => {
-                outbox.flush()?;
-                match inbox.recv_timeout(interval) {
-                    Ok(message) => draining |= take(message, &mut batcher)?,
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => return Ok(ExitCode::SUCCESS),
+            loop {
+                match inbox.try_recv() {
+                    Ok(message) => self.take(message)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Err(Exit::Gone),
                 }
             }
+            self.step(sender)?;
+        }
+    }
+
+    fn take(&mut self, message: ToWorker) -> Result<(), Exit> {
+        match message {
+            ToWorker::Run(request) if self.draining => Err(unexpected(&ToWorker::Run(request))),
+            ToWorker::Run(request) => {
+                self.batcher.run(*request);
+                Ok(())
+            }
+            ToWorker::Cancel(id) => {
+                self.batcher.cancel(id);
+                Ok(())
+            }
+            ToWorker::Drain => {
+                self.draining = true;
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn step(&mut self, sender: &mut Sender<impl Write>) -> Result<(), Exit> {
+        let stepped = self.batcher.step(&mut self.outputs);
+        for (id, output) in self.outputs.drain(..) {
+            sender.queue_output(id, output);
+        }
+        let outcome = match stepped {
+            Ok(outcome) => outcome,
             Err(failure) => {
-                outbox.flush()?;
-                return Err(ServeError::Broken(failure.public));
+                sender.flush()?;
+                return Err(Exit::Broken(format!("{failure}: {}", failure.detail)));
+            }
+        };
+        let now = Instant::now();
+        if now.saturating_duration_since(self.told) >= PROGRESS_EVERY {
+            self.told = now;
+            if outcome == StepOutcome::Busy {
+                sender.queue(&FromWorker::Progress { steps: self.batcher.steps() });
+            }
+            let memory = self.batcher.engine().memory();
+            if memory != self.memory {
+                self.memory = memory;
+                sender.queue(&FromWorker::Memory(memory));
             }
         }
-        if reported_at.elapsed() >= interval {
-            reported_at = Instant::now();
-            let memory = batcher.engine().memory();
-            if memory != reported {
-                reported = memory;
-                outbox.send(&FromWorker::Memory(memory))?;
-            }
-        }
+        Ok(sender.flush()?)
     }
-}
-
-/// Takes one message; returns whether it asks to leave.
-fn take<E: Engine>(message: ToWorker, batcher: &mut Batcher<E>) -> Result<bool, ServeError> {
-    match message {
-        ToWorker::Run(request) => batcher.run(*request),
-        ToWorker::Cancel(id) => batcher.cancel(id),
-        ToWorker::Drain => return Ok(true),
-        other @ (ToWorker::Hello { .. } | ToWorker::Load(_)) => return Err(ServeError::OutOfTurn(name(&other))),
-    }
-    Ok(false)
-}
-
-fn leave<W: Write>(outbox: &mut Outbox<W>) -> Result<ExitCode, ServeError> {
-    outbox.send(&FromWorker::Bye)?;
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,206 +1,215 @@
-//! Tokens to text: whole characters only, and never part of a stop string.
+//! Tokens to text: whole characters only, and never a stop string.
 //!
-//! Both pieces are incremental and total: any token sequence and any split of a text give the same output, and the
-//! cost of a token does not depend on how many came before.
+//! Both types are incremental and give the same result however their input is split. [`Detokenizer`] holds at most
+//! three bytes, [`StopMatcher`] less than the longest stop string. Neither knows of requests, channels or tool calls.
 
-use std::sync::Arc;
-
-use ollmlx_proto::TokenId;
-
-use crate::vocab::Vocab;
-
-/// Bytes of the longest UTF-8 character.
-const CHARACTER_BYTES_MAX: usize = 4;
-
-/// Turns tokens into complete characters. At most three bytes are held back; what can never become a character is
-/// replaced by U+FFFD, what is merely unfinished at the end is dropped.
-#[derive(Debug)]
+/// Turns the bytes of tokens into complete characters.
+///
+/// Bytes that can't become a character any more turn into U+FFFD at once; bytes that still can are held. Whoever
+/// stops in the middle of a character drops the rest: a replacement character would be an invention.
+#[derive(Debug, Default)]
 pub struct Detokenizer {
-    vocab: Arc<Vocab>,
-    pending: Vec<u8>,
+    held: Vec<u8>,
 }
 
 impl Detokenizer {
     /// At the start of an answer.
     #[must_use]
-    pub fn new(vocab: Arc<Vocab>) -> Self {
-        Self { vocab, pending: Vec::with_capacity(2 * CHARACTER_BYTES_MAX) }
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// The characters that `token` completes.
-    pub fn push(&mut self, token: TokenId) -> String {
-        self.pending.extend_from_slice(self.vocab.text_bytes(token));
-        take_characters(&mut self.pending)
-    }
-}
-
-/// Moves the whole characters out of `pending` and leaves an unfinished one in it.
-fn take_characters(pending: &mut Vec<u8>) -> String {
-    let mut text = String::new();
-    let mut rest: &[u8] = pending;
-    loop {
-        match std::str::from_utf8(rest) {
-            Ok(valid) => {
-                text.push_str(valid);
-                rest = &[];
-                break;
-            }
-            Err(error) => {
-                let (valid, after) = rest.split_at(error.valid_up_to());
-                text.push_str(std::str::from_utf8(valid).expect("the decoder just called it valid"));
-                let Some(invalid) = error.error_len() else {
-                    rest = after;
-                    break;
-                };
-                text.push(char::REPLACEMENT_CHARACTER);
-                rest = &after[invalid..];
+    /// Appends to `text` the characters that are complete with `bytes`.
+    pub fn push(&mut self, bytes: &[u8], text: &mut String) {
+        self.held.extend_from_slice(bytes);
+        let mut start = 0;
+        loop {
+            match std::str::from_utf8(&self.held[start..]) {
+                Ok(rest) => {
+                    text.push_str(rest);
+                    self.held.clear();
+                    return;
+                }
+                Err(error) => {
+                    let valid = start + error.valid_up_to();
+                    text.push_str(std::str::from_utf8(&self.held[start..valid]).expect("valid up to here"));
+                    let Some(invalid) = error.error_len() else {
+                        self.held.drain(..valid);
+                        return;
+                    };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    start = valid + invalid;
+                }
             }
         }
     }
-    let consumed = pending.len() - rest.len();
-    pending.drain(..consumed);
-    text
+
+    /// Bytes that wait for the rest of their character, at most three.
+    #[must_use]
+    pub fn held(&self) -> &[u8] {
+        &self.held
+    }
 }
 
-/// Finds stop strings in a text that comes in pieces, and holds back what could be the beginning of one.
-#[derive(Debug)]
+/// Finds the first stop string in a stream of text, and holds back whatever could begin one.
+///
+/// "First" is the one that ends first, as if the text came character by character; of several that end together, the
+/// longest.
+#[derive(Debug, Default)]
 pub struct StopMatcher {
     stops: Vec<String>,
     held: String,
 }
 
-/// What a piece of text brought.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StopStep {
-    /// Text that is certain not to be part of a stop string.
-    pub text: String,
-    /// The stop string that was found; nothing follows.
-    pub stopped: Option<String>,
-}
-
 impl StopMatcher {
-    /// Watches for `stops`; empty ones are ignored.
+    /// Watches for `stops`; empty strings never match.
     #[must_use]
     pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        Self { stops, held: String::new() }
     }
 
-    /// Takes a piece. The earliest stop string wins; of two that begin together, the one that ends first.
-    pub fn push(&mut self, piece: &str) -> StopStep {
+    /// Takes `text` and appends to `out` what is certainly not part of a stop string. Returns the stop string that
+    /// was hit; the matcher is of no use then.
+    pub fn push(&mut self, text: &str, out: &mut String) -> Option<&str> {
         if self.stops.is_empty() {
-            return StopStep { text: piece.to_owned(), stopped: None };
+            out.push_str(text);
+            return None;
         }
-        self.held.push_str(piece);
-        let found = self
-            .stops
-            .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at, stop.len(), stop)))
-            .min_by_key(|&(at, length, _)| (at, length));
-        if let Some((at, _, stop)) = found {
-            // A longer stop string that began earlier may still be on its way; the certain one is taken.
-            let stopped = Some(stop.clone());
-            self.held.truncate(at);
-            return StopStep { text: std::mem::take(&mut self.held), stopped };
+        self.held.push_str(text);
+        if let Some((start, which)) = self.first_hit() {
+            out.push_str(&self.held[..start]);
+            self.held.clear();
+            return Some(&self.stops[which]);
         }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
-        let held = self.held.split_off(self.held.len() - keep);
-        StopStep { text: std::mem::replace(&mut self.held, held), stopped: None }
+        let safe = self.held.len() - self.longest_beginning();
+        out.push_str(&self.held[..safe]);
+        self.held.drain(..safe);
+        None
     }
 
-    /// The end of the text: what was held back belongs to it after all.
+    /// The stop string that is spelled exactly like a control token, which never becomes text. Model files name theirs
+    /// among the stop strings.
+    #[must_use]
+    pub fn control(&self, spelling: &[u8]) -> Option<&str> {
+        self.stops.iter().map(String::as_str).find(|stop| stop.as_bytes() == spelling)
+    }
+
+    /// The text that was held back in vain, at the end of generation.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
-}
 
-/// Length of the longest proper prefix of `stop` that `text` ends with.
-fn overlap(text: &str, stop: &str) -> usize {
-    let longest = text.len().min(stop.len() - 1);
-    (1..=longest)
-        .rev()
-        .find(|&length| stop.is_char_boundary(length) && text.as_bytes().ends_with(&stop.as_bytes()[..length]))
-        .unwrap_or(0)
+    fn first_hit(&self) -> Option<(usize, usize)> {
+        let hits = self.stops.iter().enumerate().filter_map(|(which, stop)| {
+            let start = self.held.find(stop.as_str())?;
+            Some((start + stop.len(), start, which))
+        });
+        hits.min().map(|(_, start, which)| (start, which))
+    }
+
+    /// Bytes of the longest suffix of the held text that begins a stop string.
+    fn longest_beginning(&self) -> usize {
+        let held = self.held.as_bytes();
+        let beginning = |stop: &String| {
+            let longest = held.len().min(stop.len() - 1);
+            (1..=longest).rev().find(|&bytes| stop.as_bytes().starts_with(&held[held.len() - bytes..]))
+        };
+        self.stops.iter().filter_map(beginning).max().unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vocab::TokenKind;
 
-    fn bytes_vocab() -> Arc<Vocab> {
-        let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).chain([b"<end>".to_vec()]).collect();
-        let mut kinds = vec![TokenKind::Text; 256];
-        kinds.push(TokenKind::Control);
-        Arc::new(Vocab { bytes, kinds, ..Vocab::default() })
+    fn detokenize(pieces: &[&[u8]]) -> (String, usize) {
+        let mut detokenizer = Detokenizer::new();
+        let mut text = String::new();
+        for piece in pieces {
+            detokenizer.push(piece, &mut text);
+            assert!(detokenizer.held().len() <= 3, "at most three bytes are held");
+        }
+        (text, detokenizer.held().len())
     }
 
-    fn detokenize(bytes: &[u8]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(bytes_vocab());
-        bytes.iter().map(|&byte| detokenizer.push(u32::from(byte))).collect()
+    /// Every way to cut `whole` into up to three pieces.
+    fn for_every_split(whole: &[u8], mut check: impl FnMut(&[&[u8]])) {
+        for first in 0..=whole.len() {
+            for second in first..=whole.len() {
+                check(&[&whole[..first], &whole[first..second], &whole[second..]]);
+            }
+        }
+        check(&whole.chunks(1).collect::<Vec<_>>());
     }
 
     #[test]
-    fn characters_come_whole() {
-        assert_eq!(detokenize("é".as_bytes()), ["", "é"]);
-        assert_eq!(detokenize("🏳️‍🌈".as_bytes()).concat(), "🏳️‍🌈");
-        for piece in detokenize("a🏳️‍🌈b".as_bytes()) {
-            assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{piece:?}");
+    fn characters_survive_any_split() {
+        let whole = "aé€🏳️‍🌈z".as_bytes();
+        for_every_split(whole, |pieces| {
+            assert_eq!(detokenize(pieces), ("aé€🏳️‍🌈z".to_owned(), 0), "{pieces:?}");
+        });
+    }
+
+    #[test]
+    fn invalid_bytes_are_replaced_as_the_standard_library_does_whatever_the_split() {
+        let samples: [&[u8]; 5] =
+            [b"a\xffb", b"\xe2\x82a", b"\xf0\x9f\xe2\x82\xac", b"\xc0\xaf\xed\xa0\x80x", b"\x80\x80\xf4\x90z"];
+        for whole in samples {
+            let expected = String::from_utf8_lossy(whole);
+            for_every_split(whole, |pieces| assert_eq!(detokenize(pieces).0, expected, "{pieces:?}"));
         }
     }
 
     #[test]
-    fn what_can_never_be_a_character_is_replaced_at_once() {
-        assert_eq!(detokenize(&[0xff, b'a']), ["\u{fffd}", "a"]);
-        assert_eq!(detokenize(&[0xe2, 0x28]).concat(), "\u{fffd}(");
+    fn a_character_cut_at_the_end_is_held_not_replaced() {
+        assert_eq!(detokenize(&[b"ok\xf0\x9f\x8f"]), ("ok".to_owned(), 3));
     }
 
-    #[test]
-    fn an_unfinished_character_at_the_end_is_not_text() {
-        assert_eq!(detokenize(&[b'a', 0xf0, 0x9f, 0x8f]).concat(), "a");
-    }
-
-    #[test]
-    fn control_tokens_and_strangers_are_not_text() {
-        let mut detokenizer = Detokenizer::new(bytes_vocab());
-        assert_eq!(detokenizer.push(256), "");
-        assert_eq!(detokenizer.push(4_000_000), "");
-    }
-
-    /// Feeds `text` in pieces of every size and expects the same each time.
-    fn check_stops(text: &str, stops: &[&str], expect: &str, stopped: Option<&str>) {
+    fn stop(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
         let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
-        for size in 1..=text.chars().count().max(1) {
-            let mut matcher = StopMatcher::new(&stops);
-            let (mut seen, mut hit) = (String::new(), None);
-            let characters: Vec<char> = text.chars().collect();
-            for piece in characters.chunks(size) {
-                let step = matcher.push(&piece.iter().collect::<String>());
-                seen.push_str(&step.text);
-                hit = step.stopped;
-                if hit.is_some() {
-                    break;
+        let mut matcher = StopMatcher::new(&stops);
+        let mut out = String::new();
+        for piece in pieces {
+            if let Some(hit) = matcher.push(piece, &mut out) {
+                return (out, Some(hit.to_owned()));
+            }
+        }
+        out.push_str(&matcher.finish());
+        (out, None)
+    }
+
+    #[test]
+    fn stop_strings_are_found_across_any_split_and_never_emitted() {
+        let cases: [(&[&str], &str, &str, Option<&str>); 8] = [
+            (&["3,"], " 12, 13, 14", " 12, 1", Some("3,")),
+            (&["aab"], "aaaab!", "aa", Some("aab")),
+            (&["abc", "b"], "xabc", "xa", Some("b")),
+            (&["bc", "abc"], "xabcd", "x", Some("abc")),
+            (&["€€"], "a€é€€", "a€é", Some("€€")),
+            (&["never", "END"], "the EN", "the EN", None),
+            (&[""], "text", "text", None),
+            (&[], "text", "text", None),
+        ];
+        for (stops, text, expected, hit) in cases {
+            let boundaries: Vec<usize> = (0..=text.len()).filter(|&at| text.is_char_boundary(at)).collect();
+            for &first in &boundaries {
+                for &second in boundaries.iter().filter(|&&at| at >= first) {
+                    let pieces = [&text[..first], &text[first..second], &text[second..]];
+                    let expected = (expected.to_owned(), hit.map(str::to_owned));
+                    assert_eq!(stop(stops, &pieces), expected, "{stops:?} in {pieces:?}");
                 }
             }
-            if hit.is_none() {
-                seen.push_str(&matcher.finish());
-            }
-            assert_eq!((seen.as_str(), hit.as_deref()), (expect, stopped), "{text:?} in pieces of {size}");
         }
     }
 
     #[test]
-    fn a_stop_string_is_found_in_any_split_and_never_shown() {
-        check_stops("10, 11, 12, 13, 14", &["3,"], "10, 11, 12, 1", Some("3,"));
-        check_stops("aaab", &["aab"], "a", Some("aab"));
-        check_stops("hello", &["xyz"], "hello", None);
-        check_stops("almost <|en", &["<|end|>"], "almost <|en", None);
-        check_stops("größer", &["ßer"], "grö", Some("ßer"));
-        check_stops("anything", &["", "\n"], "anything", None);
-        check_stops("", &["x"], "", None);
-    }
-
-    #[test]
-    fn the_earliest_of_several_wins() {
-        check_stops("one two three", &["three", "two"], "one ", Some("two"));
+    fn no_more_is_held_back_than_could_begin_a_stop_string() {
+        let mut matcher = StopMatcher::new(&["</end>".to_owned()]);
+        let mut out = String::new();
+        assert_eq!(matcher.push("hello <", &mut out), None);
+        assert_eq!(out, "hello ");
+        assert_eq!(matcher.push("b", &mut out), None);
+        assert_eq!(out, "hello <b");
     }
 }

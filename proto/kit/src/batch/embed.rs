@@ -1,135 +1,203 @@
-//! Embedding requests: in groups, so that a cancel is seen and progress is told between them.
+//! Embeddings: many inputs of many requests, as many per step as a forward pass holds.
+//!
+//! A step is short, so that a cancel is seen between two of them. When a shared computation fails, its requests are
+//! computed apart, so that only the one at fault fails.
 
 use std::time::Instant;
 
-use ollmlx_proto::{Embed, Embeddings, Failure, FailureKind, Output, RequestId, Timings, TokenId};
+use ollmlx_proto::{Embed, Embeddings, Failure, FailureKind, Output, Request, RequestId, TokenId};
 
+use super::job::Clock;
+use super::{Outputs, broken, failure, prompt};
 use crate::engine::{Engine, EngineError};
-use crate::vocab::Vocab;
 
-/// One embedding request at work.
+/// One embedding request.
 #[derive(Debug)]
-pub(super) struct EmbedRun {
+pub(super) struct EmbedJob {
     pub(super) id: RequestId,
     pub(super) cancelled: bool,
-    options: Embed,
+    pub(super) clock: Clock,
+    /// Those before `vectors.len()` are done, and empty.
     inputs: Vec<Vec<TokenId>>,
     vectors: Vec<Vec<f32>>,
-    arrived: Instant,
-    started: Option<Instant>,
+    prompt_tokens: u32,
+    normalize: bool,
+    dimensions: Option<u32>,
 }
 
-impl EmbedRun {
-    /// Tokenises the inputs and shortens the ones that are too long.
+impl EmbedJob {
+    /// Tokenises the inputs and shortens them where that is allowed.
     ///
     /// # Errors
-    /// An input is too long and must not be shortened, or is refused by the tokenizer.
+    /// An input is too long, or empty.
     pub(super) fn new<E: Engine>(
+        request: &Request,
+        embed: &Embed,
         engine: &E,
-        id: RequestId,
-        options: Embed,
-        window: usize,
         arrived: Instant,
     ) -> Result<Self, Failure> {
-        let window = window.min(engine.facts().context_tokens as usize);
-        let mut inputs = Vec::with_capacity(options.inputs.len());
-        for text in &options.inputs {
-            let mut tokens = engine.tokenize(text, true, false)?;
-            if tokens.is_empty() {
-                let vocab = &engine.facts().vocab;
-                let start = vocab.bos.or(vocab.eos);
-                tokens.push(start.ok_or_else(|| Failure::new(FailureKind::InvalidRequest, "empty input"))?);
-            }
+        let window = prompt::window(&request.limits, engine.facts());
+        let frame = engine.tokenize("", true, true)?;
+        let mut inputs = Vec::with_capacity(embed.inputs.len());
+        for text in &embed.inputs {
+            let mut tokens = engine.tokenize(text, true, true)?;
             if tokens.len() > window {
-                if !options.truncate {
+                if !embed.truncate {
                     let text = "the input length exceeds the context length";
-                    let detail = format!("{} tokens, window of {window}", tokens.len());
-                    return Err(Failure::new(FailureKind::ContextExceeded, text).with_detail(detail));
+                    return Err(Failure::new(FailureKind::ContextExceeded, text));
                 }
-                shorten(&mut tokens, window, &engine.facts().vocab);
+                shorten(&mut tokens, &frame, window);
+            }
+            if tokens.is_empty() {
+                return Err(Failure::new(FailureKind::InvalidRequest, "an input is empty"));
             }
             inputs.push(tokens);
         }
-        Ok(Self { id, cancelled: false, options, inputs, vectors: Vec::new(), arrived, started: None })
+        let prompt_tokens = inputs.iter().map(Vec::len).sum::<usize>();
+        Ok(Self {
+            id: request.id,
+            cancelled: false,
+            clock: Clock::new(arrived),
+            vectors: Vec::with_capacity(inputs.len()),
+            inputs,
+            prompt_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
+            normalize: embed.normalize,
+            dimensions: embed.dimensions,
+        })
     }
 
-    /// Computes the next group. Returns the terminal output when all is done.
-    ///
-    /// # Errors
-    /// The engine is broken and the worker must exit.
-    pub(super) fn step<E: Engine>(&mut self, engine: &mut E) -> Result<Option<Output>, EngineError> {
-        self.started.get_or_insert_with(Instant::now);
-        let done = self.vectors.len();
-        if done == self.inputs.len() {
-            return Ok(Some(self.finish()));
-        }
-        let group = usize::from(engine.facts().slots).max(1).min(self.inputs.len() - done);
-        match engine.embed(&self.inputs[done..done + group]) {
-            Ok(vectors) if vectors.len() == group => self.vectors.extend(vectors),
-            Ok(_) => return Ok(Some(Output::Failed(failure("the engine lost a vector")))),
-            Err(EngineError::Broken(reason)) => return Err(EngineError::Broken(reason)),
-            Err(EngineError::Unsupported(reason)) => {
-                return Ok(Some(Output::Failed(Failure::new(FailureKind::Unsupported, reason))));
-            }
-            Err(error) => return Ok(Some(Output::Failed(failure(&error.to_string())))),
-        }
+    /// The end of this request, if it has come.
+    fn result(&mut self) -> Option<Output> {
         if self.vectors.len() < self.inputs.len() {
-            return Ok(None);
+            return None;
         }
-        Ok(Some(self.finish()))
+        self.clock.decode = Some(Instant::now());
+        let vectors = std::mem::take(&mut self.vectors);
+        let vectors = vectors.into_iter().map(|vector| self.dress(vector)).collect::<Result<_, _>>();
+        Some(match vectors {
+            Ok(vectors) => Output::Embedded(Embeddings {
+                vectors,
+                prompt_tokens: self.prompt_tokens,
+                timings: self.clock.timings(),
+            }),
+            Err(failure) => Output::Failed(failure),
+        })
     }
 
-    /// Prompt tokens done and in all, as proof of life.
-    pub(super) fn progress(&self) -> Output {
-        let count =
-            |inputs: &[Vec<TokenId>]| u32::try_from(inputs.iter().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX);
-        Output::Prefill { done: count(&self.inputs[..self.vectors.len()]), total: count(&self.inputs) }
-    }
-
-    fn finish(&mut self) -> Output {
-        let mut vectors = std::mem::take(&mut self.vectors);
-        for vector in &mut vectors {
-            if let Some(dimensions) = self.options.dimensions.filter(|&dimensions| dimensions > 0) {
-                vector.truncate(dimensions as usize);
-            }
-            if vector.iter().any(|value| !value.is_finite()) {
-                let text = "embedding contains NaN or Inf values";
-                return Output::Failed(Failure::new(FailureKind::InvalidRequest, text));
-            }
-            if self.options.normalize {
-                normalize(vector);
+    fn dress(&self, mut vector: Vec<f32>) -> Result<Vec<f32>, Failure> {
+        if vector.iter().any(|value| !value.is_finite()) {
+            return Err(Failure::new(FailureKind::EngineFailed, "embedding contains NaN or Inf values"));
+        }
+        if let Some(dimensions) = self.dimensions.filter(|&dimensions| dimensions > 0) {
+            vector.truncate(dimensions as usize);
+        }
+        if self.normalize {
+            let length = vector.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+            if length > 0.0 {
+                vector.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
             }
         }
-        let Output::Prefill { total, .. } = self.progress() else {
-            return Output::Failed(failure("the inputs were lost"));
-        };
-        let elapsed = |since: Instant| u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let started = self.started.unwrap_or(self.arrived);
-        let queue = started.saturating_duration_since(self.arrived).as_nanos();
-        let timings =
-            Timings { queue_ns: u64::try_from(queue).unwrap_or(u64::MAX), prefill_ns: elapsed(started), decode_ns: 0 };
-        Output::Embedded(Embeddings { vectors, prompt_tokens: total, timings })
+        Ok(vector)
     }
 }
 
-fn failure(reason: &str) -> Failure {
-    Failure::new(FailureKind::EngineFailed, format!("an error was encountered while running the model: {reason}"))
-}
-
-/// Cuts the end off, but keeps a closing marker that the tokenizer put there.
-fn shorten(tokens: &mut Vec<TokenId>, window: usize, vocab: &Vocab) {
-    let last = tokens.last().copied().filter(|last| vocab.ends.contains(last) || vocab.eos == Some(*last));
+/// Cuts an input, but keeps the marker at its end where the tokenizer puts one there.
+fn shorten(tokens: &mut Vec<TokenId>, frame: &[TokenId], window: usize) {
+    let end = match (frame, tokens.last()) {
+        (&[_, .., end], Some(&last)) if end == last => Some(end),
+        _ => None,
+    };
     tokens.truncate(window);
-    if let (Some(marker), Some(end)) = (last, tokens.last_mut()) {
-        *end = marker;
+    if let (Some(end), Some(last)) = (end, tokens.last_mut()) {
+        *last = end;
     }
 }
 
-fn normalize(vector: &mut [f32]) {
-    let length = vector.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt();
-    if length > 0.0 {
-        for value in vector {
-            *value = (f64::from(*value) / length) as f32;
+/// The inputs of one request in one step.
+struct Part {
+    job: usize,
+    inputs: Vec<Vec<TokenId>>,
+}
+
+/// Computes as many inputs as one forward pass holds, and says what is complete.
+///
+/// # Errors
+/// The engine is broken.
+pub(super) fn step<E: Engine>(engine: &mut E, jobs: &mut Vec<EmbedJob>, out: &mut Outputs) -> Result<(), Failure> {
+    let parts = take(jobs, engine.facts().batch_tokens as usize);
+    let all: Vec<Vec<TokenId>> = parts.iter().flat_map(|part| part.inputs.iter().cloned()).collect();
+    let mut failures: Vec<(usize, Failure)> = Vec::new();
+    let together = if all.is_empty() { Ok(Vec::new()) } else { compute(engine, &all) };
+    match together {
+        Ok(vectors) => {
+            let mut vectors = vectors.into_iter();
+            for part in &parts {
+                jobs[part.job].vectors.extend(vectors.by_ref().take(part.inputs.len()));
+            }
         }
+        Err(EngineError::Broken(detail)) => return Err(broken(detail)),
+        Err(error) if parts.len() == 1 => failures.push((parts[0].job, failure(&error))),
+        Err(_) => {
+            for part in &parts {
+                match compute(engine, &part.inputs) {
+                    Ok(vectors) => jobs[part.job].vectors.extend(vectors),
+                    Err(EngineError::Broken(detail)) => return Err(broken(detail)),
+                    Err(error) => failures.push((part.job, failure(&error))),
+                }
+            }
+        }
+    }
+    let mut index = 0;
+    jobs.retain_mut(|job| {
+        let failed = failures.iter().find(|(failed, _)| *failed == index);
+        index += 1;
+        let end = match failed {
+            Some((_, failure)) => Some(Output::Failed(failure.clone())),
+            None => job.result(),
+        };
+        let goes_on = end.is_none();
+        out.extend(end.map(|output| (job.id, output)));
+        goes_on
+    });
+    Ok(())
+}
+
+/// The next inputs in order, at least one, together at most `limit` tokens.
+fn take(jobs: &mut [EmbedJob], limit: usize) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut tokens = 0;
+    for (index, job) in jobs.iter_mut().enumerate() {
+        let mut inputs = Vec::new();
+        for input in &mut job.inputs[job.vectors.len()..] {
+            if tokens > 0 && tokens + input.len() > limit {
+                break;
+            }
+            tokens += input.len();
+            inputs.push(std::mem::take(input));
+        }
+        let complete = job.vectors.len() + inputs.len() == job.inputs.len();
+        if !inputs.is_empty() {
+            job.clock.prefill.get_or_insert_with(Instant::now);
+            parts.push(Part { job: index, inputs });
+        }
+        if !complete {
+            break;
+        }
+    }
+    parts
+}
+
+/// One vector per input; where the cache has no room for all, in halves.
+fn compute<E: Engine>(engine: &mut E, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    match engine.embed(inputs) {
+        Ok(vectors) if vectors.len() == inputs.len() => Ok(vectors),
+        Ok(vectors) => Err(EngineError::Failed(format!("{} vectors for {} inputs", vectors.len(), inputs.len()))),
+        Err(EngineError::NoRoom) if inputs.len() > 1 => {
+            let (first, second) = inputs.split_at(inputs.len() / 2);
+            let mut vectors = compute(engine, first)?;
+            vectors.append(&mut compute(engine, second)?);
+            Ok(vectors)
+        }
+        Err(error) => Err(error),
     }
 }
