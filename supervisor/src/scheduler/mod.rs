@@ -1,7 +1,297 @@
-//! Everything the supervisor decides. (to be written)
+//! Everything the supervisor decides: who may run, who waits, who is refused, which process is started, asked to leave
+//! or killed, and how long a failed one rests.
+//!
+//! [`Scheduler::step`] is the only way in and [`Outbox`] the only way out: no clock, no process, no lock, no task. It
+//! doesn't see tokens; it learns of a request at its arrival and its end. Everything it does is a function of its
+//! configuration, its seed and the `(Mono, Event)` pairs it was given.
+//!
+//! | file | |
+//! |---|---|
+//! | `lifecycle` | the life of one worker as a value |
+//! | `admission` | arrivals and departures of requests |
+//! | `queue`, `budget`, `evict`, `backoff` | who waits, who holds memory, who makes room, how long a failed one rests |
+//! | `room` | after each event: grants, starts, evictions |
+//! | `settle` | transitions, and what a death means for those concerned |
+//!
+//! Invariants: memory is reserved from `Wanted` until the process is reaped (I1); one process per model, one
+//! incarnation per process (I2); everything but `Absent`, `Spawning` and a pinned `Idle` has a deadline (I3); an illegal
+//! event changes nothing and is told as [`Effect::Never`] (I4); a draining worker gets no grants (I5); the tally
+//! of deaths outlives a quarantine (I6, in `limits`). Every request ends exactly once.
+//!
+//! Limit: a request that runs when its worker dies fails; it is not resumed yet. The driver keeps what resuming needs.
+
+mod admission;
+mod backoff;
+mod budget;
+mod cause;
 pub mod effect;
 pub mod event;
+mod evict;
+pub mod lifecycle;
+mod model;
+mod queue;
+mod room;
+mod settle;
 pub mod snapshot;
-pub use effect::{Effect, Push};
+
+use std::collections::BTreeMap;
+
+use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
+
+pub use effect::{Effect, Outbox, Push};
 pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono};
 pub use snapshot::{Snapshot, WorkerView};
+
+use backoff::Rng;
+use budget::Ledger;
+use lifecycle::{DrainReason, Input, State, Timeouts};
+use model::Model;
+
+/// What an administrator may set, with defaults from `limits`.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    /// Requests waiting over all models.
+    pub queue_max: usize,
+    /// Processes at once, leaving ones included; at least 1.
+    pub workers_max: usize,
+    /// Bytes that all workers may hold together; `None` is no limit.
+    pub memory_limit: Option<u64>,
+    /// For models whose requests say nothing.
+    pub default_keep_alive: KeepAlive,
+    /// Longest wait for a grant.
+    pub queue_wait_ms: u64,
+    /// A model that waits for room this long makes busy ones give way.
+    pub yield_after_ms: u64,
+    /// Of a worker's life.
+    pub timeouts: Timeouts,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            queue_max: limits::QUEUE_LEN_MAX,
+            workers_max: limits::WORKERS_MAX,
+            memory_limit: None,
+            default_keep_alive: KeepAlive::ForMs(limits::KEEP_ALIVE_MS),
+            queue_wait_ms: limits::QUEUE_WAIT_MS_MAX,
+            yield_after_ms: limits::YIELD_AFTER_MS,
+            timeouts: Timeouts {
+                hello_ms: limits::HELLO_TIMEOUT_MS,
+                load_stall_ms: limits::LOAD_STALL_MS,
+                silence_ms: limits::SILENCE_MS,
+                ask_ms: limits::ASK_TIMEOUT_MS,
+                term_ms: limits::TERM_TIMEOUT_MS,
+                kill_ms: limits::KILL_TIMEOUT_MS,
+                drain_ms: limits::DRAIN_TIMEOUT_MS,
+                linger_ms: limits::LINK_LINGER_MS,
+            },
+        }
+    }
+}
+
+/// The scheduler. See the module's documentation.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    rng: Rng,
+    ledger: Ledger,
+    /// In order of id; a place is stable within a step.
+    models: Vec<Model>,
+    /// Where each living request is.
+    homes: BTreeMap<RequestId, ModelId>,
+    queue_len: usize,
+    leaving: bool,
+    finished: bool,
+    now: Mono,
+}
+
+impl Scheduler {
+    /// An empty house. The seed only spreads restarts.
+    #[must_use]
+    pub fn new(config: SchedulerConfig, seed: u64) -> Self {
+        let ledger = Ledger::new(config.memory_limit);
+        Self {
+            config,
+            rng: Rng::new(seed),
+            ledger,
+            models: Vec::new(),
+            homes: BTreeMap::new(),
+            queue_len: 0,
+            leaving: false,
+            finished: false,
+            now: Mono(0),
+        }
+    }
+
+    /// Takes one event and appends what is to be done. A clock that goes back stands still.
+    pub fn step(&mut self, now: Mono, event: Event, out: &mut Outbox) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Arrived { request, job, plan, keep_alive } => self.arrived(request, job, plan, keep_alive, out),
+            Event::Left { request } => self.left(request, out),
+            Event::Unload { model } => self.unload(&model, out),
+            Event::Pardoned { model } => self.pardoned(&model, out),
+            Event::Spawned { worker, pid } => self.told(&worker, Input::Spawned { pid }, None, out),
+            Event::SpawnFailed { worker, reason } => self.ended(&worker, Cause::SpawnFailed(reason), "", out),
+            Event::Hello { worker } => self.told(&worker, Input::Hello, None, out),
+            Event::Misbehaved { worker, cause } => self.told(&worker, Input::Misbehaved, Some(cause), out),
+            Event::LoadProgress { worker, done, total } => self.progressed(&worker, (done, total), out),
+            Event::Ready { worker, ready } => self.ready(&worker, ready, out),
+            Event::LoadFailed { worker, failure } => {
+                self.told(&worker, Input::LoadFailed, Some(Cause::LoadFailed(failure)), out);
+            }
+            Event::Heard { worker } => self.told(&worker, Input::Heard, None, out),
+            Event::Ended { worker, request } => self.request_ended(&worker, request, out),
+            Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
+            Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
+            Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
+            Event::DeadlineElapsed => self.elapsed(out),
+            Event::ShutdownAsked => self.leave(Input::Drain { reason: DrainReason::Leaving }, out),
+            Event::ShutdownForced => self.leave(Input::Kill, out),
+        }
+        self.settle_wants(out);
+    }
+
+    /// When [`Event::DeadlineElapsed`] is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Mono> {
+        let of_model = |model: &Model| {
+            let state = model.state.deadline();
+            let head = model.queue.head();
+            let wait = head.map(|waiting| waiting.deadline);
+            let blocked = head.filter(|_| model.state == State::Absent);
+            let gives_way = blocked.map(|waiting| waiting.arrived.plus_ms(self.config.yield_after_ms));
+            let gives_way = gives_way.filter(|&at| at > self.now);
+            let cancel = model.running.values().filter_map(|running| running.cancel_deadline).min();
+            [state, wait, gives_way, cancel].into_iter().flatten().min()
+        };
+        self.models.iter().filter_map(of_model).min()
+    }
+
+    fn find(&self, model: &ModelId) -> Result<usize, usize> {
+        self.models.binary_search_by(|known| known.id.cmp(model))
+    }
+
+    /// The place of a living process; `None` for one that is gone, whose late words are dropped.
+    fn living(&self, worker: &WorkerId) -> Option<usize> {
+        let at = self.find(&worker.model).ok()?;
+        let model = &self.models[at];
+        (model.incarnation == worker.incarnation && model.state.has_process()).then_some(at)
+    }
+
+    fn told(&mut self, worker: &WorkerId, input: Input, cause: Option<Cause>, out: &mut Outbox) {
+        if let Some(at) = self.living(worker) {
+            self.apply(at, input, cause, out);
+        }
+    }
+
+    /// Only a load that moves pushes its deadline.
+    fn progressed(&mut self, worker: &WorkerId, progress: (u64, u64), out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        if self.models[at].progress.replace(progress) != Some(progress) {
+            self.apply(at, Input::Progress, None, out);
+        }
+    }
+
+    fn ready(&mut self, worker: &WorkerId, mut ready: Ready, out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        let model = &mut self.models[at];
+        if ready.slots == 0 {
+            let cause = Cause::Protocol("ready without slots".to_owned());
+            return self.apply(at, Input::Misbehaved, Some(cause), out);
+        }
+        if !matches!(model.state, State::Loading { .. }) {
+            let cause = Cause::Protocol("ready out of turn".to_owned());
+            let expires_at = None;
+            return self.apply(at, Input::Ready { expires_at }, Some(cause), out);
+        }
+        ready.slots = ready.slots.min(limits::SLOTS_MAX);
+        model.last_used = self.now;
+        let expires_at = model.expires_at(self.now);
+        self.ledger.report(&worker.model, ready.memory.total());
+        model.ready = Some(ready);
+        self.apply(at, Input::Ready { expires_at }, None, out);
+        self.relieve(out);
+    }
+
+    fn sampled(&mut self, worker: &WorkerId, bytes: u64, out: &mut Outbox) {
+        if self.living(worker).is_some() {
+            self.ledger.sample(&worker.model, bytes);
+            self.relieve(out);
+        }
+    }
+
+    fn request_ended(&mut self, worker: &WorkerId, request: RequestId, out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        let model = &mut self.models[at];
+        if model.running.remove(&request).is_none() {
+            // After a loss, those that ran have been failed already.
+            if !matches!(model.state, State::Exiting { .. }) {
+                out.never(format!("{worker} ended {request}, which it doesn't run"));
+            }
+            return;
+        }
+        self.homes.remove(&request);
+        model.last_used = self.now;
+        let expires_at = model.expires_at(self.now);
+        self.apply(at, Input::Ended { expires_at }, None, out);
+    }
+
+    fn unload(&mut self, model: &ModelId, out: &mut Outbox) {
+        let Ok(at) = self.find(model) else { return };
+        let known = &mut self.models[at];
+        if !known.state.has_process() {
+            return;
+        }
+        known.keep_alive = KeepAlive::Unload;
+        match known.state {
+            State::Idle { .. } => self.apply(at, Input::Drain { reason: DrainReason::Unload }, None, out),
+            State::Handshaking { .. } | State::Loading { .. } if known.queue.is_empty() => {
+                self.apply(at, Input::Drain { reason: DrainReason::Unload }, None, out);
+            }
+            // With work, or waited for: the keep-alive of nothing does the rest.
+            _ => {}
+        }
+    }
+
+    fn pardoned(&mut self, model: &ModelId, out: &mut Outbox) {
+        let Ok(at) = self.find(model) else { return };
+        self.models[at].tally.clear();
+        self.apply(at, Input::Pardoned, None, out);
+    }
+
+    /// Everything whose time has come.
+    fn elapsed(&mut self, out: &mut Outbox) {
+        let now = self.now;
+        for at in 0..self.models.len() {
+            let model = &mut self.models[at];
+            let late = model.queue.take(|waiting| waiting.deadline <= now);
+            for waiting in late {
+                self.fail_waiting(waiting.request, cause::waited_too_long(), out);
+            }
+            let model = &self.models[at];
+            if model.state.deadline().is_some_and(|deadline| deadline <= now) {
+                let cause = settle::cause_of_elapsed(model.state);
+                self.apply(at, Input::Elapsed, cause, out);
+            } else if model.running.values().any(|running| running.cancel_deadline.is_some_and(|at| at <= now))
+                && !matches!(model.state, State::Exiting { .. })
+            {
+                self.apply(at, Input::Hung, Some(Cause::Silent), out);
+            }
+        }
+    }
+
+    /// First, or harder, request to leave.
+    fn leave(&mut self, input: Input, out: &mut Outbox) {
+        self.leaving = true;
+        for at in 0..self.models.len() {
+            let waiting = self.models[at].queue.take(|_| true);
+            for waiting in waiting {
+                self.fail_waiting(waiting.request, cause::shutting_down(), out);
+            }
+            if self.models[at].state.has_process() {
+                self.apply(at, input, Some(Cause::Asked), out);
+            }
+        }
+    }
+}

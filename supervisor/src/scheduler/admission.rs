@@ -1,0 +1,107 @@
+//! The gate: a request leaves it granted, queued, joined to a load, or refused. And the way out for a client that
+//! leaves.
+
+use ollmlx_proto::{Failure, RequestId, limits};
+
+use super::event::{Job, KeepAlive, LoadPlan};
+use super::lifecycle::State;
+use super::model::Model;
+use super::queue::Waiting;
+use super::{Effect, Outbox, Scheduler, cause};
+
+impl Scheduler {
+    pub(super) fn arrived(
+        &mut self,
+        request: RequestId,
+        job: Job,
+        plan: Box<LoadPlan>,
+        keep_alive: Option<KeepAlive>,
+        out: &mut Outbox,
+    ) {
+        if self.homes.contains_key(&request) {
+            return out.never(format!("{request} arrived twice"));
+        }
+        if let Some(failure) = self.refusal(&plan) {
+            return out.push(Effect::Fail { request, failure });
+        }
+        let at = self.place_of(&plan);
+        let model = &mut self.models[at];
+        model.model = plan.model.clone();
+        let arrived = self.now;
+        let deadline = arrived.plus_ms(self.config.queue_wait_ms);
+        self.homes.insert(request, model.id.clone());
+        self.queue_len += 1;
+        model.queue.push(Waiting { request, job, plan, keep_alive, arrived, deadline, loads_failed: 0 });
+    }
+
+    /// Why it is turned away at once.
+    fn refusal(&self, plan: &LoadPlan) -> Option<Failure> {
+        if self.leaving {
+            return Some(cause::shutting_down());
+        }
+        let known = self.find(&plan.model.id).ok().map(|at| &self.models[at]);
+        if let Some(model) = known
+            && let State::Quarantined { until } = model.state
+        {
+            return Some(cause::quarantined(model.last_death.as_deref(), until, self.now));
+        }
+        let need = plan.memory.total();
+        let is_served = known.is_some_and(|model| model.state.accepts_work() && model.serves(plan));
+        if let Some(limit) = self.ledger.limit()
+            && !self.ledger.can_ever_fit(need)
+            && !is_served
+        {
+            return Some(cause::can_never_fit(need, limit));
+        }
+        // One that doesn't have to wait is not turned away because others do.
+        let waits = !known.is_some_and(|model| is_served && model.queue.is_empty() && model.has_free_slot());
+        (waits && self.queue_len >= self.config.queue_max).then(cause::queue_full)
+    }
+
+    fn place_of(&mut self, plan: &LoadPlan) -> usize {
+        match self.find(&plan.model.id) {
+            Ok(at) => at,
+            Err(_) => {
+                self.forget_one();
+                let at = self.find(&plan.model.id).unwrap_or_else(|at| at);
+                self.models.insert(at, Model::new(plan.model.clone(), self.config.default_keep_alive));
+                at
+            }
+        }
+    }
+
+    /// Keeps the table bounded: the absent model that was used longest ago goes.
+    fn forget_one(&mut self) {
+        if self.models.len() >= limits::MODELS_REMEMBERED_MAX {
+            let absent = self.models.iter().enumerate().filter(|(_, model)| model.is_forgettable());
+            if let Some((at, _)) = absent.min_by_key(|(_, model)| model.last_used) {
+                self.models.remove(at);
+            }
+        }
+    }
+
+    pub(super) fn left(&mut self, request: RequestId, out: &mut Outbox) {
+        // One that has ended may still be reported as gone.
+        let Some(home) = self.homes.get(&request) else { return };
+        let Ok(at) = self.find(home) else { return out.never(format!("{request} has no home")) };
+        let model = &mut self.models[at];
+        if model.queue.remove(request).is_some() {
+            self.homes.remove(&request);
+            self.queue_len -= 1;
+        } else if let Some(running) = model.running.get_mut(&request) {
+            if running.cancel_deadline.is_none() {
+                running.cancel_deadline = Some(self.now.plus_ms(self.config.timeouts.silence_ms));
+                out.push(Effect::Cancel { worker: model.worker(), request });
+            }
+        } else {
+            out.never(format!("{request} is neither waiting nor running"));
+        }
+    }
+
+    /// Ends one that is out of the line already.
+    pub(super) fn fail_waiting(&mut self, request: RequestId, failure: Failure, out: &mut Outbox) {
+        self.homes.remove(&request);
+        self.queue_len -= 1;
+        out.push(Effect::Fail { request, failure });
+    }
+}

@@ -1,0 +1,98 @@
+//! What the scheduler knows of one model: its life, its line, its present process and its past.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId};
+
+use super::backoff::DeathTally;
+use super::event::{Cause, KeepAlive, LoadPlan, Mono};
+use super::lifecycle::State;
+use super::queue::{Queue, serves};
+use crate::catalog::ModelRef;
+
+/// A request that holds a slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Running {
+    /// Its client left; the worker must confirm the end by then.
+    pub(super) cancel_deadline: Option<Mono>,
+}
+
+/// One model.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) id: ModelId,
+    pub(super) model: Arc<ModelRef>,
+    /// Of its present or last process.
+    pub(super) incarnation: Incarnation,
+    pub(super) state: State,
+    pub(super) queue: Queue,
+    /// Who holds a slot. In step with the state's count, except while a lost link lingers.
+    pub(super) running: BTreeMap<RequestId, Running>,
+    /// How the present process was told to load.
+    pub(super) plan: Option<Box<LoadPlan>>,
+    /// What it said when it was ready.
+    pub(super) ready: Option<Ready>,
+    pub(super) progress: Option<(u64, u64)>,
+    /// Why it is on its way out.
+    pub(super) cause: Option<Cause>,
+    pub(super) keep_alive: KeepAlive,
+    pub(super) last_used: Mono,
+    pub(super) tally: DeathTally,
+    pub(super) restarts: u32,
+    /// Whether the last process died unasked.
+    pub(super) died: bool,
+    pub(super) last_death: Option<String>,
+}
+
+impl Model {
+    pub(super) fn new(model: Arc<ModelRef>, keep_alive: KeepAlive) -> Self {
+        Self {
+            id: model.id.clone(),
+            model,
+            incarnation: Incarnation(0),
+            state: State::Absent,
+            queue: Queue::default(),
+            running: BTreeMap::new(),
+            plan: None,
+            ready: None,
+            progress: None,
+            cause: None,
+            keep_alive,
+            last_used: Mono(0),
+            tally: DeathTally::default(),
+            restarts: 0,
+            died: false,
+            last_death: None,
+        }
+    }
+
+    pub(super) fn worker(&self) -> WorkerId {
+        WorkerId { model: self.id.clone(), incarnation: self.incarnation }
+    }
+
+    /// When an idle worker goes, counted from now.
+    pub(super) fn expires_at(&self, now: Mono) -> Option<Mono> {
+        match self.keep_alive {
+            KeepAlive::ForMs(ms) => Some(now.plus_ms(ms)),
+            KeepAlive::Forever => None,
+            KeepAlive::Unload => Some(now),
+        }
+    }
+
+    /// Whether the process can serve what asks for `wanted`.
+    pub(super) fn serves(&self, wanted: &LoadPlan) -> bool {
+        let context_tokens = self.ready.as_ref().map_or(0, |ready| ready.context_tokens);
+        self.plan.as_ref().is_some_and(|loaded| serves(loaded, context_tokens, wanted))
+    }
+
+    pub(super) fn has_free_slot(&self) -> bool {
+        let slots = self.ready.as_ref().map_or(0, |ready| usize::from(ready.slots));
+        self.state.accepts_work() && self.running.len() < slots
+    }
+
+    /// Whether nothing would be lost by forgetting it.
+    pub(super) fn is_forgettable(&self) -> bool {
+        self.state == State::Absent && self.queue.is_empty() && self.tally.is_empty()
+    }
+}
