@@ -53,7 +53,19 @@ pub const QUEUE_WAIT_MS_MAX: u64 = 30 * 60_000;
 /// Events waiting for the driver.
 pub const DRIVER_QUEUE_LEN_MAX: usize = 4096;
 
+/// A model that waits for room this long makes busy workers give way. Shorter, and two models under load would be
+/// reloaded in turns for every request.
+pub const YIELD_AFTER_MS: u64 = 5_000;
+/// Processes at once where nothing is configured (`OLLAMA_MAX_LOADED_MODELS`); Ollama's own default without a GPU.
+pub const WORKERS_MAX: usize = 3;
+/// How long a model stays after its last request where nothing is said (`OLLAMA_KEEP_ALIVE`).
+pub const KEEP_ALIVE_MS: u64 = 5 * 60_000;
+/// Models whose past is remembered.
+pub const MODELS_REMEMBERED_MAX: usize = 1024;
+
 // --- the life of a worker ---
+/// A worker whose link closed gets this long to end by itself, so that its own exit status can be told.
+pub const LINK_LINGER_MS: u64 = 500;
 /// A started process must say hello within this.
 pub const HELLO_TIMEOUT_MS: u64 = 30_000;
 /// A load must make progress within this (`OLLAMA_LOAD_TIMEOUT`).

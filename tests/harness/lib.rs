@@ -1,1 +1,128 @@
+//! What the tests share: model references, load plans, requests.
 
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ollmlx_proto::{
+    Capability, Chat, ContentPart, Format, Limits, LoadSpec, MemoryReport, Message, ModelCard, ModelId, Request,
+    RequestId, Role, Sampling, ThinkMode, Work,
+};
+use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
+use ollmlx_supervisor::scheduler::LoadPlan;
+
+/// A model whose id is derived from its name and whose weights are this file.
+#[must_use]
+pub fn model(name: &str, weights: PathBuf) -> Arc<ModelRef> {
+    let card = ModelCard {
+        format: "gguf".to_owned(),
+        architecture: "fake".to_owned(),
+        parameter_count: 1,
+        quantization: "F16".to_owned(),
+        context_length: 4096,
+        embedding_length: 8,
+        block_count: 1,
+        vocab_size: 16,
+        weight_bytes: 1,
+        kv_bytes_per_token: 1,
+        kv_bytes_fixed: 0,
+        chat_template: None,
+        capabilities: vec![Capability::Completion],
+        metadata: "{}".to_owned(),
+        tensors: Vec::new(),
+    };
+    Arc::new(ModelRef {
+        id: id(name),
+        name: name.to_owned(),
+        full_name: name.to_owned(),
+        backend: Backend::Gguf,
+        weights: vec![weights],
+        adapters: Vec::new(),
+        card: Arc::new(card),
+        capabilities: vec![Capability::Completion],
+        template: None,
+        system: None,
+        params: serde_json::Map::new(),
+        messages: Vec::new(),
+        licenses: Vec::new(),
+        digest: String::new(),
+        size_bytes: 1,
+        modified_at: SystemTime::UNIX_EPOCH,
+        details: Details::default(),
+        parent: String::new(),
+    })
+}
+
+/// 64 hexadecimal digits made of a name.
+#[must_use]
+pub fn id(name: &str) -> ModelId {
+    let hex: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+    ModelId(format!("{hex:0<64}").chars().take(64).collect())
+}
+
+/// A plan for two slots.
+#[must_use]
+pub fn plan(model: &Arc<ModelRef>, context_tokens: u32, bytes: u64) -> LoadPlan {
+    LoadPlan {
+        model: model.clone(),
+        spec: LoadSpec {
+            weights: model.weights.clone(),
+            adapters: Vec::new(),
+            go_template: None,
+            slots: 2,
+            context_tokens,
+            batch_tokens: 512,
+            threads: 1,
+            gpu_layers: 0,
+            kv_type: "f16".to_owned(),
+            embedding: false,
+            cpu_level: String::new(),
+        },
+        memory: MemoryReport { weights: bytes, kv: 0, compute: 0 },
+    }
+}
+
+/// A chat request.
+#[must_use]
+pub fn request(id: u64, text: &str) -> Box<Request> {
+    let message = Message {
+        role: Role::User,
+        content: vec![ContentPart::Text(text.to_owned())],
+        thinking: None,
+        tool_calls: Vec::new(),
+        tool_name: None,
+        tool_call_id: None,
+    };
+    Box::new(Request {
+        id: RequestId(id),
+        work: Work::Chat(Chat {
+            messages: vec![message],
+            tools: Vec::new(),
+            think: ThinkMode::Unset,
+            template: None,
+            single_turn: false,
+            context: Vec::new(),
+            suffix: None,
+            render_only: false,
+        }),
+        sampling: Sampling {
+            seed: 1,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+        },
+        stop: Vec::new(),
+        format: Format::Text,
+        limits: Limits { max_tokens: None, context_tokens: 4096, truncate: true, shift: false, keep_tokens: 0 },
+        logprobs: None,
+        produced: Vec::new(),
+    })
+}

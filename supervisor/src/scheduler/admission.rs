@@ -1,142 +1,107 @@
-//! The gate: who is let in, who is refused at once; and leaving, for clients and for the whole server.
+//! The gate: a request leaves it granted, queued, joined to a load, or refused. And the way out for a client that
+//! leaves.
 
-use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId};
+use ollmlx_proto::{Failure, RequestId, limits};
 
-use super::event::{Cause, Job, KeepAlive, LoadPlan, Mono};
-use super::lifecycle::{Input, State};
-use super::model::{Model, Waiting};
-use super::{Effect, Outbox, Scheduler};
-
-/// Ollama's words, with its two spaces.
-const BUSY: &str = "server busy, please try again.  maximum pending requests exceeded";
+use super::event::{Job, KeepAlive, LoadPlan};
+use super::lifecycle::State;
+use super::model::Model;
+use super::queue::Waiting;
+use super::{Effect, Outbox, Scheduler, cause};
 
 impl Scheduler {
     pub(super) fn arrived(
         &mut self,
-        now: Mono,
         request: RequestId,
         job: Job,
-        plan: LoadPlan,
+        plan: Box<LoadPlan>,
         keep_alive: Option<KeepAlive>,
         out: &mut Outbox,
     ) {
-        if self.requests.contains_key(&request) {
-            out.push(Effect::Never { what: format!("{request} arrived twice") });
-            return;
+        if self.homes.contains_key(&request) {
+            return out.never(format!("{request} arrived twice"));
         }
-        if let Some(failure) = self.refusal(now, &plan) {
-            out.push(Effect::Fail { request, failure });
-            return;
+        if let Some(failure) = self.refusal(&plan) {
+            return out.push(Effect::Fail { request, failure });
         }
-        let id = plan.model.id.clone();
-        let default = self.config.keep_alive;
-        let model = self.models.entry(id.clone()).or_insert_with(|| Model::new(plan.clone(), default, now));
-        if !model.state.is_live() && model.queue.is_empty() {
-            // A new life: what an earlier one was told is forgotten.
-            model.keep_alive = default;
-        }
-        if let Some(keep_alive) = keep_alive {
-            model.keep_alive = keep_alive;
-        }
-        model.unload_asked = false;
-        let deadline = now.plus_ms(self.config.queue_wait_ms);
-        model.queue.push_back(Waiting { request, job, plan, deadline });
-        self.requests.insert(request, id);
+        let at = self.place_of(&plan);
+        let model = &mut self.models[at];
+        model.model = plan.model.clone();
+        let arrived = self.now;
+        let deadline = arrived.plus_ms(self.config.queue_wait_ms);
+        self.homes.insert(request, model.id.clone());
+        self.queue_len += 1;
+        model.queue.push(Waiting { request, job, plan, keep_alive, arrived, deadline, loads_failed: 0 });
     }
 
-    /// Why a request is not let in.
-    fn refusal(&self, now: Mono, plan: &LoadPlan) -> Option<Failure> {
+    /// Why it is turned away at once.
+    fn refusal(&self, plan: &LoadPlan) -> Option<Failure> {
         if self.leaving {
-            return Some(Failure::new(FailureKind::ShuttingDown, "the server is shutting down"));
+            return Some(cause::shutting_down());
         }
-        let waiting: usize = self.models.values().map(|model| model.queue.len()).sum();
-        if waiting >= self.config.queue_len_max {
-            return Some(Failure::new(FailureKind::Busy, BUSY));
+        let known = self.find(&plan.model.id).ok().map(|at| &self.models[at]);
+        if let Some(model) = known
+            && let State::Quarantined { until } = model.state
+        {
+            return Some(cause::quarantined(model.last_death.as_deref(), until, self.now));
         }
-        let needs = plan.memory.total();
-        if !self.ledger.could_fit(needs) {
-            let limit = self.ledger.limit().unwrap_or(0);
-            let text = format!(
-                "model requires more memory ({:.1} GB) than the limit allows ({:.1} GB); use a smaller model, a smaller \
-                 num_ctx or fewer parallel requests",
-                needs as f64 / 1e9,
-                limit as f64 / 1e9
-            );
-            return Some(Failure::new(FailureKind::OutOfMemory, text));
+        let need = plan.memory.total();
+        let is_served = known.is_some_and(|model| model.state.accepts_work() && model.serves(plan));
+        if let Some(limit) = self.ledger.limit()
+            && !self.ledger.can_ever_fit(need)
+            && !is_served
+        {
+            return Some(cause::can_never_fit(need, limit));
         }
-        let model = self.models.get(&plan.model.id)?;
-        match model.state {
-            State::Quarantined { until } if until > now => {
-                let cause = model.last_death.clone().unwrap_or_default();
-                Some(super::quarantine_failure(&cause, until.since(now) / 1_000_000))
+        // One that doesn't have to wait is not turned away because others do.
+        let waits = !known.is_some_and(|model| is_served && model.queue.is_empty() && model.has_free_slot());
+        (waits && self.queue_len >= self.config.queue_max).then(cause::queue_full)
+    }
+
+    fn place_of(&mut self, plan: &LoadPlan) -> usize {
+        match self.find(&plan.model.id) {
+            Ok(at) => at,
+            Err(_) => {
+                self.forget_one();
+                let at = self.find(&plan.model.id).unwrap_or_else(|at| at);
+                self.models.insert(at, Model::new(plan.model.clone(), self.config.default_keep_alive));
+                at
             }
-            _ => None,
         }
     }
 
-    /// The client is gone. A waiting request is forgotten; a running one is cancelled, and keeps its slot until the
-    /// worker confirms (law b).
+    /// Keeps the table bounded: the absent model that was used longest ago goes.
+    fn forget_one(&mut self) {
+        if self.models.len() >= limits::MODELS_REMEMBERED_MAX {
+            let absent = self.models.iter().enumerate().filter(|(_, model)| model.is_forgettable());
+            if let Some((at, _)) = absent.min_by_key(|(_, model)| model.last_used) {
+                self.models.remove(at);
+            }
+        }
+    }
+
     pub(super) fn left(&mut self, request: RequestId, out: &mut Outbox) {
-        let Some(id) = self.requests.get(&request).cloned() else { return };
-        let Some(model) = self.models.get_mut(&id) else { return };
-        if let Some(present) = model.running.get_mut(&request) {
-            if std::mem::replace(present, false) {
-                let worker = model.worker(&id);
-                out.push(Effect::Cancel { worker, request });
+        // One that has ended may still be reported as gone.
+        let Some(home) = self.homes.get(&request) else { return };
+        let Ok(at) = self.find(home) else { return out.never(format!("{request} has no home")) };
+        let model = &mut self.models[at];
+        if model.queue.remove(request).is_some() {
+            self.homes.remove(&request);
+            self.queue_len -= 1;
+        } else if let Some(running) = model.running.get_mut(&request) {
+            if running.cancel_deadline.is_none() {
+                running.cancel_deadline = Some(self.now.plus_ms(self.config.timeouts.silence_ms));
+                out.push(Effect::Cancel { worker: model.worker(), request });
             }
-            return;
-        }
-        model.queue.retain(|waiting| waiting.request != request);
-        self.requests.remove(&request);
-    }
-
-    pub(super) fn unload(&mut self, id: &ModelId) {
-        if let Some(model) = self.models.get_mut(id) {
-            model.unload_asked = true;
+        } else {
+            out.never(format!("{request} is neither waiting nor running"));
         }
     }
 
-    pub(super) fn pardon(&mut self, now: Mono, id: &ModelId, out: &mut Outbox) {
-        let Some(model) = self.models.get_mut(id) else { return };
-        model.tally.forget();
-        model.load_failures = 0;
-        model.restarts = 0;
-        model.last_death = None;
-        let worker = model.worker(id);
-        self.hear(now, &worker, Input::Pardoned, None, out);
-    }
-
-    /// Nothing new is let in, who waits is told, who runs may end.
-    pub(super) fn shut_down(&mut self, now: Mono, out: &mut Outbox) {
-        self.leaving = true;
-        let failure = Failure::new(FailureKind::ShuttingDown, "the server is shutting down");
-        let ids: Vec<ModelId> = self.models.keys().cloned().collect();
-        let deadline = now.plus_ms(self.config.drain_timeout_ms);
-        for id in ids {
-            self.refuse_queue(&id, &failure, out);
-            let Some(model) = self.models.get(&id) else { continue };
-            let worker = model.worker(&id);
-            match model.state {
-                State::Busy { .. } | State::Draining { .. } => {
-                    self.hear(now, &worker, Input::Drain { deadline }, Some(Cause::Asked), out);
-                }
-                State::Absent | State::Spawning | State::Backoff { .. } | State::Quarantined { .. } => {}
-                _ => self.hear(now, &worker, Input::Leave, Some(Cause::Asked), out),
-            }
-        }
-    }
-
-    /// No more patience.
-    pub(super) fn shut_down_now(&mut self, now: Mono, out: &mut Outbox) {
-        self.shut_down(now, out);
-        let live: Vec<_> = self
-            .models
-            .iter()
-            .filter(|(_, model)| model.state.pid().is_some())
-            .map(|(id, model)| model.worker(id))
-            .collect();
-        for worker in live {
-            self.hear(now, &worker, Input::Kill, Some(Cause::Asked), out);
-        }
+    /// Ends one that is out of the line already.
+    pub(super) fn fail_waiting(&mut self, request: RequestId, failure: Failure, out: &mut Outbox) {
+        self.homes.remove(&request);
+        self.queue_len -= 1;
+        out.push(Effect::Fail { request, failure });
     }
 }

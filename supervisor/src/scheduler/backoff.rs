@@ -1,86 +1,69 @@
-//! How long a model rests after its worker died, and what is remembered of its deaths.
+//! How long a model rests after a death: doubling, capped, jittered, and quarantine when there were too many.
+//!
+//! The jitter comes from a small seeded generator of our own, so that a recorded log of events replays exactly.
 
 use std::collections::VecDeque;
 
-use super::SchedulerConfig;
-use super::event::Mono;
+use ollmlx_proto::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN, DEATHS_MAX, DEATHS_WINDOW_S, QUARANTINE_S};
 
-/// A small seeded generator (SplitMix64): jitter only, never secrets. The seed makes a run repeatable.
+use super::event::Mono;
+use super::lifecycle::Rest;
+
+/// SplitMix64: small, seeded, good enough to spread restarts.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub(super) struct Rng(u64);
 
 impl Rng {
-    /// Starts at `seed`.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
+    /// From a seed.
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`; 0 for a bound of 0.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next_u64() % bound }
+    pub(super) fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ (bits >> 31)
     }
 }
 
-/// Deaths that nobody asked for, within the window.
+/// The deaths of one model within the window, oldest first; never more than [`DEATHS_MAX`].
 #[derive(Clone, Debug, Default)]
-pub struct DeathTally {
+pub(super) struct DeathTally {
     deaths: VecDeque<Mono>,
 }
 
-/// What follows a death.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
-    /// Wait until then.
-    Backoff(Mono),
-    /// Too many: wait until then, and refuse meanwhile.
-    Quarantine(Mono),
-}
-
 impl DeathTally {
-    /// Deaths that still count.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.deaths.len()
-    }
-
-    /// Forgets all.
-    pub fn forget(&mut self) {
-        self.deaths.clear();
-    }
-
-    /// Records a death and says what follows. The first one of a calm model costs no wait; then the wait doubles up
-    /// to its cap, with a quarter of jitter, so that models that died of one cause do not start together.
-    pub fn record(&mut self, now: Mono, config: &SchedulerConfig, rng: &mut Rng) -> Rest {
-        let window_ns = config.deaths_window_ms.saturating_mul(1_000_000);
-        while self.deaths.front().is_some_and(|&death| now.since(death) > window_ns) {
+    /// Counts a death and says where the model rests. The first one in a calm window costs nothing.
+    pub(super) fn record(&mut self, now: Mono, rng: &mut Rng) -> Rest {
+        while self.deaths.front().is_some_and(|&death| now.since(death) >= DEATHS_WINDOW_S * 1_000_000_000) {
             self.deaths.pop_front();
         }
         self.deaths.push_back(now);
+        while self.deaths.len() > DEATHS_MAX {
+            self.deaths.pop_front();
+        }
         let count = self.deaths.len();
-        if count >= config.deaths_max {
-            // Only as many as decide are kept, so that the tally is bounded.
-            while self.deaths.len() > config.deaths_max {
-                self.deaths.pop_front();
-            }
-            return Rest::Quarantine(now.plus_ms(config.quarantine_ms));
+        if count >= DEATHS_MAX {
+            return Rest::Quarantine(now.plus_ms(QUARANTINE_S * 1000));
         }
-        if count == 1 {
-            return Rest::Backoff(now);
-        }
-        let doublings = u32::try_from(count - 2).unwrap_or(u32::MAX).min(32);
-        let delay = config.backoff_ms_min.saturating_mul(1 << doublings).min(config.backoff_ms_max);
-        let jitter = rng.below(delay / 2 + 1);
-        Rest::Backoff(now.plus_ms(delay - delay / 4 + jitter))
+        let Some(doublings) = count.checked_sub(2) else { return Rest::None };
+        let base_ms = BACKOFF_MS_MIN.saturating_mul(1 << doublings.min(32)).min(BACKOFF_MS_MAX);
+        // Between three and five quarters, so that models that died together don't come back together.
+        let jittered_ms = base_ms * 3 / 4 + rng.draw() % (base_ms / 2 + 1);
+        Rest::Backoff(now.plus_ms(jittered_ms.min(BACKOFF_MS_MAX)))
+    }
+
+    /// Forgets them.
+    pub(super) fn clear(&mut self) {
+        self.deaths.clear();
+    }
+
+    /// Whether there was none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.deaths.is_empty()
     }
 }
 
@@ -89,28 +72,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wait_doubles_is_jittered_and_ends_in_quarantine() {
-        let config = SchedulerConfig::default();
+    fn delays_double_and_end_in_quarantine() {
         let mut tally = DeathTally::default();
         let mut rng = Rng::new(1);
-        let now = Mono(1_000_000_000);
-        assert_eq!(tally.record(now, &config, &mut rng), Rest::Backoff(now));
-        for expected_ms in [250, 500, 1000] {
-            let Rest::Backoff(until) = tally.record(now, &config, &mut rng) else { panic!("too early") };
-            let waited_ms = until.since(now) / 1_000_000;
-            assert!((expected_ms * 3 / 4..=expected_ms * 5 / 4).contains(&waited_ms), "{waited_ms} for {expected_ms}");
+        let now = Mono(5);
+        assert_eq!(tally.record(now, &mut rng), Rest::None);
+        for doubling in 0..(DEATHS_MAX - 2) as u32 {
+            let base_ms = BACKOFF_MS_MIN << doubling;
+            let Rest::Backoff(until) = tally.record(now, &mut rng) else { panic!("rests") };
+            let delay_ms = until.since(now) / 1_000_000;
+            assert!((base_ms * 3 / 4..=base_ms * 5 / 4).contains(&delay_ms), "{delay_ms} for {base_ms}");
         }
-        assert_eq!(tally.record(now, &config, &mut rng), Rest::Quarantine(now.plus_ms(config.quarantine_ms)));
-    }
-
-    #[test]
-    fn old_deaths_do_not_count() {
-        let config = SchedulerConfig::default();
-        let mut tally = DeathTally::default();
-        let mut rng = Rng::new(1);
-        for death in 0..20 {
-            let now = Mono(0).plus_ms(death * (config.deaths_window_ms + 1));
-            assert_eq!(tally.record(now, &config, &mut rng), Rest::Backoff(now));
-        }
+        assert_eq!(tally.record(now, &mut rng), Rest::Quarantine(now.plus_ms(QUARANTINE_S * 1000)));
+        // I6: one failure in probation is enough.
+        let later = now.plus_ms(QUARANTINE_S * 1000 + 1);
+        assert!(matches!(tally.record(later, &mut rng), Rest::Quarantine(_)));
+        // A calm window forgets.
+        let calm = later.plus_ms(DEATHS_WINDOW_S * 1000);
+        assert_eq!(tally.record(calm, &mut rng), Rest::None);
     }
 }

@@ -1,69 +1,134 @@
-//! The memory ledger: who owns which bytes.
+//! The memory ledger: who holds how much, from `Wanted` until the process is reaped (I1).
 //!
-//! Bytes are reserved before a process is started and released when it is reaped (I1), never on "asked to leave".
-
-use std::collections::BTreeMap;
+//! An entry is the largest of the plan, the worker's own report and the system's sample. Without a limit everything
+//! fits, and the ledger is only kept for the view.
 
 use ollmlx_proto::ModelId;
+use std::collections::BTreeMap;
 
-/// Reservations by model; one process per model at a time.
+/// One worker's memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Holding {
+    /// As estimated.
+    pub(super) planned: u64,
+    /// As the worker says.
+    pub(super) reported: u64,
+    /// As the system says, latest.
+    pub(super) sampled: u64,
+}
+
+impl Holding {
+    /// What counts.
+    pub(super) fn bytes(&self) -> u64 {
+        self.planned.max(self.reported).max(self.sampled)
+    }
+
+    /// How far it is above what was granted to it.
+    pub(super) fn excess(&self) -> u64 {
+        self.bytes() - self.planned
+    }
+}
+
+/// All of them.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger {
-    reserved: BTreeMap<ModelId, u64>,
+pub(super) struct Ledger {
     limit: Option<u64>,
+    entries: BTreeMap<ModelId, Holding>,
+    total: u64,
 }
 
 impl Ledger {
-    /// An empty ledger; `None` is no limit.
-    #[must_use]
-    pub fn new(limit: Option<u64>) -> Self {
-        Self { reserved: BTreeMap::new(), limit }
+    pub(super) fn new(limit: Option<u64>) -> Self {
+        Self { limit, ..Self::default() }
     }
 
-    /// All that is reserved, in bytes.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.reserved.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
-    }
-
-    /// The limit in bytes.
-    #[must_use]
-    pub fn limit(&self) -> Option<u64> {
+    /// Bytes there are, where limited.
+    pub(super) fn limit(&self) -> Option<u64> {
         self.limit
     }
 
-    /// What `model` has reserved.
-    #[must_use]
-    pub fn of(&self, model: &ModelId) -> u64 {
-        self.reserved.get(model).copied().unwrap_or(0)
+    /// Bytes reserved.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
-    /// Whether `bytes` more would fit now.
-    #[must_use]
-    pub fn fits(&self, bytes: u64) -> bool {
-        self.limit.is_none_or(|limit| self.total().saturating_add(bytes) <= limit)
+    /// Bytes over the limit.
+    pub(super) fn excess(&self) -> u64 {
+        self.limit.map_or(0, |limit| self.total.saturating_sub(limit))
     }
 
-    /// Whether `bytes` would fit an empty machine.
-    #[must_use]
-    pub fn could_fit(&self, bytes: u64) -> bool {
-        self.limit.is_none_or(|limit| bytes <= limit)
+    /// Bytes missing for `need` more.
+    pub(super) fn missing(&self, need: u64) -> u64 {
+        self.limit.map_or(0, |limit| self.total.saturating_add(need).saturating_sub(limit))
     }
 
-    /// Reserves for a process that is about to start.
-    pub fn reserve(&mut self, model: &ModelId, bytes: u64) {
-        self.reserved.insert(model.clone(), bytes);
+    /// Whether it fits when nothing else is there.
+    pub(super) fn can_ever_fit(&self, need: u64) -> bool {
+        self.limit.is_none_or(|limit| need <= limit)
     }
 
-    /// Corrects upwards what turned out to be more; unknown models have no process and stay unknown.
-    pub fn raise(&mut self, model: &ModelId, bytes: u64) {
-        if let Some(reserved) = self.reserved.get_mut(model) {
-            *reserved = (*reserved).max(bytes);
+    /// What one holds.
+    pub(super) fn of(&self, model: &ModelId) -> Holding {
+        self.entries.get(model).copied().unwrap_or_default()
+    }
+
+    pub(super) fn holds(&self, model: &ModelId) -> bool {
+        self.entries.contains_key(model)
+    }
+
+    pub(super) fn reserve(&mut self, model: &ModelId, planned: u64) {
+        self.entries.insert(model.clone(), Holding { planned, ..Holding::default() });
+        self.sum();
+    }
+
+    pub(super) fn report(&mut self, model: &ModelId, bytes: u64) {
+        if let Some(holding) = self.entries.get_mut(model) {
+            holding.reported = bytes;
         }
+        self.sum();
     }
 
-    /// The process is reaped.
-    pub fn release(&mut self, model: &ModelId) {
-        self.reserved.remove(model);
+    pub(super) fn sample(&mut self, model: &ModelId, bytes: u64) {
+        if let Some(holding) = self.entries.get_mut(model) {
+            holding.sampled = bytes;
+        }
+        self.sum();
+    }
+
+    pub(super) fn release(&mut self, model: &ModelId) {
+        self.entries.remove(model);
+        self.sum();
+    }
+
+    fn sum(&mut self) {
+        self.total = self.entries.values().fold(0, |sum: u64, holding| sum.saturating_add(holding.bytes()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_of_plan_report_and_sample_counts_until_release() {
+        let mut ledger = Ledger::new(Some(100));
+        let model = ModelId("m".to_owned());
+        ledger.reserve(&model, 60);
+        assert_eq!((ledger.missing(40), ledger.missing(41)), (0, 1));
+        ledger.report(&model, 70);
+        ledger.sample(&model, 50);
+        assert_eq!((ledger.total(), ledger.of(&model).excess()), (70, 10));
+        ledger.sample(&model, 120);
+        assert_eq!(ledger.excess(), 20);
+        ledger.release(&model);
+        assert_eq!(ledger.total(), 0);
+    }
+
+    #[test]
+    fn without_a_limit_everything_fits() {
+        let mut ledger = Ledger::new(None);
+        ledger.reserve(&ModelId("m".to_owned()), u64::MAX);
+        assert_eq!(ledger.missing(u64::MAX), 0);
+        assert!(ledger.can_ever_fit(u64::MAX));
     }
 }

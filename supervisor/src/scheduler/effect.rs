@@ -87,3 +87,19 @@ pub enum Effect {
     /// Every worker is reaped after a shutdown: the driver may end.
     Finished,
 }
+
+/// The effects of one step, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outbox(pub Vec<Effect>);
+
+impl Outbox {
+    /// Appends one.
+    pub fn push(&mut self, effect: Effect) {
+        self.0.push(effect);
+    }
+
+    /// Appends the report of something impossible.
+    pub(super) fn never(&mut self, what: String) {
+        self.push(Effect::Never { what });
+    }
+}

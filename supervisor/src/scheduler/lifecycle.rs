@@ -1,171 +1,172 @@
-//! The life of one worker as a value: one enum, one `next`, every pair of state and input legal or not.
+//! The life of one worker as a value: a state enum with the data of each state, and one total function.
 //!
 //! ```text
 //! ABSENT ─Wanted─► SPAWNING ─Spawned─► HANDSHAKING ─Hello─► LOADING ─Ready─► IDLE ─Granted─► BUSY
-//!   ▲                 │                     │                  │              │ ◄─last Ended─  │ Drain
-//!   │                 │ failed              │ bad, late        │ stall, fail  │ Leave, expired ▼
+//!   ▲                 │                     │                  │              │ ◄─last Ended─  │ drain
+//!   │                 │ failed              │ bad, late        │ stall, fail  │ expired, drain ▼
 //!   │                 │                     └────────┬─────────┴──────────────┘            DRAINING
 //!   │                 │                              ▼                                         │
 //!   │                 │            EXITING  (ask → TERM → KILL, a deadline on each) ◄─ last Ended, late
 //!   │                 ▼                              │ Exited
-//!   │              settle ◄──────────────────────────┘   (also on Exited from any state with a process)
-//!   │                 │
+//!   │              settle ◄──────────────────────────┘   (also on Exited from any live state)
 //!   ├── asked for ────┤
 //!   ├── BACKOFF ◄─────┤ failed
-//!   └── QUARANTINED ◄─┘ failed too often            (each returns to ABSENT in time, or pardoned)
+//!   └── QUARANTINED ◄─┘ failed too often, or cannot ever work        (each returns to ABSENT in time)
 //! ```
 //!
-//! *Ready* is not a place but a message and a predicate: a worker [`State::accepts_work`] in `IDLE` and `BUSY`. What happens on
-//! `settle` (release, tally, backoff) is the scheduler's business, since it needs the model's history.
+//! All data is `Copy`, so the next state is computed from the present one. This file knows no queue, no ledger and no
+//! request; it says which *action* a transition asks for, and `Scheduler` performs it. An illegal pair is `None` and
+//! changes nothing (I4); frames of an old incarnation are dropped before they come here.
+//!
+//! Decision: a lost link doesn't kill at once but lingers for [`Timeouts::linger_ms`]: the process is most likely dying,
+//! and its own exit status is the better cause for the client. Rejected: KILL at once, after which SIGKILL by us and
+//! SIGKILL by the kernel look the same.
+//!
+//! Decision: draining for room, reload or unload is patient as long as the worker is heard of; draining because the
+//! server leaves, or because of memory, has a fixed end.
 
-use std::num::NonZeroUsize;
+use std::num::NonZeroU32;
 
-use super::SchedulerConfig;
 use super::effect::Push;
 use super::event::Mono;
 
-/// Where a worker is in its life. Deadlines are part of the state, so no timer can be forgotten.
+/// How long each state may last, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// To the hello.
+    pub hello_ms: u64,
+    /// Without progress of a load.
+    pub load_stall_ms: u64,
+    /// Without a sign of life of a busy worker.
+    pub silence_ms: u64,
+    /// From the question to TERM.
+    pub ask_ms: u64,
+    /// From TERM to KILL.
+    pub term_ms: u64,
+    /// From KILL to the next KILL.
+    pub kill_ms: u64,
+    /// For running requests when the worker must go.
+    pub drain_ms: u64,
+    /// From the end of the link to KILL.
+    pub linger_ms: u64,
+}
+
+/// Why a busy worker takes no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainReason {
+    /// Another model has waited too long for its place.
+    Room,
+    /// The next request needs it loaded in another way.
+    Reload,
+    /// It was asked for, or its time is over.
+    Unload,
+    /// It holds more memory than there is.
+    OverBudget,
+    /// The server leaves.
+    Leaving,
+}
+
+impl DrainReason {
+    /// Whether its requests may take as long as they live.
+    #[must_use]
+    pub fn is_patient(self) -> bool {
+        matches!(self, Self::Room | Self::Reload | Self::Unload)
+    }
+}
+
+/// The rung of the ladder out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// The link is gone; it is probably dying by itself.
+    Linger,
+    /// It was pushed like this.
+    Pushed(Push),
+}
+
+/// Where a model rests after its process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Nowhere: it may be wanted at once.
+    None,
+    /// For a while.
+    Backoff(Mono),
+    /// For a longer while, in which requests are refused.
+    Quarantine(Mono),
+}
+
+/// Where a worker is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// No process, none wanted.
+    /// No process.
     Absent,
-    /// The driver is asked for a process and answers before anything else happens.
+    /// The driver has been told to start one and answers before anything else happens.
     Spawning,
-    /// Started, has not said hello.
+    /// Started, not heard of.
     Handshaking {
         /// Process.
         pid: u32,
-        /// Late after this.
+        /// For the hello.
         deadline: Mono,
     },
     /// Loads.
     Loading {
         /// Process.
         pid: u32,
-        /// Stalled after this; progress pushes it.
+        /// For the next progress.
         deadline: Mono,
     },
     /// Ready, without work.
     Idle {
         /// Process.
         pid: u32,
-        /// Leaves then; `None` is never.
+        /// When it goes; `None` is pinned.
         expires_at: Option<Mono>,
     },
     /// Works.
     Busy {
         /// Process.
         pid: u32,
-        /// Requests it has.
-        in_flight: NonZeroUsize,
-        /// Taken for hung after this; every sign of life pushes it.
+        /// Requests it holds.
+        in_flight: NonZeroU32,
+        /// For the next sign of life.
         deadline: Mono,
     },
-    /// Ends what it has, gets nothing more.
+    /// Works off what it has and takes no more.
     Draining {
         /// Process.
         pid: u32,
-        /// Requests it has.
-        in_flight: NonZeroUsize,
-        /// Patience ends then.
+        /// Requests it holds.
+        in_flight: NonZeroU32,
+        /// Why.
+        reason: DrainReason,
+        /// For the next sign of life, or for good.
         deadline: Mono,
     },
-    /// Shown the door.
+    /// On its way out.
     Exiting {
         /// Process.
         pid: u32,
-        /// How firmly so far.
-        rung: Push,
-        /// The next rung follows then.
+        /// How far.
+        rung: Rung,
+        /// For the next rung.
         deadline: Mono,
     },
-    /// Rests after a failure.
+    /// Failed; rests.
     Backoff {
-        /// May be wanted again then.
+        /// How long.
         until: Mono,
     },
-    /// Rests after many failures.
+    /// Failed too often; refused.
     Quarantined {
-        /// One more attempt then.
+        /// How long.
         until: Mono,
     },
-}
-
-/// What a state hears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Someone wants the model, and there is room.
-    Wanted,
-    /// It has a process.
-    Spawned {
-        /// Which.
-        pid: u32,
-    },
-    /// It could not be started.
-    SpawnFailed,
-    /// It dialled in.
-    Hello,
-    /// Its load goes on.
-    LoadProgress,
-    /// Its load is done; it leaves then, if nothing comes.
-    Ready {
-        /// Keep-alive from now.
-        expires_at: Option<Mono>,
-    },
-    /// Its load failed and it leaves by itself.
-    LoadFailed,
-    /// It gets a request.
-    Granted,
-    /// A sign of life.
-    Heard,
-    /// It ended a request; if that was the last it leaves then.
-    Ended {
-        /// Keep-alive from now.
-        expires_at: Option<Mono>,
-    },
-    /// The keep-alive of an idle worker changes.
-    Rearm {
-        /// The new one.
-        expires_at: Option<Mono>,
-    },
-    /// It shall end what it has and go.
-    Drain {
-        /// Patience.
-        deadline: Mono,
-    },
-    /// It shall go, without work to end.
-    Leave,
-    /// It shall go at once.
-    Kill,
-    /// It broke the protocol or was a stranger.
-    Misbehaved,
-    /// Its socket closed.
-    LinkClosed,
-    /// It is reaped.
-    Exited,
-    /// The state's own deadline has come.
-    Elapsed,
-    /// Its past is forgiven.
-    Pardoned,
-}
-
-/// Where an input leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// To this state, showing the door as said.
-    To(State, Option<Push>),
-    /// The process is gone, or never came: the scheduler settles.
-    Settle,
-    /// It is legal and changes nothing.
-    Stay,
-    /// It can't happen (I4): nothing changes, and it is reported.
-    Never,
 }
 
 impl State {
-    /// For logs and listings.
+    /// Lower-case name for logs and views.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Absent => "absent",
             Self::Spawning => "spawning",
@@ -180,10 +181,28 @@ impl State {
         }
     }
 
-    /// Its process, if it has one.
+    /// Whether a process may exist: from `Wanted` until it is reaped (I1, I2).
     #[must_use]
-    pub fn pid(&self) -> Option<u32> {
-        match *self {
+    pub fn has_process(self) -> bool {
+        !matches!(self, Self::Absent | Self::Backoff { .. } | Self::Quarantined { .. })
+    }
+
+    /// Whether requests may be granted: *ready* as a predicate.
+    #[must_use]
+    pub fn accepts_work(self) -> bool {
+        matches!(self, Self::Idle { .. } | Self::Busy { .. })
+    }
+
+    /// Whether its memory will be free without anyone doing more.
+    #[must_use]
+    pub fn is_leaving(self) -> bool {
+        matches!(self, Self::Draining { .. } | Self::Exiting { .. })
+    }
+
+    /// Process id, where known.
+    #[must_use]
+    pub fn pid(self) -> Option<u32> {
+        match self {
             Self::Handshaking { pid, .. }
             | Self::Loading { pid, .. }
             | Self::Idle { pid, .. }
@@ -194,31 +213,19 @@ impl State {
         }
     }
 
-    /// Whether it has, or is about to have, a process: it counts and its memory is reserved.
+    /// Requests it holds.
     #[must_use]
-    pub fn is_live(&self) -> bool {
-        matches!(self, Self::Spawning) || self.pid().is_some()
-    }
-
-    /// Whether it may be granted a request.
-    #[must_use]
-    pub fn accepts_work(&self) -> bool {
-        matches!(self, Self::Idle { .. } | Self::Busy { .. })
-    }
-
-    /// Requests it has.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
+    pub fn in_flight(self) -> usize {
         match self {
-            Self::Busy { in_flight, .. } | Self::Draining { in_flight, .. } => in_flight.get(),
+            Self::Busy { in_flight, .. } | Self::Draining { in_flight, .. } => in_flight.get() as usize,
             _ => 0,
         }
     }
 
     /// When something must happen (I3: only `Absent`, `Spawning` and a pinned `Idle` have none).
     #[must_use]
-    pub fn deadline(&self) -> Option<Mono> {
-        match *self {
+    pub fn deadline(self) -> Option<Mono> {
+        match self {
             Self::Absent | Self::Spawning => None,
             Self::Idle { expires_at, .. } => expires_at,
             Self::Handshaking { deadline, .. }
@@ -229,139 +236,389 @@ impl State {
             Self::Backoff { until } | Self::Quarantined { until } => Some(until),
         }
     }
+}
 
-    /// Where `input` leads. Changes nothing itself.
-    #[must_use]
-    pub fn next(&self, input: Input, now: Mono, config: &SchedulerConfig) -> Step {
-        let exiting = |pid, rung| {
-            let patience = match rung {
-                Push::Ask => config.ask_timeout_ms,
-                Push::Term => config.term_timeout_ms,
-                Push::Kill => config.kill_timeout_ms,
-            };
-            Step::To(Self::Exiting { pid, rung, deadline: now.plus_ms(patience) }, Some(rung))
-        };
-        let silent_at = now.plus_ms(config.silence_ms);
-        match (*self, input) {
-            // ABSENT: Wanted.
-            (Self::Absent, Input::Wanted) => Step::To(Self::Spawning, None),
-            (Self::Absent, Input::Pardoned | Input::Leave | Input::Kill) => Step::Stay,
+/// What a worker's life is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Someone needs it and there is room.
+    Wanted,
+    /// The process was started.
+    Spawned {
+        /// Process.
+        pid: u32,
+    },
+    /// The process was not started.
+    SpawnFailed {
+        /// What follows.
+        rest: Rest,
+    },
+    /// Good hello.
+    Hello,
+    /// The load goes on.
+    Progress,
+    /// The load is done.
+    Ready {
+        /// Keep-alive.
+        expires_at: Option<Mono>,
+    },
+    /// The load failed.
+    LoadFailed,
+    /// It got a request.
+    Granted,
+    /// It confirmed the end of a request.
+    Ended {
+        /// Keep-alive, should it be the last.
+        expires_at: Option<Mono>,
+    },
+    /// Sign of life.
+    Heard,
+    /// The keep-alive changed.
+    Rearm {
+        /// Keep-alive.
+        expires_at: Option<Mono>,
+    },
+    /// No more work.
+    Drain {
+        /// Why.
+        reason: DrainReason,
+    },
+    /// The link closed.
+    LinkClosed,
+    /// Bad hello or bad frame.
+    Misbehaved,
+    /// Reaped.
+    Exited {
+        /// What follows.
+        rest: Rest,
+    },
+    /// A cancelled request was not let go in time.
+    Hung,
+    /// Now.
+    Kill,
+    /// Forget the past.
+    Pardoned,
+    /// The deadline has come.
+    Elapsed,
+}
 
-            // SPAWNING: Spawned, SpawnFailed.
-            (Self::Spawning, Input::Spawned { pid }) => {
-                Step::To(Self::Handshaking { pid, deadline: now.plus_ms(config.hello_timeout_ms) }, None)
-            }
-            (Self::Spawning, Input::SpawnFailed) => Step::Settle,
+/// What a transition asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    Nothing,
+    /// Start the process.
+    Spawn,
+    /// Send the load.
+    Load,
+    /// Push it; whatever it still holds has failed.
+    Push(Push),
+    /// Release, tally, fail or keep what waits.
+    Settle,
+}
 
-            // HANDSHAKING: Hello; bad, late, lost, unwanted.
-            (Self::Handshaking { pid, .. }, Input::Hello) => {
-                Step::To(Self::Loading { pid, deadline: now.plus_ms(config.load_stall_ms) }, None)
-            }
-            // Nobody can be asked who has not dialled in.
-            (Self::Handshaking { pid, .. }, Input::Leave) => exiting(pid, Push::Term),
+fn exiting(pid: u32, push: Push, now: Mono, timeouts: &Timeouts) -> (State, Action) {
+    let patience_ms = match push {
+        Push::Ask => timeouts.ask_ms,
+        Push::Term => timeouts.term_ms,
+        Push::Kill => timeouts.kill_ms,
+    };
+    (State::Exiting { pid, rung: Rung::Pushed(push), deadline: now.plus_ms(patience_ms) }, Action::Push(push))
+}
 
-            // LOADING: Ready, LoadFailed; progress pushes the deadline; stall, lost, unwanted.
-            (Self::Loading { pid, .. }, Input::LoadProgress | Input::Heard) => {
-                Step::To(Self::Loading { pid, deadline: now.plus_ms(config.load_stall_ms) }, None)
-            }
-            (Self::Loading { pid, .. }, Input::Ready { expires_at }) => Step::To(Self::Idle { pid, expires_at }, None),
-            (Self::Loading { pid, .. }, Input::LoadFailed) => exiting(pid, Push::Ask),
-            (Self::Loading { pid, .. }, Input::Leave | Input::Elapsed) => exiting(pid, Push::Term),
+fn lingering(pid: u32, now: Mono, timeouts: &Timeouts) -> (State, Action) {
+    (State::Exiting { pid, rung: Rung::Linger, deadline: now.plus_ms(timeouts.linger_ms) }, Action::Nothing)
+}
 
-            // IDLE: Granted; expired, unwanted.
-            (Self::Idle { pid, .. }, Input::Granted) => {
-                Step::To(Self::Busy { pid, in_flight: NonZeroUsize::MIN, deadline: silent_at }, None)
-            }
-            (Self::Idle { pid, .. }, Input::Rearm { expires_at }) => Step::To(Self::Idle { pid, expires_at }, None),
-            (Self::Idle { .. }, Input::Heard) => Step::Stay,
-            (Self::Idle { pid, .. }, Input::Leave | Input::Drain { .. } | Input::Elapsed) => exiting(pid, Push::Ask),
+fn settled(rest: Rest) -> (State, Action) {
+    let state = match rest {
+        Rest::None => State::Absent,
+        Rest::Backoff(until) => State::Backoff { until },
+        Rest::Quarantine(until) => State::Quarantined { until },
+    };
+    (state, Action::Settle)
+}
 
-            // BUSY: more, fewer, none; drain; silence.
-            (Self::Busy { pid, in_flight, deadline }, Input::Granted) => {
-                Step::To(Self::Busy { pid, in_flight: in_flight.saturating_add(1), deadline }, None)
-            }
-            (Self::Busy { pid, in_flight, .. }, Input::Heard) => {
-                Step::To(Self::Busy { pid, in_flight, deadline: silent_at }, None)
-            }
-            (Self::Busy { pid, in_flight, .. }, Input::Ended { expires_at }) => {
-                let left = NonZeroUsize::new(in_flight.get() - 1);
-                let state = left.map_or(Self::Idle { pid, expires_at }, |in_flight| Self::Busy {
-                    pid,
-                    in_flight,
-                    deadline: silent_at,
-                });
-                Step::To(state, None)
-            }
-            (Self::Busy { pid, in_flight, .. }, Input::Drain { deadline }) => {
-                Step::To(Self::Draining { pid, in_flight, deadline }, None)
-            }
-            (Self::Busy { .. }, Input::Rearm { .. }) => Step::Stay,
-            (Self::Busy { pid, .. }, Input::Elapsed) => exiting(pid, Push::Kill),
+fn drain_deadline(reason: DrainReason, now: Mono, timeouts: &Timeouts) -> Mono {
+    now.plus_ms(if reason.is_patient() { timeouts.silence_ms } else { timeouts.drain_ms })
+}
 
-            // DRAINING: fewer, none; patience over. Grants are illegal here (I5).
-            (Self::Draining { pid, in_flight, deadline }, Input::Ended { .. }) => {
-                match NonZeroUsize::new(in_flight.get() - 1) {
-                    Some(in_flight) => Step::To(Self::Draining { pid, in_flight, deadline }, None),
-                    None => exiting(pid, Push::Ask),
+/// The next state and what it asks for; `None` where the pair can't happen.
+#[must_use]
+pub fn next(state: State, input: Input, now: Mono, timeouts: &Timeouts) -> Option<(State, Action)> {
+    use Input as I;
+    use State as S;
+    let stay = Some((state, Action::Nothing));
+    match state {
+        // Exits: Wanted.
+        S::Absent => match input {
+            I::Wanted => Some((S::Spawning, Action::Spawn)),
+            I::Pardoned => stay,
+            I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Progress | I::Ready { .. } | I::LoadFailed => {
+                None
+            }
+            I::Granted | I::Ended { .. } | I::Heard | I::Rearm { .. } | I::Drain { .. } | I::LinkClosed => None,
+            I::Misbehaved | I::Exited { .. } | I::Hung | I::Kill | I::Elapsed => None,
+        },
+        // Exits: Spawned, SpawnFailed. No other event comes in between.
+        S::Spawning => match input {
+            I::Spawned { pid } => {
+                Some((S::Handshaking { pid, deadline: now.plus_ms(timeouts.hello_ms) }, Action::Nothing))
+            }
+            I::SpawnFailed { rest } => Some(settled(rest)),
+            I::Pardoned => stay,
+            I::Wanted | I::Hello | I::Progress | I::Ready { .. } | I::LoadFailed | I::Granted | I::Ended { .. } => None,
+            I::Heard | I::Rearm { .. } | I::Drain { .. } | I::LinkClosed | I::Misbehaved | I::Exited { .. } => None,
+            I::Hung | I::Kill | I::Elapsed => None,
+        },
+        // Exits: Hello, bad or late hello, drain, death.
+        S::Handshaking { pid, .. } => match input {
+            I::Hello => Some((S::Loading { pid, deadline: now.plus_ms(timeouts.load_stall_ms) }, Action::Load)),
+            I::Misbehaved | I::Kill => Some(exiting(pid, Push::Kill, now, timeouts)),
+            I::Drain { .. } | I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
+            I::LinkClosed => Some(lingering(pid, now, timeouts)),
+            I::Exited { rest } => Some(settled(rest)),
+            I::Pardoned => stay,
+            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Progress | I::Ready { .. } => None,
+            I::LoadFailed | I::Granted | I::Ended { .. } | I::Heard | I::Rearm { .. } | I::Hung => None,
+        },
+        // Exits: Ready, failed or stalled load, drain, death.
+        S::Loading { pid, .. } => match input {
+            I::Progress => Some((S::Loading { pid, deadline: now.plus_ms(timeouts.load_stall_ms) }, Action::Nothing)),
+            I::Ready { expires_at } => Some((S::Idle { pid, expires_at }, Action::Nothing)),
+            I::LoadFailed | I::Drain { .. } => Some(exiting(pid, Push::Ask, now, timeouts)),
+            I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
+            I::Misbehaved | I::Kill => Some(exiting(pid, Push::Kill, now, timeouts)),
+            I::LinkClosed => Some(lingering(pid, now, timeouts)),
+            I::Exited { rest } => Some(settled(rest)),
+            I::Pardoned | I::Heard => stay,
+            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Granted | I::Ended { .. } => None,
+            I::Rearm { .. } | I::Hung => None,
+        },
+        // Exits: Granted, expiry, drain, death.
+        S::Idle { pid, .. } => match input {
+            I::Granted => {
+                let deadline = now.plus_ms(timeouts.silence_ms);
+                Some((S::Busy { pid, in_flight: NonZeroU32::MIN, deadline }, Action::Nothing))
+            }
+            I::Rearm { expires_at } => Some((S::Idle { pid, expires_at }, Action::Nothing)),
+            I::Elapsed | I::Drain { .. } => Some(exiting(pid, Push::Ask, now, timeouts)),
+            // A second `Ready` or a failed load after it: the worker is confused.
+            I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => Some(exiting(pid, Push::Kill, now, timeouts)),
+            I::LinkClosed => Some(lingering(pid, now, timeouts)),
+            I::Exited { rest } => Some(settled(rest)),
+            I::Pardoned | I::Heard | I::Progress => stay,
+            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Ended { .. } | I::Hung => None,
+        },
+        // Exits: last Ended, drain, silence, death.
+        S::Busy { pid, in_flight, deadline } => match input {
+            I::Granted => Some((S::Busy { pid, in_flight: in_flight.saturating_add(1), deadline }, Action::Nothing)),
+            I::Ended { expires_at } => Some(match NonZeroU32::new(in_flight.get() - 1) {
+                None => (S::Idle { pid, expires_at }, Action::Nothing),
+                Some(in_flight) => {
+                    let deadline = now.plus_ms(timeouts.silence_ms);
+                    (S::Busy { pid, in_flight, deadline }, Action::Nothing)
                 }
+            }),
+            I::Heard => Some((S::Busy { pid, in_flight, deadline: now.plus_ms(timeouts.silence_ms) }, Action::Nothing)),
+            I::Drain { reason } => {
+                let deadline = drain_deadline(reason, now, timeouts);
+                Some((S::Draining { pid, in_flight, reason, deadline }, Action::Nothing))
             }
-            (Self::Draining { pid, in_flight, deadline: old }, Input::Drain { deadline }) => {
-                Step::To(Self::Draining { pid, in_flight, deadline: old.min(deadline) }, None)
+            I::Elapsed | I::Hung | I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => {
+                Some(exiting(pid, Push::Kill, now, timeouts))
             }
-            (Self::Draining { .. }, Input::Heard | Input::Rearm { .. }) => Step::Stay,
-            (Self::Draining { pid, .. }, Input::Elapsed) => exiting(pid, Push::Term),
+            I::LinkClosed => Some(lingering(pid, now, timeouts)),
+            I::Exited { rest } => Some(settled(rest)),
+            I::Pardoned | I::Rearm { .. } | I::Progress => stay,
+            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello => None,
+        },
+        // Exits: last Ended, patience over, death. Never granted (I5).
+        S::Draining { pid, in_flight, reason, deadline } => match input {
+            I::Ended { .. } => Some(match NonZeroU32::new(in_flight.get() - 1) {
+                None => exiting(pid, Push::Ask, now, timeouts),
+                Some(in_flight) => {
+                    let deadline = if reason.is_patient() { drain_deadline(reason, now, timeouts) } else { deadline };
+                    (S::Draining { pid, in_flight, reason, deadline }, Action::Nothing)
+                }
+            }),
+            I::Heard if reason.is_patient() => {
+                let deadline = drain_deadline(reason, now, timeouts);
+                Some((S::Draining { pid, in_flight, reason, deadline }, Action::Nothing))
+            }
+            I::Drain { reason: harder } if reason.is_patient() && !harder.is_patient() => {
+                let deadline = drain_deadline(harder, now, timeouts);
+                Some((S::Draining { pid, in_flight, reason: harder, deadline }, Action::Nothing))
+            }
+            I::Elapsed if reason.is_patient() => Some(exiting(pid, Push::Kill, now, timeouts)),
+            I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
+            I::Hung | I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => {
+                Some(exiting(pid, Push::Kill, now, timeouts))
+            }
+            I::LinkClosed => Some(lingering(pid, now, timeouts)),
+            I::Exited { rest } => Some(settled(rest)),
+            I::Pardoned | I::Rearm { .. } | I::Progress | I::Heard | I::Drain { .. } => stay,
+            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Granted => None,
+        },
+        // Exits: Exited. Whatever it still says is of no interest.
+        S::Exiting { pid, rung, .. } => match input {
+            I::Exited { rest } => Some(settled(rest)),
+            I::Elapsed => Some(match rung {
+                Rung::Pushed(Push::Ask) => exiting(pid, Push::Term, now, timeouts),
+                Rung::Linger | Rung::Pushed(Push::Term | Push::Kill) => exiting(pid, Push::Kill, now, timeouts),
+            }),
+            I::Kill if rung != Rung::Pushed(Push::Kill) => Some(exiting(pid, Push::Kill, now, timeouts)),
+            I::Hello | I::Progress | I::Ready { .. } | I::LoadFailed | I::Ended { .. } | I::Heard | I::Kill => stay,
+            I::Rearm { .. } | I::Drain { .. } | I::LinkClosed | I::Misbehaved | I::Pardoned => stay,
+            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Granted | I::Hung => None,
+        },
+        // Exits: time, pardon.
+        S::Backoff { .. } | S::Quarantined { .. } => match input {
+            I::Elapsed | I::Pardoned => Some((S::Absent, Action::Nothing)),
+            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Progress | I::Ready { .. } => None,
+            I::LoadFailed | I::Granted | I::Ended { .. } | I::Heard | I::Rearm { .. } | I::Drain { .. } => None,
+            I::LinkClosed | I::Misbehaved | I::Exited { .. } | I::Hung | I::Kill => None,
+        },
+    }
+}
 
-            // EXITING: the next rung; Exited settles. Late words change nothing.
-            (Self::Exiting { pid, rung, .. }, Input::Elapsed) => exiting(
-                pid,
-                match rung {
-                    Push::Ask => Push::Term,
-                    Push::Term | Push::Kill => Push::Kill,
-                },
-            ),
-            (Self::Exiting { rung: Push::Kill, .. }, Input::Kill | Input::Misbehaved) => Step::Stay,
-            (
-                Self::Exiting { .. },
-                Input::Hello
-                | Input::LoadProgress
-                | Input::Ready { .. }
-                | Input::LoadFailed
-                | Input::Heard
-                | Input::Ended { .. }
-                | Input::Leave
-                | Input::Drain { .. }
-                | Input::LinkClosed,
-            ) => Step::Stay,
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-            // BACKOFF, QUARANTINED: time, or a pardon.
-            (Self::Backoff { .. } | Self::Quarantined { .. }, Input::Elapsed | Input::Pardoned) => {
-                Step::To(Self::Absent, None)
-            }
-            (Self::Backoff { .. } | Self::Quarantined { .. }, Input::Leave | Input::Kill) => Step::Stay,
+    const TIMEOUTS: Timeouts = Timeouts {
+        hello_ms: 1,
+        load_stall_ms: 2,
+        silence_ms: 3,
+        ask_ms: 4,
+        term_ms: 5,
+        kill_ms: 6,
+        drain_ms: 7,
+        linger_ms: 8,
+    };
 
-            // Whoever has a process can lose it, break the protocol, be late, or be killed.
-            (state, Input::Exited) if state.pid().is_some() => Step::Settle,
-            (_, Input::Pardoned) => Step::Stay,
-            (state, Input::LinkClosed | Input::Misbehaved | Input::Kill | Input::Elapsed) => {
-                state.pid().map_or(Step::Never, |pid| exiting(pid, Push::Kill))
+    fn states() -> Vec<State> {
+        let (pid, deadline, in_flight) = (7, Mono(0), NonZeroU32::MIN);
+        let two = NonZeroU32::new(2).unwrap();
+        let draining = |reason, in_flight| State::Draining { pid, in_flight, reason, deadline };
+        let exiting = |rung| State::Exiting { pid, rung, deadline };
+        vec![
+            State::Absent,
+            State::Spawning,
+            State::Handshaking { pid, deadline },
+            State::Loading { pid, deadline },
+            State::Idle { pid, expires_at: Some(deadline) },
+            State::Busy { pid, in_flight, deadline },
+            State::Busy { pid, in_flight: two, deadline },
+            draining(DrainReason::Reload, in_flight),
+            draining(DrainReason::Leaving, two),
+            exiting(Rung::Linger),
+            exiting(Rung::Pushed(Push::Ask)),
+            exiting(Rung::Pushed(Push::Term)),
+            exiting(Rung::Pushed(Push::Kill)),
+            State::Backoff { until: deadline },
+            State::Quarantined { until: deadline },
+        ]
+    }
+
+    fn inputs() -> Vec<Input> {
+        let (rest, expires_at) = (Rest::None, None);
+        vec![
+            Input::Wanted,
+            Input::Spawned { pid: 7 },
+            Input::SpawnFailed { rest },
+            Input::Hello,
+            Input::Progress,
+            Input::Ready { expires_at },
+            Input::LoadFailed,
+            Input::Granted,
+            Input::Ended { expires_at },
+            Input::Heard,
+            Input::Rearm { expires_at },
+            Input::Drain { reason: DrainReason::Unload },
+            Input::Drain { reason: DrainReason::Leaving },
+            Input::LinkClosed,
+            Input::Misbehaved,
+            Input::Exited { rest },
+            Input::Hung,
+            Input::Kill,
+            Input::Pardoned,
+            Input::Elapsed,
+        ]
+    }
+
+    /// One line per state, one mark per input in the order of [`inputs`]: `.` is illegal, `=` stays, else the first
+    /// letter of the next state (`x` is exiting).
+    const TABLE: &str = "\
+absent      S.................=.
+spawning    .HA...............=.
+handshaking ...L.......xxxxA.x=x
+loading     ....=Ix..=.xxxxA.x=x
+idle        ....=xxB.==xxxxA.x=x
+busy        ....=xx=I==DDxxAxx=x
+busy        ....=xx====DDxxAxx=x
+draining    ....=xx.x====xxAxx=x
+draining    ....=xx.=====xxAxx=x
+exiting     ...====.=======A.===
+exiting     ...====.=======A.===
+exiting     ...====.=======A.===
+exiting     ...====.=======A.===
+backoff     ..................AA
+quarantined ..................AA
+";
+
+    #[test]
+    fn every_pair_of_state_and_input_is_decided() {
+        let mut table = String::new();
+        let mut legal = 0;
+        for state in states() {
+            table.push_str(&format!("{:<12}", state.name()));
+            for input in inputs() {
+                let after = next(state, input, Mono(1), &TIMEOUTS).map(|(to, _)| to);
+                legal += usize::from(after.is_some());
+                table.push(match after {
+                    None => '.',
+                    Some(to) if to.name() == state.name() => '=',
+                    Some(State::Exiting { .. }) => 'x',
+                    Some(to) => to.name().chars().next().unwrap().to_ascii_uppercase(),
+                });
+                check(state, input, after);
             }
-            (
-                _,
-                Input::Wanted
-                | Input::Spawned { .. }
-                | Input::SpawnFailed
-                | Input::Hello
-                | Input::LoadProgress
-                | Input::Ready { .. }
-                | Input::LoadFailed
-                | Input::Granted
-                | Input::Heard
-                | Input::Ended { .. }
-                | Input::Rearm { .. }
-                | Input::Drain { .. }
-                | Input::Leave
-                | Input::Exited,
-            ) => Step::Never,
+            table.push('\n');
+        }
+        println!("{legal} legal pairs\n{table}");
+        assert_eq!(table, TABLE);
+    }
+
+    /// What holds for every pair, whatever the table says.
+    fn check(state: State, input: Input, after: Option<State>) {
+        let Some(after) = after else { return };
+        if input == Input::Granted {
+            assert!(state.accepts_work(), "I5: {state:?}");
+        }
+        let ends = matches!(input, Input::Exited { .. } | Input::SpawnFailed { .. });
+        if state.has_process() {
+            assert_eq!(
+                after.has_process(),
+                !ends,
+                "I1: only the end of a process frees its memory: {state:?} {input:?}"
+            );
+        } else {
+            assert_eq!(after.has_process(), input == Input::Wanted, "I2: {state:?} {input:?}");
+        }
+        if state.pid().is_some() && after.has_process() {
+            assert_eq!(state.pid(), after.pid(), "I2: the process stays the same");
+        }
+    }
+
+    #[test]
+    fn deadlines_alone_bring_every_state_to_kill() {
+        for mut state in states().into_iter().filter(|state| state.pid().is_some()) {
+            for _ in 0..4 {
+                let now = state.deadline().expect("I3: every state with a process here has one");
+                state = next(state, Input::Elapsed, now, &TIMEOUTS).expect("a deadline is legal").0;
+            }
+            assert!(matches!(state, State::Exiting { rung: Rung::Pushed(Push::Kill), .. }), "{state:?}");
         }
     }
 }

@@ -1,422 +1,297 @@
-//! Everything the supervisor decides: admit, queue, spawn, grant, evict, kill, back off.
+//! Everything the supervisor decides: who may run, who waits, who is refused, which process is started, asked to leave
+//! or killed, and how long a failed one rests.
 //!
-//! [`Scheduler::step`] takes what happened and the time, and returns what is to be done. It has no clock, process, task,
-//! lock or randomness of its own, so a log of `(Mono, Event)` lines, or a seed, replays any decision. Tokens never
-//! come here.
+//! [`Scheduler::step`] is the only way in and [`Outbox`] the only way out: no clock, no process, no lock, no task. It
+//! doesn't see tokens; it learns of a request at its arrival and its end. Everything it does is a function of its
+//! configuration, its seed and the `(Mono, Event)` pairs it was given.
 //!
-//! A request leaves admission in exactly one of: granted, queued, joined to a load, refused. Whether a model should be up
-//! is derived (its queue is not empty), never stored. Invariants I1 to I6 of the architecture page are asserted by the
-//! simulation in `tests/it/sim.rs`; what can't happen is reported as [`Effect::Never`], which that simulation refuses.
+//! | file | |
+//! |---|---|
+//! | `lifecycle` | the life of one worker as a value |
+//! | `admission` | arrivals and departures of requests |
+//! | `queue`, `budget`, `evict`, `backoff` | who waits, who holds memory, who makes room, how long a failed one rests |
+//! | `room` | after each event: grants, starts, evictions |
+//! | `settle` | transitions, and what a death means for those concerned |
 //!
-//! Decision (2026-11-25): requests that run when their worker dies fail once the process is reaped, not when its socket
-//! closes, so that the client is told the true cause (a signal's name) a few milliseconds later. The rejected option,
-//! failing at once, could only say "lost".
+//! Invariants: memory is reserved from `Wanted` until the process is reaped (I1); one process per model, one
+//! incarnation per process (I2); everything but `Absent`, `Spawning` and a pinned `Idle` has a deadline (I3); an illegal
+//! event changes nothing and is told as [`Effect::Never`] (I4); a draining worker gets no grants (I5); the tally
+//! of deaths outlives a quarantine (I6, in `limits`). Every request ends exactly once.
+//!
+//! Limit: a request that runs when its worker dies fails; it is not resumed yet. The driver keeps what resuming needs.
 
 mod admission;
 mod backoff;
 mod budget;
+mod cause;
 pub mod effect;
 pub mod event;
+mod evict;
 pub mod lifecycle;
 mod model;
-mod pump;
+mod queue;
+mod room;
+mod settle;
 pub mod snapshot;
 
 use std::collections::BTreeMap;
 
-use ollmlx_proto::{FailureKind, ModelId, RequestId, WorkerId, limits};
+use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
 
-use self::backoff::Rest;
-pub use self::backoff::Rng;
-use self::budget::Ledger;
-pub use self::effect::{Effect, Push};
-pub use self::event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono};
-use self::lifecycle::{Input, State, Step};
-use self::model::{Model, death_failure, load_failure, words};
-pub use self::snapshot::{Snapshot, WorkerView};
+pub use effect::{Effect, Outbox, Push};
+pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono};
+pub use snapshot::{Snapshot, WorkerView};
 
-/// Effects, in the order they are to be performed.
-pub type Outbox = Vec<Effect>;
+use backoff::Rng;
+use budget::Ledger;
+use lifecycle::{DrainReason, Input, State, Timeouts};
+use model::Model;
 
-/// Loads that fail in a row before those who wait are told.
-const LOAD_TRIES_MAX: u32 = 3;
-
-/// Every number that the scheduler decides by. Times in milliseconds.
+/// What an administrator may set, with defaults from `limits`.
 #[derive(Clone, Debug)]
 pub struct SchedulerConfig {
-    /// Requests that wait over all models.
-    pub queue_len_max: usize,
-    /// Workers at once.
+    /// Requests waiting over all models.
+    pub queue_max: usize,
+    /// Processes at once, leaving ones included; at least 1.
     pub workers_max: usize,
-    /// Bytes of all workers; `None` is no limit.
+    /// Bytes that all workers may hold together; `None` is no limit.
     pub memory_limit: Option<u64>,
-    /// Where a client says nothing.
-    pub keep_alive: KeepAlive,
-    /// See `limits::HELLO_TIMEOUT_MS`.
-    pub hello_timeout_ms: u64,
-    /// See `limits::LOAD_STALL_MS`.
-    pub load_stall_ms: u64,
-    /// See `limits::SILENCE_MS`.
-    pub silence_ms: u64,
-    /// See `limits::ASK_TIMEOUT_MS`.
-    pub ask_timeout_ms: u64,
-    /// See `limits::TERM_TIMEOUT_MS`.
-    pub term_timeout_ms: u64,
-    /// See `limits::KILL_TIMEOUT_MS`.
-    pub kill_timeout_ms: u64,
-    /// See `limits::QUEUE_WAIT_MS_MAX`.
+    /// For models whose requests say nothing.
+    pub default_keep_alive: KeepAlive,
+    /// Longest wait for a grant.
     pub queue_wait_ms: u64,
-    /// See `limits::DRAIN_TIMEOUT_MS`.
-    pub drain_timeout_ms: u64,
-    /// See `limits::BACKOFF_MS_MIN`.
-    pub backoff_ms_min: u64,
-    /// See `limits::BACKOFF_MS_MAX`.
-    pub backoff_ms_max: u64,
-    /// See `limits::DEATHS_MAX`.
-    pub deaths_max: usize,
-    /// See `limits::DEATHS_WINDOW_S`.
-    pub deaths_window_ms: u64,
-    /// See `limits::QUARANTINE_S`.
-    pub quarantine_ms: u64,
+    /// A model that waits for room this long makes busy ones give way.
+    pub yield_after_ms: u64,
+    /// Of a worker's life.
+    pub timeouts: Timeouts,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
-            queue_len_max: limits::QUEUE_LEN_MAX,
-            workers_max: 3,
+            queue_max: limits::QUEUE_LEN_MAX,
+            workers_max: limits::WORKERS_MAX,
             memory_limit: None,
-            keep_alive: KeepAlive::ForMs(5 * 60_000),
-            hello_timeout_ms: limits::HELLO_TIMEOUT_MS,
-            load_stall_ms: limits::LOAD_STALL_MS,
-            silence_ms: limits::SILENCE_MS,
-            ask_timeout_ms: limits::ASK_TIMEOUT_MS,
-            term_timeout_ms: limits::TERM_TIMEOUT_MS,
-            kill_timeout_ms: limits::KILL_TIMEOUT_MS,
+            default_keep_alive: KeepAlive::ForMs(limits::KEEP_ALIVE_MS),
             queue_wait_ms: limits::QUEUE_WAIT_MS_MAX,
-            drain_timeout_ms: limits::DRAIN_TIMEOUT_MS,
-            backoff_ms_min: limits::BACKOFF_MS_MIN,
-            backoff_ms_max: limits::BACKOFF_MS_MAX,
-            deaths_max: limits::DEATHS_MAX,
-            deaths_window_ms: limits::DEATHS_WINDOW_S * 1000,
-            quarantine_ms: limits::QUARANTINE_S * 1000,
+            yield_after_ms: limits::YIELD_AFTER_MS,
+            timeouts: Timeouts {
+                hello_ms: limits::HELLO_TIMEOUT_MS,
+                load_stall_ms: limits::LOAD_STALL_MS,
+                silence_ms: limits::SILENCE_MS,
+                ask_ms: limits::ASK_TIMEOUT_MS,
+                term_ms: limits::TERM_TIMEOUT_MS,
+                kill_ms: limits::KILL_TIMEOUT_MS,
+                drain_ms: limits::DRAIN_TIMEOUT_MS,
+                linger_ms: limits::LINK_LINGER_MS,
+            },
         }
     }
 }
 
-/// The whole state of what is decided.
-#[derive(Clone, Debug)]
+/// The scheduler. See the module's documentation.
+#[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
     rng: Rng,
-    models: BTreeMap<ModelId, Model>,
-    /// Where each unfinished request is.
-    requests: BTreeMap<RequestId, ModelId>,
     ledger: Ledger,
+    /// In order of id; a place is stable within a step.
+    models: Vec<Model>,
+    /// Where each living request is.
+    homes: BTreeMap<RequestId, ModelId>,
+    queue_len: usize,
     leaving: bool,
     finished: bool,
+    now: Mono,
 }
 
 impl Scheduler {
-    /// An empty house. `seed` feeds the jitter.
+    /// An empty house. The seed only spreads restarts.
     #[must_use]
     pub fn new(config: SchedulerConfig, seed: u64) -> Self {
         let ledger = Ledger::new(config.memory_limit);
         Self {
             config,
             rng: Rng::new(seed),
-            models: BTreeMap::new(),
-            requests: BTreeMap::new(),
             ledger,
+            models: Vec::new(),
+            homes: BTreeMap::new(),
+            queue_len: 0,
             leaving: false,
             finished: false,
+            now: Mono(0),
         }
     }
 
-    /// Takes one event and says what is to be done. `now` never goes back.
+    /// Takes one event and appends what is to be done. A clock that goes back stands still.
     pub fn step(&mut self, now: Mono, event: Event, out: &mut Outbox) {
+        self.now = self.now.max(now);
         match event {
-            Event::Arrived { request, job, plan, keep_alive } => {
-                self.arrived(now, request, job, *plan, keep_alive, out);
-            }
+            Event::Arrived { request, job, plan, keep_alive } => self.arrived(request, job, plan, keep_alive, out),
             Event::Left { request } => self.left(request, out),
-            Event::Unload { model } => self.unload(&model),
-            Event::Pardoned { model } => self.pardon(now, &model, out),
-            Event::Spawned { worker, pid } => self.hear(now, &worker, Input::Spawned { pid }, None, out),
-            Event::SpawnFailed { worker, reason } => {
-                self.hear(now, &worker, Input::SpawnFailed, Some(Cause::SpawnFailed(reason)), out);
-            }
-            Event::Hello { worker } => self.hello(now, &worker, out),
-            Event::Misbehaved { worker, cause } => self.hear(now, &worker, Input::Misbehaved, Some(cause), out),
-            Event::LoadProgress { worker, .. } => self.hear(now, &worker, Input::LoadProgress, None, out),
-            Event::Ready { worker, ready } => self.ready(now, &worker, ready, out),
+            Event::Unload { model } => self.unload(&model, out),
+            Event::Pardoned { model } => self.pardoned(&model, out),
+            Event::Spawned { worker, pid } => self.told(&worker, Input::Spawned { pid }, None, out),
+            Event::SpawnFailed { worker, reason } => self.ended(&worker, Cause::SpawnFailed(reason), "", out),
+            Event::Hello { worker } => self.told(&worker, Input::Hello, None, out),
+            Event::Misbehaved { worker, cause } => self.told(&worker, Input::Misbehaved, Some(cause), out),
+            Event::LoadProgress { worker, done, total } => self.progressed(&worker, (done, total), out),
+            Event::Ready { worker, ready } => self.ready(&worker, ready, out),
             Event::LoadFailed { worker, failure } => {
-                self.hear(now, &worker, Input::LoadFailed, Some(Cause::LoadFailed(failure)), out);
+                self.told(&worker, Input::LoadFailed, Some(Cause::LoadFailed(failure)), out);
             }
-            Event::Heard { worker } => self.hear(now, &worker, Input::Heard, None, out),
-            Event::Ended { worker, request } => self.ended(now, &worker, request, out),
-            Event::LinkClosed { worker } => {
-                self.hear(now, &worker, Input::LinkClosed, Some(Cause::LinkLost), out);
-            }
-            Event::Exited { worker, cause, log_tail } => self.exited(now, &worker, cause, &log_tail, out),
-            Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes),
-            Event::DeadlineElapsed => self.elapsed(now, out),
-            Event::ShutdownAsked => self.shut_down(now, out),
-            Event::ShutdownForced => self.shut_down_now(now, out),
+            Event::Heard { worker } => self.told(&worker, Input::Heard, None, out),
+            Event::Ended { worker, request } => self.request_ended(&worker, request, out),
+            Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
+            Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
+            Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
+            Event::DeadlineElapsed => self.elapsed(out),
+            Event::ShutdownAsked => self.leave(Input::Drain { reason: DrainReason::Leaving }, out),
+            Event::ShutdownForced => self.leave(Input::Kill, out),
         }
-        self.pump(now, out);
-        if self.leaving && !self.finished && !self.models.values().any(|model| model.state.is_live()) {
-            self.finished = true;
-            out.push(Effect::Finished);
-        }
+        self.settle_wants(out);
     }
 
     /// When [`Event::DeadlineElapsed`] is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Mono> {
-        let states = self.models.values().filter_map(|model| model.state.deadline());
-        let waits = self.models.values().flat_map(|model| model.queue.iter().map(|waiting| waiting.deadline));
-        states.chain(waits).min()
-    }
-
-    /// Whether this process is the model's current one.
-    fn is_current(&self, worker: &WorkerId) -> bool {
-        self.models.get(&worker.model).is_some_and(|model| model.incarnation == worker.incarnation)
-    }
-
-    /// Tells a worker's state what it hears. `cause` is kept as the reason should this lead out.
-    fn hear(&mut self, now: Mono, worker: &WorkerId, input: Input, cause: Option<Cause>, out: &mut Outbox) {
-        if !self.is_current(worker) {
-            return;
-        }
-        let Some(model) = self.models.get_mut(&worker.model) else { return };
-        let before = model.state;
-        match before.next(input, now, &self.config) {
-            Step::Stay => {}
-            Step::Never => {
-                out.push(Effect::Never { what: format!("{worker} heard {input:?} while {}", before.name()) });
-            }
-            Step::Settle => {
-                let cause = cause.unwrap_or(Cause::Asked);
-                self.settle(now, worker, cause, "", out);
-            }
-            Step::To(state, push) => {
-                let leaves = matches!(state, State::Exiting { .. });
-                if leaves && model.ending.is_none() {
-                    model.ending = Some(cause.unwrap_or_else(|| late(before)));
-                }
-                model.state = state;
-                if let Some(push) = push {
-                    out.push(Effect::Push { worker: worker.clone(), push });
-                }
-                if before.name() != state.name() {
-                    let cause = if leaves { model.ending.clone() } else { None };
-                    out.push(Effect::Transition {
-                        worker: worker.clone(),
-                        from: before.name(),
-                        to: state.name(),
-                        cause,
-                    });
-                }
-            }
-        }
-    }
-
-    fn hello(&mut self, now: Mono, worker: &WorkerId, out: &mut Outbox) {
-        self.hear(now, worker, Input::Hello, None, out);
-        let Some(model) = self.models.get(&worker.model).filter(|model| model.worker(&worker.model) == *worker) else {
-            return;
+        let of_model = |model: &Model| {
+            let state = model.state.deadline();
+            let head = model.queue.head();
+            let wait = head.map(|waiting| waiting.deadline);
+            let blocked = head.filter(|_| model.state == State::Absent);
+            let gives_way = blocked.map(|waiting| waiting.arrived.plus_ms(self.config.yield_after_ms));
+            let gives_way = gives_way.filter(|&at| at > self.now);
+            let cancel = model.running.values().filter_map(|running| running.cancel_deadline).min();
+            [state, wait, gives_way, cancel].into_iter().flatten().min()
         };
-        if matches!(model.state, State::Loading { .. }) {
-            out.push(Effect::Load { worker: worker.clone(), plan: Box::new(model.plan.clone()) });
+        self.models.iter().filter_map(of_model).min()
+    }
+
+    fn find(&self, model: &ModelId) -> Result<usize, usize> {
+        self.models.binary_search_by(|known| known.id.cmp(model))
+    }
+
+    /// The place of a living process; `None` for one that is gone, whose late words are dropped.
+    fn living(&self, worker: &WorkerId) -> Option<usize> {
+        let at = self.find(&worker.model).ok()?;
+        let model = &self.models[at];
+        (model.incarnation == worker.incarnation && model.state.has_process()).then_some(at)
+    }
+
+    fn told(&mut self, worker: &WorkerId, input: Input, cause: Option<Cause>, out: &mut Outbox) {
+        if let Some(at) = self.living(worker) {
+            self.apply(at, input, cause, out);
         }
     }
 
-    fn ready(&mut self, now: Mono, worker: &WorkerId, ready: ollmlx_proto::Ready, out: &mut Outbox) {
-        if !self.is_current(worker) {
-            return;
+    /// Only a load that moves pushes its deadline.
+    fn progressed(&mut self, worker: &WorkerId, progress: (u64, u64), out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        if self.models[at].progress.replace(progress) != Some(progress) {
+            self.apply(at, Input::Progress, None, out);
         }
-        let Some(model) = self.models.get_mut(&worker.model) else { return };
-        if matches!(model.state, State::Loading { .. }) {
-            self.ledger.raise(&worker.model, ready.memory.total());
-            model.ready = Some(ready);
-            model.load_failures = 0;
-            model.used_at = now;
-        }
-        // Whoever waits is granted before a keep-alive of nothing can elapse.
-        let expires_at = model.expires_at(now);
-        self.hear(now, worker, Input::Ready { expires_at }, None, out);
     }
 
-    fn ended(&mut self, now: Mono, worker: &WorkerId, request: RequestId, out: &mut Outbox) {
-        if !self.is_current(worker) {
-            return;
+    fn ready(&mut self, worker: &WorkerId, mut ready: Ready, out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        let model = &mut self.models[at];
+        if ready.slots == 0 {
+            let cause = Cause::Protocol("ready without slots".to_owned());
+            return self.apply(at, Input::Misbehaved, Some(cause), out);
         }
-        let Some(model) = self.models.get_mut(&worker.model) else { return };
+        if !matches!(model.state, State::Loading { .. }) {
+            let cause = Cause::Protocol("ready out of turn".to_owned());
+            let expires_at = None;
+            return self.apply(at, Input::Ready { expires_at }, Some(cause), out);
+        }
+        ready.slots = ready.slots.min(limits::SLOTS_MAX);
+        model.last_used = self.now;
+        let expires_at = model.expires_at(self.now);
+        self.ledger.report(&worker.model, ready.memory.total());
+        model.ready = Some(ready);
+        self.apply(at, Input::Ready { expires_at }, None, out);
+        self.relieve(out);
+    }
+
+    fn sampled(&mut self, worker: &WorkerId, bytes: u64, out: &mut Outbox) {
+        if self.living(worker).is_some() {
+            self.ledger.sample(&worker.model, bytes);
+            self.relieve(out);
+        }
+    }
+
+    fn request_ended(&mut self, worker: &WorkerId, request: RequestId, out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        let model = &mut self.models[at];
         if model.running.remove(&request).is_none() {
+            // After a loss, those that ran have been failed already.
+            if !matches!(model.state, State::Exiting { .. }) {
+                out.never(format!("{worker} ended {request}, which it doesn't run"));
+            }
             return;
         }
-        self.requests.remove(&request);
-        model.used_at = now;
-        let expires_at = model.expires_at(now);
-        self.hear(now, worker, Input::Ended { expires_at }, None, out);
+        self.homes.remove(&request);
+        model.last_used = self.now;
+        let expires_at = model.expires_at(self.now);
+        self.apply(at, Input::Ended { expires_at }, None, out);
     }
 
-    fn exited(&mut self, now: Mono, worker: &WorkerId, cause: Cause, log_tail: &str, out: &mut Outbox) {
-        if !self.is_current(worker) {
+    fn unload(&mut self, model: &ModelId, out: &mut Outbox) {
+        let Ok(at) = self.find(model) else { return };
+        let known = &mut self.models[at];
+        if !known.state.has_process() {
             return;
         }
-        let Some(model) = self.models.get(&worker.model) else { return };
-        match model.state.next(Input::Exited, now, &self.config) {
-            Step::Settle => self.settle(now, worker, cause, log_tail, out),
-            _ => out.push(Effect::Never { what: format!("{worker} exited while {}", model.state.name()) }),
+        known.keep_alive = KeepAlive::Unload;
+        match known.state {
+            State::Idle { .. } => self.apply(at, Input::Drain { reason: DrainReason::Unload }, None, out),
+            State::Handshaking { .. } | State::Loading { .. } if known.queue.is_empty() => {
+                self.apply(at, Input::Drain { reason: DrainReason::Unload }, None, out);
+            }
+            // With work, or waited for: the keep-alive of nothing does the rest.
+            _ => {}
         }
     }
 
-    fn sampled(&mut self, worker: &WorkerId, bytes: u64) {
-        if self.is_current(worker)
-            && let Some(model) = self.models.get_mut(&worker.model)
-        {
-            model.sampled_bytes = bytes;
-            self.ledger.raise(&worker.model, bytes);
-        }
+    fn pardoned(&mut self, model: &ModelId, out: &mut Outbox) {
+        let Ok(at) = self.find(model) else { return };
+        self.models[at].tally.clear();
+        self.apply(at, Input::Pardoned, None, out);
     }
 
-    /// The process is gone: release, tally, decide what follows.
-    fn settle(&mut self, now: Mono, worker: &WorkerId, seen: Cause, log_tail: &str, out: &mut Outbox) {
-        let Some(model) = self.models.get_mut(&worker.model) else { return };
-        let before = model.state;
-        // What we decided ourselves says more than the status it left with; a lost link says less.
-        let cause = match model.ending.take() {
-            None | Some(Cause::LinkLost) => seen,
-            Some(Cause::Asked)
-                if matches!(seen, Cause::Signalled { .. }) && !self.leaving && before.in_flight() > 0 =>
+    /// Everything whose time has come.
+    fn elapsed(&mut self, out: &mut Outbox) {
+        let now = self.now;
+        for at in 0..self.models.len() {
+            let model = &mut self.models[at];
+            let late = model.queue.take(|waiting| waiting.deadline <= now);
+            for waiting in late {
+                self.fail_waiting(waiting.request, cause::waited_too_long(), out);
+            }
+            let model = &self.models[at];
+            if model.state.deadline().is_some_and(|deadline| deadline <= now) {
+                let cause = settle::cause_of_elapsed(model.state);
+                self.apply(at, Input::Elapsed, cause, out);
+            } else if model.running.values().any(|running| running.cancel_deadline.is_some_and(|at| at <= now))
+                && !matches!(model.state, State::Exiting { .. })
             {
-                seen
-            }
-            Some(ending) => ending,
-        };
-        self.ledger.release(&worker.model);
-        let was_ready = model.ready.take().is_some();
-        model.sampled_bytes = 0;
-        model.unload_asked = false;
-        let line = log_tail.lines().last().unwrap_or_default();
-        let running = std::mem::take(&mut model.running);
-        let failure = if self.leaving {
-            ollmlx_proto::Failure::new(FailureKind::ShuttingDown, "the server is shutting down")
-        } else {
-            death_failure(&cause, line)
-        };
-        for request in running.into_keys() {
-            self.requests.remove(&request);
-            out.push(Effect::Fail { request, failure: failure.clone() });
-        }
-        let (state, refusal) = self.after_death(now, &worker.model, &cause, was_ready, line);
-        if let Some(model) = self.models.get_mut(&worker.model) {
-            model.state = state;
-        }
-        out.push(Effect::Transition {
-            worker: worker.clone(),
-            from: before.name(),
-            to: state.name(),
-            cause: Some(cause),
-        });
-        if let Some(failure) = refusal {
-            self.refuse_queue(&worker.model, &failure, out);
-        }
-    }
-
-    /// Where a model goes after its process ended, and what those who wait are told, if anything.
-    fn after_death(
-        &mut self,
-        now: Mono,
-        id: &ModelId,
-        cause: &Cause,
-        was_ready: bool,
-        line: &str,
-    ) -> (State, Option<ollmlx_proto::Failure>) {
-        let Some(model) = self.models.get_mut(id) else { return (State::Absent, None) };
-        if matches!(cause, Cause::Asked) {
-            return (State::Absent, None);
-        }
-        model.last_death = Some(words(cause));
-        if let Cause::LoadFailed(failure) = cause
-            && failure.retry == ollmlx_proto::Retry::Never
-        {
-            // The files themselves are wrong: trying again changes nothing, waiting neither.
-            return (State::Absent, Some(failure.clone()));
-        }
-        model.restarts = model.restarts.saturating_add(1);
-        let rest = model.tally.record(now, &self.config, &mut self.rng);
-        if !was_ready {
-            model.load_failures += 1;
-        }
-        match rest {
-            Rest::Quarantine(until) => {
-                let failure = quarantine_failure(&words(cause), self.config.quarantine_ms);
-                (State::Quarantined { until }, Some(failure))
-            }
-            Rest::Backoff(until) => {
-                let given_up = model.load_failures >= LOAD_TRIES_MAX || matches!(cause, Cause::LoadStalled);
-                let refusal = (!was_ready && given_up).then(|| load_failure(cause, line));
-                if refusal.is_some() {
-                    model.load_failures = 0;
-                }
-                (State::Backoff { until }, refusal)
+                self.apply(at, Input::Hung, Some(Cause::Silent), out);
             }
         }
     }
 
-    /// Fires every deadline that has come.
-    fn elapsed(&mut self, now: Mono, out: &mut Outbox) {
-        let due: Vec<WorkerId> = self
-            .models
-            .iter()
-            .filter(|(_, model)| model.state.deadline().is_some_and(|deadline| deadline <= now))
-            .map(|(id, model)| model.worker(id))
-            .collect();
-        for worker in due {
-            self.hear(now, &worker, Input::Elapsed, None, out);
-        }
-        for model in self.models.values_mut() {
-            model.queue.retain(|waiting| {
-                let late = waiting.deadline <= now;
-                if late {
-                    self.requests.remove(&waiting.request);
-                    let text = "server busy, please try again.  the request waited too long for a free slot";
-                    let failure = ollmlx_proto::Failure::new(FailureKind::Busy, text);
-                    out.push(Effect::Fail { request: waiting.request, failure });
-                }
-                !late
-            });
+    /// First, or harder, request to leave.
+    fn leave(&mut self, input: Input, out: &mut Outbox) {
+        self.leaving = true;
+        for at in 0..self.models.len() {
+            let waiting = self.models[at].queue.take(|_| true);
+            for waiting in waiting {
+                self.fail_waiting(waiting.request, cause::shutting_down(), out);
+            }
+            if self.models[at].state.has_process() {
+                self.apply(at, input, Some(Cause::Asked), out);
+            }
         }
     }
-
-    /// Ends all that wait for `id` with `failure`.
-    fn refuse_queue(&mut self, id: &ModelId, failure: &ollmlx_proto::Failure, out: &mut Outbox) {
-        let Some(model) = self.models.get_mut(id) else { return };
-        for waiting in std::mem::take(&mut model.queue) {
-            self.requests.remove(&waiting.request);
-            out.push(Effect::Fail { request: waiting.request, failure: failure.clone() });
-        }
-    }
-}
-
-/// Why a state's deadline leads out.
-fn late(state: State) -> Cause {
-    match state {
-        State::Handshaking { .. } => Cause::NoHello,
-        State::Loading { .. } => Cause::LoadStalled,
-        State::Busy { .. } => Cause::Silent,
-        _ => Cause::Asked,
-    }
-}
-
-fn quarantine_failure(cause: &str, rest_ms: u64) -> ollmlx_proto::Failure {
-    let seconds = rest_ms.div_ceil(1000);
-    let text = format!(
-        "the model failed too often and rests (last cause: {cause}); it is tried again in {seconds} s at the latest, or \
-         at once after 'ollmlx stop' and a new create"
-    );
-    ollmlx_proto::Failure::new(FailureKind::Quarantined, text)
 }

@@ -1,0 +1,126 @@
+//! Causes in words, and the failures that clients get for them.
+
+use nix::sys::signal::Signal;
+use ollmlx_proto::{Failure, FailureKind, Retry};
+
+use super::event::{Cause, Mono};
+
+/// Longest line of a worker's standard error that a client gets to see, in characters.
+const LAST_LINE_CHARS_MAX: usize = 300;
+
+impl Cause {
+    /// What happened, for people.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Asked => "asked to leave".to_owned(),
+            Self::Exited { code } => format!("exited with status {code}"),
+            Self::Signalled { signal } => match Signal::try_from(*signal) {
+                Ok(name) => format!("killed by {name}"),
+                Err(_) => format!("killed by signal {signal}"),
+            },
+            Self::NoHello => "did not say hello in time".to_owned(),
+            Self::HelloRefused(why) => format!("hello refused: {why}"),
+            Self::LoadStalled => "loading made no progress".to_owned(),
+            Self::LoadFailed(failure) => failure.public.clone(),
+            Self::Silent => "was silent for too long".to_owned(),
+            Self::Protocol(why) => format!("broke the protocol: {why}"),
+            Self::LinkLost => "closed its connection".to_owned(),
+            Self::SpawnFailed(why) => format!("could not be started: {why}"),
+            Self::OverBudget => "took more memory than there is".to_owned(),
+        }
+    }
+
+    /// Whether trying again is pointless, by the worker's own word.
+    pub(super) fn is_permanent(&self) -> bool {
+        matches!(self, Self::LoadFailed(failure) if failure.retry == Retry::Never)
+    }
+}
+
+fn last_line(log_tail: &str) -> Option<String> {
+    let line = log_tail.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.chars().filter(|c| !c.is_control()).take(LAST_LINE_CHARS_MAX).collect())
+}
+
+fn with_tail(mut text: String, log_tail: &str) -> String {
+    if let Some(line) = last_line(log_tail) {
+        text.push_str(": ");
+        text.push_str(&line);
+    }
+    text
+}
+
+/// For a request that was running.
+pub(super) fn died_running(cause: &Cause, log_tail: &str) -> Failure {
+    let kind = if *cause == Cause::Silent { FailureKind::WorkerHung } else { FailureKind::WorkerDied };
+    let text = format!(
+        "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, check \
+         ollama server logs for details: {}",
+        cause.words()
+    );
+    Failure::new(kind, with_tail(text, log_tail)).with_detail(log_tail)
+}
+
+/// For a request that waited for a load that failed.
+pub(super) fn load_failed(cause: &Cause, log_tail: &str) -> Failure {
+    if let Cause::LoadFailed(failure) = cause {
+        return failure.clone();
+    }
+    let kind = if *cause == Cause::LoadStalled { FailureKind::LoadStalled } else { FailureKind::LoadFailed };
+    let text = format!(
+        "model failed to load, this may be due to resource limitations or an internal error, check ollama server logs \
+         for details: {}",
+        cause.words()
+    );
+    Failure::new(kind, with_tail(text, log_tail)).with_detail(log_tail)
+}
+
+pub(super) fn quarantined(last_death: Option<&str>, until: Mono, now: Mono) -> Failure {
+    let seconds = until.since(now).div_ceil(1_000_000_000);
+    let why = last_death.unwrap_or("unknown cause");
+    Failure::new(
+        FailureKind::Quarantined,
+        format!("model failed too often and rests; it is tried again in {seconds} s: {why}"),
+    )
+}
+
+pub(super) fn queue_full() -> Failure {
+    // Ollama's own words, its two spaces included: clients match on them.
+    Failure::new(FailureKind::Busy, "server busy, please try again.  maximum pending requests exceeded")
+}
+
+pub(super) fn waited_too_long() -> Failure {
+    Failure::new(FailureKind::Busy, "server busy, please try again.  the request waited too long for its turn")
+}
+
+pub(super) fn shutting_down() -> Failure {
+    Failure::new(FailureKind::ShuttingDown, "server is shutting down")
+}
+
+pub(super) fn can_never_fit(need: u64, limit: u64) -> Failure {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    Failure::new(
+        FailureKind::OutOfMemory,
+        format!("model requires more memory ({:.1} GiB) than the limit allows ({:.1} GiB)", gib(need), gib(limit)),
+    )
+    .with_detail(format!("{need} bytes needed, {limit} bytes allowed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_told_with_its_signal_and_its_last_words() {
+        let failure = died_running(&Cause::Signalled { signal: 9 }, "one\nggml: out of memory\n\n");
+        assert_eq!(failure.kind, FailureKind::WorkerDied);
+        assert!(failure.public.ends_with("for details: killed by SIGKILL: ggml: out of memory"), "{failure}");
+        assert_eq!(died_running(&Cause::Silent, "").kind, FailureKind::WorkerHung);
+    }
+
+    #[test]
+    fn a_failed_load_speaks_for_itself() {
+        let own = Failure::new(FailureKind::ModelInvalid, "bad magic");
+        assert_eq!(load_failed(&Cause::LoadFailed(own.clone()), "noise"), own);
+    }
+}

@@ -1,0 +1,119 @@
+//! Who makes room: pure choice among candidates, shortest keep-alive first, then least recently used.
+//!
+//! Idle workers come before busy ones. A busy one is only a candidate when the one that waits has waited long, and
+//! then it is drained, never killed. Nothing is evicted unless it is enough.
+
+use super::event::{KeepAlive, Mono};
+
+/// One that could go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    /// Its place in the scheduler's table.
+    pub(super) at: usize,
+    /// Whether it works.
+    pub(super) busy: bool,
+    /// What its going frees.
+    pub(super) bytes: u64,
+    /// How long it would stay.
+    pub(super) keep_alive: KeepAlive,
+    /// When it last got or ended a request.
+    pub(super) last_used: Mono,
+}
+
+/// What is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Need {
+    /// Bytes.
+    pub(super) bytes: u64,
+    /// Places for processes.
+    pub(super) places: usize,
+}
+
+impl Need {
+    /// Whether nothing is.
+    pub(super) fn is_met(&self) -> bool {
+        self.bytes == 0 && self.places == 0
+    }
+
+    fn less(self, bytes: u64, places: usize) -> Self {
+        Self { bytes: self.bytes.saturating_sub(bytes), places: self.places.saturating_sub(places) }
+    }
+
+    /// What is missing once those that are on their way out are gone.
+    pub(super) fn after(self, bytes: u64, places: usize) -> Self {
+        self.less(bytes, places)
+    }
+}
+
+fn rank(candidate: &Candidate) -> (bool, u64, Mono, usize) {
+    let stay_ms = match candidate.keep_alive {
+        KeepAlive::Unload => 0,
+        KeepAlive::ForMs(ms) => ms,
+        KeepAlive::Forever => u64::MAX,
+    };
+    (candidate.busy, stay_ms, candidate.last_used, candidate.at)
+}
+
+/// The fewest of the best that are enough, or `None` where all of them are not.
+pub(super) fn choose(mut candidates: Vec<Candidate>, need: Need) -> Option<Vec<Candidate>> {
+    candidates.sort_by_key(rank);
+    let mut victims = Vec::new();
+    let mut missing = need;
+    for candidate in candidates {
+        if missing.is_met() {
+            break;
+        }
+        missing = missing.less(candidate.bytes, 1);
+        victims.push(candidate);
+    }
+    if !missing.is_met() {
+        return None;
+    }
+    // A small early victim may have become needless by a large later one.
+    let mut index = 0;
+    while index < victims.len() {
+        let others = victims.iter().enumerate().filter(|(other, _)| *other != index);
+        let freed: u64 = others.map(|(_, victim)| victim.bytes).sum();
+        if need.less(freed, victims.len() - 1).is_met() {
+            victims.remove(index);
+        } else {
+            index += 1;
+        }
+    }
+    Some(victims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(at: usize, bytes: u64, keep_alive: KeepAlive, last_used: u64) -> Candidate {
+        Candidate { at, busy: false, bytes, keep_alive, last_used: Mono(last_used) }
+    }
+
+    fn chosen(candidates: &[Candidate], bytes: u64, places: usize) -> Option<Vec<usize>> {
+        let victims = choose(candidates.to_vec(), Need { bytes, places })?;
+        Some(victims.into_iter().map(|victim| victim.at).collect())
+    }
+
+    #[test]
+    fn shortest_keep_alive_then_least_recently_used_goes_first() {
+        let all = [
+            candidate(0, 10, KeepAlive::Forever, 1),
+            candidate(1, 10, KeepAlive::ForMs(9), 3),
+            candidate(2, 10, KeepAlive::ForMs(9), 2),
+        ];
+        assert_eq!(chosen(&all, 0, 1), Some(vec![2]));
+        assert_eq!(chosen(&all, 20, 0), Some(vec![2, 1]));
+        assert_eq!(chosen(&all, 30, 0), Some(vec![2, 1, 0]));
+        assert_eq!(chosen(&all, 31, 0), None, "nothing goes unless it is enough");
+    }
+
+    #[test]
+    fn idle_goes_before_busy_and_needless_victims_stay() {
+        let busy = Candidate { busy: true, ..candidate(0, 50, KeepAlive::Unload, 0) };
+        let all = [busy, candidate(1, 10, KeepAlive::ForMs(9), 1)];
+        assert_eq!(chosen(&all, 10, 1), Some(vec![1]));
+        assert_eq!(chosen(&all, 50, 0), Some(vec![0]));
+    }
+}

@@ -1,0 +1,5 @@
+//! The one test binary: simulation of the scheduler, and process tests with a scripted worker.
+
+mod nth_failure;
+mod sim;
+mod world;

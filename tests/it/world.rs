@@ -1,0 +1,344 @@
+//! A pretend world around the real scheduler: processes are records, time is a number, luck is a seed.
+//!
+//! The world keeps its own model of what must hold, from nothing but events and effects: one process per model, memory
+//! from spawn to reap, at most `slots` grants, each request granted once and ended once, only living workers spoken to.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId};
+use ollmlx_supervisor::scheduler::{
+    Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig,
+};
+
+/// SplitMix64, as everywhere.
+pub(crate) struct Luck(pub(crate) u64);
+
+impl Luck {
+    pub(crate) fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ (bits >> 31)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.draw() % end
+    }
+
+    pub(crate) fn one_in(&mut self, odds: u64) -> bool {
+        self.below(odds) == 0
+    }
+}
+
+/// A pretend process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) plan: Box<LoadPlan>,
+    pub(crate) said_hello: bool,
+    pub(crate) told_to_load: bool,
+    pub(crate) ready: bool,
+    /// The link is closed, by a loss or because it is dying.
+    pub(crate) link_closed: bool,
+    pub(crate) running: BTreeSet<RequestId>,
+    pub(crate) cancelled: BTreeSet<RequestId>,
+    /// Its exit status is known; it will be reaped.
+    pub(crate) dead: Option<Cause>,
+    pub(crate) pushed: Option<Push>,
+    /// Does nothing of its own accord.
+    pub(crate) stuck: bool,
+}
+
+/// How a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Waiting,
+    Running,
+    /// Its client left while it ran.
+    Leaving,
+    Ended,
+}
+
+pub(crate) struct World {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) now: Mono,
+    pub(crate) processes: BTreeMap<WorkerId, Process>,
+    pub(crate) requests: BTreeMap<RequestId, (Standing, bool)>,
+    pub(crate) failures: Vec<(RequestId, FailureKind)>,
+    pub(crate) next_request: u64,
+    pub(crate) finished: bool,
+    /// Effects seen; the one that fails, where one is to fail.
+    pub(crate) effects: u64,
+    pub(crate) fails_at: Option<u64>,
+    pub(crate) slots: u16,
+    workers_max: usize,
+    limit: Option<u64>,
+    incarnations: BTreeMap<ModelId, u32>,
+    next_pid: u32,
+    pub(crate) log: Option<Vec<String>>,
+}
+
+impl World {
+    pub(crate) fn new(config: SchedulerConfig, seed: u64) -> Self {
+        Self {
+            workers_max: config.workers_max,
+            limit: config.memory_limit,
+            scheduler: Scheduler::new(config, seed),
+            now: Mono(1),
+            processes: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            failures: Vec::new(),
+            next_request: 1,
+            finished: false,
+            effects: 0,
+            fails_at: None,
+            slots: 2,
+            incarnations: BTreeMap::new(),
+            next_pid: 100,
+            log: None,
+        }
+    }
+
+    /// One event, its effects, and the answers that the driver owes at once.
+    pub(crate) fn tell(&mut self, event: Event) {
+        let mut owed = VecDeque::from([event]);
+        while let Some(event) = owed.pop_front() {
+            if let Some(log) = &mut self.log {
+                log.push(format!("{:?} {event:?}", self.now));
+            }
+            let mut out = Outbox::default();
+            self.scheduler.step(self.now, event, &mut out);
+            let mut answers = VecDeque::new();
+            for effect in out.0 {
+                if let Some(log) = &mut self.log {
+                    log.push(format!("    {effect:?}"));
+                }
+                self.effects += 1;
+                let fails = self.fails_at == Some(self.effects);
+                self.perform(effect, fails, &mut answers);
+            }
+            while let Some(answer) = answers.pop_back() {
+                owed.push_front(answer);
+            }
+            if let Err(broken) = self.scheduler.check() {
+                panic!("{broken}");
+            }
+        }
+        self.check_sums();
+    }
+
+    fn perform(&mut self, effect: Effect, fails: bool, answers: &mut VecDeque<Event>) {
+        match effect {
+            Effect::Spawn { worker, plan } => self.spawn(worker, plan, fails, answers),
+            Effect::Load { worker, .. } => {
+                let process = self.processes.get_mut(&worker).expect("loads are sent to processes");
+                assert!(process.said_hello && !process.told_to_load, "{worker} loads once, after its hello");
+                process.told_to_load = true;
+                process.lose(fails);
+            }
+            Effect::Grant { worker, request } => {
+                let process = self.processes.get_mut(&worker).expect("grants go to processes");
+                assert!(process.ready && !process.link_closed, "{worker} can take {}", request.id);
+                assert!(process.pushed.is_none(), "I5: {worker} was shown the door");
+                assert!(process.running.insert(request.id), "no request is granted twice");
+                assert!(process.running.len() <= usize::from(self.slots), "no slot is granted twice");
+                let standing = self.requests.get_mut(&request.id).expect("grants are for requests");
+                assert_eq!(standing.0, Standing::Waiting, "{} is granted while it waits", request.id);
+                standing.0 = Standing::Running;
+                process.lose(fails);
+            }
+            Effect::Loaded { request, worker } => {
+                assert!(self.processes[&worker].ready, "loaded means ready");
+                self.end(request, Standing::Waiting);
+            }
+            Effect::Fail { request, failure } => {
+                let standing = self.requests[&request].0;
+                assert_ne!(standing, Standing::Ended, "{request} ends once, not again with {failure}");
+                self.end(request, standing);
+                self.failures.push((request, failure.kind));
+                for process in self.processes.values_mut() {
+                    process.running.remove(&request);
+                }
+            }
+            Effect::Cancel { worker, request } => {
+                let process = self.processes.get_mut(&worker).expect("cancels go to processes");
+                assert!(process.cancelled.insert(request), "one cancel each");
+                process.lose(fails);
+            }
+            Effect::Push { worker, push } => {
+                let process = self.processes.get_mut(&worker).expect("pushes go to processes");
+                process.pushed = Some(push);
+                if push == Push::Kill {
+                    process.dead.get_or_insert(Cause::Signalled { signal: 9 });
+                }
+            }
+            Effect::Transition { from, to, .. } => assert_ne!(from, to),
+            Effect::Never { what } => panic!("I4: {what}"),
+            Effect::Finished => {
+                assert!(!self.finished && self.processes.is_empty(), "finished once, after the last is reaped");
+                self.finished = true;
+            }
+        }
+    }
+
+    fn spawn(&mut self, worker: WorkerId, plan: Box<LoadPlan>, fails: bool, answers: &mut VecDeque<Event>) {
+        let others = self.processes.keys().filter(|other| other.model == worker.model).count();
+        assert_eq!(others, 0, "I2: one process per model");
+        assert!(self.processes.len() < self.workers_max, "no more processes than allowed");
+        let last = self.incarnations.insert(worker.model.clone(), worker.incarnation.0);
+        assert_eq!(worker.incarnation.0, last.unwrap_or(0) + 1, "I2: one incarnation per process");
+        if let Some(limit) = self.limit {
+            let planned: u64 = self.processes.values().map(|process| process.plan.memory.total()).sum();
+            assert!(planned + plan.memory.total() <= limit, "I1: plans fit the limit until they are reaped");
+        }
+        if fails {
+            return answers.push_back(Event::SpawnFailed { worker, reason: "fake".to_owned() });
+        }
+        self.next_pid += 1;
+        let process = Process {
+            plan,
+            said_hello: false,
+            told_to_load: false,
+            ready: false,
+            link_closed: false,
+            running: BTreeSet::new(),
+            cancelled: BTreeSet::new(),
+            dead: None,
+            pushed: None,
+            stuck: false,
+        };
+        self.processes.insert(worker.clone(), process);
+        answers.push_back(Event::Spawned { worker, pid: self.next_pid });
+    }
+
+    fn end(&mut self, request: RequestId, expected: Standing) {
+        let entry = self.requests.get_mut(&request).expect("ends are for requests");
+        assert_eq!(entry.0, expected, "{request}");
+        entry.0 = Standing::Ended;
+    }
+
+    fn check_sums(&self) {
+        let view = self.scheduler.snapshot(self.now);
+        let count = |standing| self.requests.values().filter(|entry| entry.0 == standing).count();
+        assert_eq!(view.queue_len, count(Standing::Waiting), "waiting");
+        assert_eq!(view.running, count(Standing::Running) + count(Standing::Leaving), "running");
+        if self.processes.is_empty() {
+            assert_eq!(view.reserved_bytes, 0, "I1: everything is released");
+        }
+    }
+
+    // --- what may happen ---
+
+    pub(crate) fn arrive(&mut self, plan: LoadPlan, load_only: bool, keep_alive: Option<KeepAlive>) -> RequestId {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.requests.insert(request, (Standing::Waiting, load_only));
+        let job = if load_only { Job::Load } else { Job::Run(harness::request(request.0, "")) };
+        self.tell(Event::Arrived { request, job, plan: Box::new(plan), keep_alive });
+        request
+    }
+
+    pub(crate) fn leave(&mut self, request: RequestId) {
+        let entry = self.requests.get_mut(&request).expect("clients have requests");
+        entry.0 = match entry.0 {
+            Standing::Waiting => Standing::Ended,
+            Standing::Running => Standing::Leaving,
+            other => other,
+        };
+        self.tell(Event::Left { request });
+    }
+
+    /// The process does the next thing a good worker would do. Says whether there was one.
+    pub(crate) fn proceed(&mut self, worker: &WorkerId) -> bool {
+        let slots = self.slots;
+        let Some(process) = self.processes.get_mut(worker) else { return false };
+        let worker = worker.clone();
+        if let Some(cause) = process.dead.clone() {
+            if !std::mem::replace(&mut process.link_closed, true) && process.said_hello {
+                self.tell(Event::LinkClosed { worker });
+            } else {
+                self.processes.remove(&worker);
+                self.tell(Event::Exited { worker, cause, log_tail: "last words\n".to_owned() });
+            }
+            return true;
+        }
+        if process.stuck {
+            return false;
+        }
+        if !process.said_hello && process.pushed.is_none() {
+            process.said_hello = true;
+            self.tell(Event::Hello { worker });
+        } else if process.link_closed || process.pushed.is_some() {
+            process.dead = Some(Cause::Exited { code: 0 });
+        } else if process.told_to_load && !process.ready {
+            process.ready = true;
+            let memory = MemoryReport { weights: process.plan.memory.total(), kv: 0, compute: 0 };
+            let context_tokens = process.plan.spec.context_tokens;
+            let device = "fake".to_owned();
+            let ready = Ready { slots, context_tokens, memory, device, accelerator_bytes: 0 };
+            self.tell(Event::Ready { worker, ready });
+        } else if let Some(request) = process.cancelled.pop_first().or(process.running.first().copied()) {
+            self.finish(&worker, request);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// The worker confirms the end of one that it runs.
+    pub(crate) fn finish(&mut self, worker: &WorkerId, request: RequestId) {
+        let process = self.processes.get_mut(worker).expect("it lives");
+        if process.running.remove(&request) {
+            process.cancelled.remove(&request);
+            self.requests.get_mut(&request).expect("known").0 = Standing::Ended;
+            self.tell(Event::Ended { worker: worker.clone(), request });
+        }
+    }
+
+    pub(crate) fn fail_load(&mut self, worker: &WorkerId, kind: FailureKind) {
+        let process = self.processes.get_mut(worker).expect("it lives");
+        if process.told_to_load && !process.ready && process.dead.is_none() && !process.link_closed {
+            process.dead = Some(Cause::Exited { code: 1 });
+            self.tell(Event::LoadFailed { worker: worker.clone(), failure: Failure::new(kind, "no") });
+        }
+    }
+
+    /// Jumps to the next deadline, if there is one.
+    pub(crate) fn jump(&mut self) -> bool {
+        let Some(deadline) = self.scheduler.next_deadline() else { return false };
+        let before = self.now;
+        self.now = self.now.max(deadline);
+        self.tell(Event::DeadlineElapsed);
+        let again = self.scheduler.next_deadline();
+        assert!(again.is_none_or(|again| again > before || again > deadline), "time goes on after {deadline:?}");
+        true
+    }
+
+    /// Everybody behaves from here on, and the server leaves: all must end, and nothing may remain.
+    pub(crate) fn wind_down(&mut self) {
+        self.tell(Event::ShutdownAsked);
+        for _ in 0..10_000 {
+            let workers: Vec<WorkerId> = self.processes.keys().cloned().collect();
+            let mut moved = false;
+            for worker in workers {
+                moved |= self.proceed(&worker);
+            }
+            if !moved && !self.jump() {
+                break;
+            }
+        }
+        assert!(self.finished, "the server ends: {:?}", self.processes);
+        for (request, (standing, _)) in &self.requests {
+            assert_eq!(*standing, Standing::Ended, "{request} ends exactly once");
+        }
+    }
+}
+
+impl Process {
+    /// The link breaks under an effect.
+    fn lose(&mut self, fails: bool) {
+        if fails {
+            self.dead.get_or_insert(Cause::Exited { code: 3 });
+        }
+    }
+}
