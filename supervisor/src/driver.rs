@@ -309,9 +309,9 @@ impl Driver {
     }
 
     fn step(&mut self, event: Event) {
-        let mut effects = Outbox::new();
+        let mut effects = Outbox::default();
         self.scheduler.step(self.clock.now(), event, &mut effects);
-        for effect in effects {
+        for effect in effects.0 {
             self.perform(effect);
         }
     }

@@ -47,6 +47,9 @@ pub enum CliError {
         /// Why.
         source: std::io::Error,
     },
+    /// The store can't be opened.
+    #[error("the model store can't be used: {0}")]
+    Store(String),
     /// The Modelfile makes no sense.
     #[error("{0}")]
     Modelfile(String),

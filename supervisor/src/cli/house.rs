@@ -1,11 +1,23 @@
 //! Puts the server's parts together: catalogue, driver, door. The one place that knows them all.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::error::CliError;
 use super::serve::Leaving;
-use crate::config::Config;
+use super::version::OWN;
+use crate::catalog::{Catalog, CatalogConfig};
+use crate::config::{Config, Span};
+use crate::driver::{self, DriverConfig, Shutdown};
+use crate::http::{self, AppState, HttpConfig};
+use crate::scheduler::{KeepAlive, SchedulerConfig};
+
+/// After the last worker is reaped, connections get this long to write what they have.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves until somebody asks to leave and the last worker is reaped.
 ///
@@ -16,9 +28,90 @@ pub(super) async fn run(
     listener: TcpListener,
     mut leaving: watch::Receiver<Leaving>,
 ) -> Result<(), CliError> {
-    // INTEGRATOR: Catalog::…(CatalogConfig from config), driver::start(DriverConfig from config), http::serve(listener,
-    // AppState, HttpConfig from config, leaving). Until then the door opens to nothing.
-    drop((config, listener));
-    drop(leaving.wait_for(|leaving| *leaving != Leaving::No).await);
+    let system = |step| move |source| CliError::System { step, source };
+    let address = listener.local_addr().map_err(system("read the address"))?;
+    let worker_dir = worker_dir(&config).map_err(system("find the workers"))?;
+    let catalog = Catalog::open(CatalogConfig {
+        stores: vec![config.models_dir.clone()],
+        state_dir: config.state_dir.clone(),
+        worker_dir: worker_dir.clone(),
+        prune: !config.noprune,
+    })
+    .map_err(|error| CliError::Store(error.to_string()))?;
+    let (handle, driving) = driver::start(driver_config(&config, worker_dir)).map_err(system("start the driver"))?;
+    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address)));
+    let (closing, closed) = watch::channel(false);
+    let mut door = tokio::spawn(http::serve(listener, state, closed));
+
+    let mut driving = driving;
+    let mut asked = Leaving::No;
+    loop {
+        tokio::select! {
+            // Only a shutdown, or a defect, ends the driver.
+            ended = &mut driving => {
+                ended.map_err(|error| CliError::System { step: "keep the driver", source: error.into() })?;
+                break;
+            }
+            changed = leaving.wait_for(|leaving| *leaving > asked) => {
+                asked = changed.map_or(Leaving::AtOnce, |leaving| *leaving);
+                let _ = closing.send(true);
+                let how = if asked == Leaving::AtOnce { Shutdown::Forced } else { Shutdown::Graceful };
+                handle.shut_down(how).await;
+                if asked == Leaving::AtOnce {
+                    (&mut driving).await.map_err(|error| CliError::System { step: "end the driver", source: error.into() })?;
+                    break;
+                }
+            }
+        }
+    }
+    if tokio::time::timeout(FAREWELL, &mut door).await.is_err() {
+        door.abort();
+    }
     Ok(())
+}
+
+/// Where the workers' binaries lie: as set, or beside our own.
+fn worker_dir(config: &Config) -> std::io::Result<PathBuf> {
+    if let Some(folder) = &config.worker_dir {
+        return Ok(folder.clone());
+    }
+    let own = std::env::current_exe()?.canonicalize()?;
+    Ok(own.parent().map(std::path::Path::to_path_buf).unwrap_or_default())
+}
+
+fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
+    let mut scheduler = SchedulerConfig {
+        queue_max: config.max_queue,
+        workers_max: config.max_loaded_models.get(),
+        memory_limit: config.memory_limit_bytes,
+        default_keep_alive: match config.keep_alive {
+            Span::Forever => KeepAlive::Forever,
+            Span::For(span) if span.is_zero() => KeepAlive::Unload,
+            Span::For(span) => KeepAlive::ForMs(millis(span)),
+        },
+        ..SchedulerConfig::default()
+    };
+    scheduler.timeouts.load_stall_ms = match config.load_timeout {
+        Span::Forever => u64::MAX,
+        Span::For(span) => millis(span),
+    };
+    DriverConfig { worker_dir, runtime_dir: None, scheduler }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn http_config(config: &Config, address: std::net::SocketAddr) -> HttpConfig {
+    HttpConfig {
+        address,
+        origins: config.origins.clone(),
+        version: OWN.to_owned(),
+        api_key: config.api_key.clone(),
+        context_tokens: config.context_length.get(),
+        slots: u16::try_from(config.num_parallel.get()).unwrap_or(u16::MAX),
+        kv_type: config.kv_cache_type.as_str().to_owned(),
+        threads: config.threads.map_or(0, |threads| u16::try_from(threads.get()).unwrap_or(u16::MAX)),
+        gpu_layers: config.gpu_layers.map_or(-1, |layers| i32::try_from(layers).unwrap_or(i32::MAX)),
+    }
 }

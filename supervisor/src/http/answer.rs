@@ -9,10 +9,10 @@ use std::sync::Arc;
 use hyper::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
 use ollmlx_proto::{Embeddings, Output};
 
+use super::AppState;
 use super::plan::{Planned, plan};
 use super::respond::{EVENTS, HttpReply, JSON, NDJSON, Reply, reply, whole};
 use super::stream::{Stopwatch, TicketBody};
-use super::AppState;
 use crate::catalog::{CatalogError, ModelRef};
 use crate::dialect::{Call, CallBody, Encoder, Meta, Rejection, anthropic, ollama, openai};
 use crate::driver::{Ticket, TicketItem};
@@ -70,7 +70,7 @@ impl Flavor {
             Self::Chat => Box::new(ollama::response::ChatEncoder::new(meta)),
             Self::OpenAiChat | Self::OpenAiEmbeddings => Box::new(openai::response::ChatEncoder::new(meta)),
             Self::OpenAiCompletion => Box::new(openai::response::CompletionEncoder::new(meta)),
-            Self::Anthropic => Box::new(anthropic::response::MessagesEncoder::new(meta)),
+            Self::Anthropic => Box::new(anthropic::response::MessageEncoder::new(meta)),
         }
     }
 
@@ -91,7 +91,7 @@ impl Flavor {
             Self::OpenAiChat | Self::OpenAiCompletion | Self::OpenAiEmbeddings => {
                 openai::response::error_body(rejection) + "\n"
             }
-            Self::Anthropic => anthropic::response::error_body(rejection, rng::seed()) + "\n",
+            Self::Anthropic => anthropic::response::error_body(rejection, &hex_id("req_")) + "\n",
         };
         let mut reply = reply(rejection.status, JSON, whole(body));
         if rejection.status == 503 {
@@ -125,9 +125,7 @@ pub(super) fn catalog_error(error: &CatalogError) -> Rejection {
         CatalogError::InvalidName(_) => Rejection::bad_request("invalid model name"),
         CatalogError::NotFound(name) => Rejection::not_found(format!("model '{name}' not found")),
         CatalogError::InvalidDigest(_) => Rejection::bad_request("invalid digest format"),
-        CatalogError::BlobMissing(_) | CatalogError::DigestMismatch { .. } => {
-            Rejection::bad_request(error.to_string())
-        }
+        CatalogError::BlobMissing(_) | CatalogError::DigestMismatch { .. } => Rejection::bad_request(error.to_string()),
         CatalogError::Refused { status_hint, message } => Rejection::new(*status_hint, message.clone()),
         CatalogError::Unreadable(failure) => Rejection::from(failure),
         CatalogError::Io { .. } => {
@@ -183,13 +181,18 @@ async fn resolve(state: &AppState, flavor: Flavor, name: &str) -> Result<Arc<Mod
     state.catalog.resolve(name).await.map_err(|error| flavor.name_error(name, &error))
 }
 
+/// An id in Anthropic's form: a prefix and 24 hexadecimal digits.
+fn hex_id(prefix: &str) -> String {
+    format!("{prefix}{:016x}{:08x}", rng::seed(), rng::seed() >> 32)
+}
+
 fn meta(flavor: Flavor, call: &Call) -> Meta {
     let now = wall_now();
     let luck = rng::seed();
     let id = match flavor {
         Flavor::OpenAiChat => format!("chatcmpl-{}", luck % 1_000_000_000),
         Flavor::OpenAiCompletion => format!("cmpl-{}", luck % 1_000_000_000),
-        Flavor::Anthropic => format!("msg_{:024x}", u128::from(luck) << 32 | u128::from(rng::seed() >> 32)),
+        Flavor::Anthropic => hex_id("msg_"),
         _ => String::new(),
     };
     let prompt_chars = match &call.body {

@@ -4,11 +4,11 @@
 
 use std::net::IpAddr;
 
+use hyper::Method;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
     AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
 };
-use hyper::Method;
 
 use super::HttpConfig;
 use super::respond::{HttpReply, empty};

@@ -28,7 +28,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: wat
     loop {
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
-            _ = leaving.wait_for(|leaving| *leaving) => break,
+            () = told(&mut leaving) => break,
             accepted = accept(&listener, &room) => accepted,
         };
         match accepted {
@@ -47,6 +47,11 @@ pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: wat
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// Waits until the server leaves; a sender that is gone means the same.
+async fn told(leaving: &mut watch::Receiver<bool>) {
+    drop(leaving.wait_for(|leaving| *leaving).await);
 }
 
 async fn accept(
@@ -71,21 +76,16 @@ async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch:
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended early");
-                }
-                return;
+    tokio::select! {
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
             }
-            changed = leaving.wait_for(|leaving| *leaving) => {
-                drop(changed);
-                connection.as_mut().graceful_shutdown();
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection ended early");
-                }
-                return;
+        }
+        () = told(&mut leaving) => {
+            connection.as_mut().graceful_shutdown();
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended early");
             }
         }
     }

@@ -4,10 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
 
+use super::AppState;
 use super::answer::catalog_error;
 use super::native;
 use super::respond::{HttpReply, json};
-use super::AppState;
 use crate::catalog::ModelRef;
 use crate::os::clock::{rfc3339_local, wall_now};
 use crate::scheduler::WorkerView;

@@ -44,15 +44,15 @@ pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
     put("license", Some(model.licenses.join("\n")));
     put("modelfile", Some(state.catalog.modelfile(&model)));
     put("parameters", Some(parameters(&model, &request.options)));
-    put("template", request.template.clone().or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()));
+    put(
+        "template",
+        request.template.clone().or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()),
+    );
     put("system", request.system.clone().or_else(|| model.system.clone()));
     object.insert("details".into(), details(&model, true));
     if !model.messages.is_empty() {
-        let messages: Vec<Value> = model
-            .messages
-            .iter()
-            .map(|message| json!({"role": message.role, "content": message.content}))
-            .collect();
+        let messages: Vec<Value> =
+            model.messages.iter().map(|message| json!({"role": message.role, "content": message.content})).collect();
         object.insert("messages".into(), messages.into());
     }
     object.insert("model_info".into(), model_info(&model, request.verbose));
@@ -228,7 +228,8 @@ pub(super) fn transfer(body: &[u8], verb: &str) -> Result<HttpReply, Rejection> 
 
 /// `HEAD` and `POST /api/blobs/:digest`.
 pub(super) async fn blob(state: &AppState, method: &Method, digest: &str, incoming: Incoming) -> HttpReply {
-    let handled = if method == Method::HEAD { exists(state, digest).await } else { upload(state, digest, incoming).await };
+    let handled =
+        if method == Method::HEAD { exists(state, digest).await } else { upload(state, digest, incoming).await };
     handled.unwrap_or_else(|rejection| json(rejection.status, native::error_text(&rejection)))
 }
 

@@ -41,8 +41,7 @@ pub(super) fn plan(
     ollama::request::check_raw(&call.body)?;
     let think = thinking(&call, model)?;
     check_capabilities(&call, model, chat)?;
-    let (sampling, stop, window) =
-        sampling(&call.options, &model.params, call.openai_defaults, rng::seed())?;
+    let (sampling, stop, window) = sampling(&call.options, &model.params, call.openai_defaults, rng::seed())?;
     let defaults = own_window(model, config);
     let asked = window.num_ctx.unwrap_or(defaults).min(trained(model));
     let plan = load_plan(model, config, &window, asked.max(defaults));
@@ -86,12 +85,7 @@ fn own_window(model: &ModelRef, config: &HttpConfig) -> u32 {
     own.unwrap_or(config.context_tokens).min(trained(model))
 }
 
-fn load_plan(
-    model: &std::sync::Arc<ModelRef>,
-    config: &HttpConfig,
-    window: &Window,
-    context_tokens: u32,
-) -> LoadPlan {
+fn load_plan(model: &std::sync::Arc<ModelRef>, config: &HttpConfig, window: &Window, context_tokens: u32) -> LoadPlan {
     let card = &model.card;
     let slots = config.slots.clamp(1, SLOTS_MAX);
     let spec = LoadSpec {
@@ -177,7 +171,9 @@ fn work(call: &Call, model: &ModelRef, think: ThinkMode) -> Result<Option<Work>,
             let own_system = messages.first().is_none_or(|first| first.role != Role::System);
             let mut all = Vec::new();
             if own_system {
-                all.extend(model.system.as_deref().filter(|text| !text.is_empty()).map(|text| said(Role::System, text)));
+                all.extend(
+                    model.system.as_deref().filter(|text| !text.is_empty()).map(|text| said(Role::System, text)),
+                );
             }
             all.extend(stored(model));
             all.extend(messages.iter().cloned());
