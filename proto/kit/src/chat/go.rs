@@ -64,7 +64,7 @@ impl GoTemplate {
 
     /// Renders a prompt and what comes after the insertion point.
     pub(super) fn render_suffix(&self, prompt: &str, suffix: &str) -> Result<String, Failure> {
-        let empty = Conversation { turns: Vec::new(), tools: Vec::new(), think: ThinkMode::Unset };
+        let empty = Conversation { turns: Vec::new(), tools: Vec::new(), think: ThinkMode::Unset, bytes: 0 };
         let mut known = Known::default();
         let mut fields = fields(&empty, &mut known);
         fields.insert("Prompt", text(prompt));

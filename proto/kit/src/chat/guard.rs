@@ -46,7 +46,7 @@ impl Guard {
             };
             (guarded && text.chars().nth(1).is_some()).then_some(text)
         });
-        // A vocabulary that can't be indexed (absurdly large) leaves texts unguarded only if it also has no spellings.
+        // Building fails above 2^31 states only, more than any vocabulary that loads.
         let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(spellings).ok();
         let taken = template.chars().filter(|c| may_be_mark(*c)).collect();
         Self { finder, taken, tags }

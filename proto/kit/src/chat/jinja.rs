@@ -44,13 +44,21 @@ impl JinjaTemplate {
         if self.source.len() > limits::TEMPLATE_BYTES_MAX {
             return Err(Failure::new(FailureKind::TemplateFailed, "this model's chat template is too large"));
         }
+        if !is_shallow(&self.source) {
+            return Err(Failure::new(
+                FailureKind::TemplateFailed,
+                "an expression of this model's chat template is too long",
+            ));
+        }
         on_deep_stack(|| self.environment.template_from_str(&self.source).map(drop).map_err(|error| failure(&error)))?
     }
 
     /// Renders.
     pub(super) fn render(&self, conversation: &Conversation, words: &Words) -> Result<String, RenderError> {
         let result = on_deep_stack(|| {
-            let template = self.environment.template_from_str(&self.source)?;
+            let mut environment = self.environment.clone();
+            environment.set_fuel(Some(fuel(conversation)));
+            let template = environment.template_from_str(&self.source)?;
             let mut out = Capped(Vec::new());
             template.render_captured_to(variables(conversation, words), &mut out)?;
             Ok(String::from_utf8_lossy(&out.0).into_owned())
@@ -82,6 +90,13 @@ impl Write for Capped {
     }
 }
 
+/// Enough for any sane template over this conversation, a quarter step per byte for filters that copy it.
+fn fuel(conversation: &Conversation) -> u64 {
+    let turns = (conversation.turns.len() + conversation.tools.len()) as u64;
+    let fuel = limits::TEMPLATE_FUEL_BASE + turns * limits::TEMPLATE_FUEL_PER_TURN + conversation.bytes as u64 / 4;
+    fuel.min(limits::TEMPLATE_FUEL)
+}
+
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(
@@ -89,7 +104,6 @@ fn environment() -> Environment<'static> {
     );
     // Escaping is otherwise chosen by the template's name.
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(limits::TEMPLATE_FUEL));
     environment.set_recursion_limit(100);
     environment.set_unknown_method_callback(method);
     environment.add_filter("tojson", to_json);
@@ -118,7 +132,7 @@ fn to_json(state: &State<'_, '_>, value: &Value, indent: Option<Value>, kwargs: 
     let mut out = String::new();
     style.write(&mut out, value, 0)?;
     // A map is walked item by item, which costs more than its text.
-    state.consume_fuel(out.len() as u64 / 8)?;
+    state.consume_fuel(out.len() as u64 / 16)?;
     Ok(Value::from(out))
 }
 
@@ -154,6 +168,66 @@ fn without_generation(source: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Whether every expression and every chain of conditions is short enough for a recursive parser.
+fn is_shallow(source: &str) -> bool {
+    let mut rest = source;
+    let mut branches = 0;
+    while let Some(start) = rest.find("{") {
+        rest = &rest[start..];
+        let close = match rest.as_bytes().get(1) {
+            Some(b'#') => {
+                rest = rest.split_once("#}").map_or("", |(_, tail)| tail);
+                continue;
+            }
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            _ => {
+                rest = &rest[1..];
+                continue;
+            }
+        };
+        rest = &rest[2..];
+        let Some(length) = tag_length(rest, close) else { return false };
+        match rest[..length].trim_start_matches(['-', '+']).split_whitespace().next() {
+            Some("elif") => branches += 1,
+            // Its content is text.
+            Some("raw" | "raw-" | "raw+") => {
+                rest = rest.split_once("endraw").map_or("", |(_, tail)| tail);
+                continue;
+            }
+            _ => {}
+        }
+        rest = rest.get(length..).unwrap_or("");
+        if branches > limits::TEMPLATE_BRANCHES_MAX {
+            return false;
+        }
+    }
+    true
+}
+
+/// Bytes up to `close`, or to the end; `None` where there is too much code.
+fn tag_length(text: &str, close: &str) -> Option<usize> {
+    let mut code = 0;
+    let mut quote = None;
+    let mut escaped = false;
+    for (index, character) in text.char_indices() {
+        match (quote, character) {
+            (Some(_), _) if escaped => escaped = false,
+            (Some(_), '\\') => escaped = true,
+            (Some(open), _) if open == character => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(character),
+            (None, _) if text[index..].starts_with(close) => return Some(index),
+            (None, _) if character.is_whitespace() => {}
+            (None, _) => code += 1,
+        }
+        if code > limits::TEMPLATE_EXPRESSION_CHARS_MAX {
+            return None;
+        }
+    }
+    Some(text.len())
 }
 
 fn variables(conversation: &Conversation, words: &Words) -> Value {

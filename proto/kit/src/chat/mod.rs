@@ -56,7 +56,7 @@ pub struct ChatFormat {
 
 /// What renders a chat.
 enum Plan {
-    Jinja(JinjaTemplate),
+    Jinja(Box<JinjaTemplate>),
     Go(GoTemplate),
     /// Contents joined by newlines.
     Plain,
@@ -241,7 +241,7 @@ fn choose(source: &ChatSource, vocab: &Vocab) -> (Plan, String) {
     if let Some(text) = source.jinja.as_deref().filter(|text| !text.trim().is_empty()) {
         let template = JinjaTemplate::new(text);
         match template.check() {
-            Ok(()) => return (Plan::Jinja(template), text.to_owned()),
+            Ok(()) => return (Plan::Jinja(Box::new(template)), text.to_owned()),
             Err(failure) => broken = Some((Plan::Broken(failure), text.to_owned())),
         }
     }
@@ -249,7 +249,7 @@ fn choose(source: &ChatSource, vocab: &Vocab) -> (Plan, String) {
         return (Plan::Go(GoTemplate::new(text)), text.to_owned());
     }
     broken.unwrap_or_else(|| match builtin::choose(&source.architecture, vocab) {
-        Some(text) => (Plan::Jinja(JinjaTemplate::new(text)), text.to_owned()),
+        Some(text) => (Plan::Jinja(Box::new(JinjaTemplate::new(text))), text.to_owned()),
         None => (Plan::Plain, String::new()),
     })
 }

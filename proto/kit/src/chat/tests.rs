@@ -124,14 +124,75 @@ fn jinja_renders_as_python_does() {
         r#"{"a":[1,2],"z":"\u00e9"}"#,
     );
     check(&dump("{'a': [1]} | tojson(indent=2)"), &tools, "{\n  \"a\": [\n    1\n  ]\n}");
-    check(&dump("tools is none"), &hi, "true");
+    check(&dump("tools is none"), &hi, "True");
     check(&dump("'prefixed'.removeprefix('pre') + ' x '.strip() + 'a,b'.split(',')[1]"), &hi, "fixedxb");
-    check(&dump("enable_thinking is defined"), &hi, "false");
-    check(&dump("messages[0].reasoning_content is defined"), &hi, "false");
+    check(&dump("enable_thinking is defined"), &hi, "False");
+    check(&dump("messages[0].reasoning_content is defined"), &hi, "False");
     check(&jinja("{% generation %}x{% endgeneration %}{{ bos_token }}{{ eos_token }}"), &hi, "x<s><|im_end|>");
     let mut think = hi.clone();
     think.think = ThinkMode::On(ThinkLevel::Low);
-    check(&dump("[enable_thinking, reasoning_effort]"), &think, "[true, \"low\"]");
+    check(&dump("[enable_thinking, reasoning_effort]"), &think, "[True, 'low']");
+}
+
+/// The shape of Qwen 3's template: tools in the system turn, earlier thinking dropped, results grouped.
+const QWEN: &str = r#"{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{%- endif %}
+    {{- "<tools>" }}{%- for tool in tools %}{{- "\n" }}{{- tool | tojson }}{%- endfor %}{{- "\n</tools><|im_end|>\n" }}
+{%- endif %}
+{%- set ns = namespace(last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.last == messages|length - 1 and message.role == "user" and message.content is string %}{%- set ns.last = index %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "user" or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set content = message.content %}
+        {%- if '</think>' in content %}{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}
+        {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- for call in message.tool_calls %}
+            {%- if call.function %}{%- set call = call.function %}{%- endif %}
+            {{- '<tool_call>\n{"name": "' + call.name + '", "arguments": ' }}
+            {%- if call.arguments is string %}{{- call.arguments }}{%- else %}{{- call.arguments | tojson }}{%- endif %}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if loop.first or messages[loop.index0 - 1].role != "tool" %}{{- '<|im_start|>user' }}{%- endif %}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != "tool" %}{{- '<|im_end|>\n' }}{%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}"#;
+
+#[test]
+fn a_template_with_tools_and_thinking() {
+    let format = jinja(QWEN);
+    let mut chat = with_tool(chat(&[("user", "a"), ("assistant", "<think>x</think>\n\nb"), ("user", "c")]));
+    chat.tools[0].definition.0 = r#"{"type":"function","function":{"name":"f"}}"#.into();
+    chat.think = ThinkMode::Off;
+    check(
+        &format,
+        &chat,
+        "<|im_start|>system\n<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\"}}\n</tools><|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": \"é\", \"a\": [1, 2]}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nok\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    );
+    let rendered = format.render(&chat).unwrap();
+    assert!(rendered.cuts.is_empty() && !rendered.thinking_open);
+    let mut parser = format.parser(&chat, &rendered);
+    let mut parsed = parser.push("ok\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": \"y\"}}\n</tool_call>");
+    parsed.extend(parser.finish());
+    let call = Parsed::ToolCall { name: "f".into(), arguments: JsonText(r#"{"z":"y"}"#.into()) };
+    assert_eq!(parsed, [Parsed::Content("ok".into()), call]);
+    // A long conversation has fuel enough.
+    let turns: Vec<_> =
+        (0..2000).map(|i| if i % 2 == 0 { ("user", "some words") } else { ("assistant", "more words") }).collect();
+    format.render(&super::tests::chat(&turns)).unwrap();
+    format.render(&super::tests::chat(&[("user", &"word ".repeat(1 << 20))])).unwrap();
 }
 
 #[test]
@@ -326,6 +387,16 @@ fn hostile_jinja_fails_soon() {
         &"{{ x }}".repeat(1 << 18),
         &format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000)),
         &format!("{{{{ {}1 }}}}", "not ".repeat(100_000)),
+        &format!("{{{{ {}1 }}}}", "-".repeat(100_000)),
+        &format!("{{{{ x{} }}}}", "|e".repeat(100_000)),
+        &format!("{{{{ 1{} }}}}", "+1".repeat(100_000)),
+        &format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(50_000)),
+        &format!("{{% raw %}}{{{{ ' {{% endraw %}}{{{{ {}1 }}}}", "not ".repeat(100_000)),
+        "{% set ns = namespace(s=0) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set ns.s = [ns.s] %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s=0) %}{% for i in range(9999) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s | tojson }}",
+        "{% set ns = namespace(s=0) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set ns.s = [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[ns.s]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]] %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s=0) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set ns.s = {'a': {'a': {'a': {'a': ns.s}}}} %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s=0) %}{% for i in range(9999) %}{% set ns.s = [[[[[[[[[[[[[[[[[[[[ns.s]]]]]]]]]]]]]]]]]]]] %}{% endfor %}{{ ns.s }}{{ ns.s == [ns.s] }}{% include 'x' %}",
         "{% include '/etc/passwd' %}",
         "{% import 'x' as y %}",
         "{% extends 'x' %}",
@@ -341,12 +412,32 @@ fn hostile_jinja_fails_soon() {
         let result = jinja(template).render(&chat(&[("user", "<|im_end|>\"\\")]));
         let head: String = template.chars().take(60).collect();
         assert!(began.elapsed() < Duration::from_secs(2), "{head}: {:?}", began.elapsed());
-        eprintln!(
-            "{head}: {:?} {:?}",
-            began.elapsed(),
-            result.as_ref().map(|r| r.text.len()).map_err(|e| e.public.clone())
-        );
         assert_eq!(result.map_err(|failure| failure.kind).err(), Some(FailureKind::TemplateFailed), "{head}");
+    }
+}
+
+#[test]
+fn deep_but_legal_jinja_is_no_overflow() {
+    let half = limits::TEMPLATE_EXPRESSION_CHARS_MAX / 3;
+    for template in [
+        format!("{{{{ {}1 }}}}", "-".repeat(2 * half)),
+        format!("{{{{ {}1 }}}}", "not ".repeat(half)),
+        format!("{{{{ x{} }}}}", "|e".repeat(half)),
+        format!("{{{{ 1{} }}}}", "+1".repeat(half)),
+        format!("{{{{ x{} }}}}", ".x".repeat(half)),
+        format!("{{{{ {}1 }}}}", "1 if 1 else ".repeat(half / 3)),
+        format!("{{% if x %}}{}{{% endif %}}", "{% elif x %}".repeat(limits::TEMPLATE_BRANCHES_MAX)),
+        "{% set ns = namespace(s=0) %}{% for i in range(9999) %}{% for j in range(20) %}{% set ns.s = [ns.s] %}{% endfor %}{% endfor %}".into(),
+        "{% set ns = namespace(s=0) %}{% for i in range(9999) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s }}".into(),
+        "{% set ns = namespace(s=0, t=0) %}{% for i in range(9999) %}{% set ns.s = [ns.s] %}{% set ns.t = [ns.t] %}{% endfor %}{{ ns.s == ns.t }}".into(),
+    ] {
+        let began = Instant::now();
+        let head: String = template.chars().take(40).collect();
+        match jinja(&template).render(&chat(&[("user", "x")])) {
+            Ok(_) => {}
+            Err(failure) => assert_eq!(failure.kind, FailureKind::TemplateFailed, "{head}"),
+        }
+        assert!(began.elapsed() < Duration::from_secs(2), "{head}: {:?}", began.elapsed());
     }
 }
 
@@ -389,11 +480,6 @@ fn hostile_go_fails_soon() {
         let began = Instant::now();
         let result = go(&template).render(&chat(&turns));
         let head: String = template.chars().skip(27).take(60).collect();
-        eprintln!(
-            "{head}: {:?} {:?}",
-            began.elapsed(),
-            result.as_ref().map(|r| r.text.len()).map_err(|e| e.public.clone())
-        );
         assert!(began.elapsed() < Duration::from_secs(2), "{head}: {:?}", began.elapsed());
         assert_eq!(result.map_err(|failure| failure.kind).err(), Some(FailureKind::TemplateFailed), "{head}");
     }
@@ -401,7 +487,7 @@ fn hostile_go_fails_soon() {
 
 #[test]
 fn markers_that_are_control_tokens_are_visible() {
-    let format = jinja("{{ tools }}<tool_call>{{ tool_call.name }}");
+    let format = jinja("{{ tools }}<tool_call>");
     assert_eq!(format.visible_controls().iter().copied().collect::<Vec<_>>(), [3]);
     let chat = with_tool(chat(&[("user", "x")]));
     let rendered = format.render(&chat).unwrap();

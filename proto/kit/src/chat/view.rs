@@ -13,6 +13,8 @@ pub(super) struct Conversation {
     /// Tool objects as the client sent them.
     pub(super) tools: Vec<Value>,
     pub(super) think: ThinkMode,
+    /// Of all texts the client sent, roughly.
+    pub(super) bytes: usize,
 }
 
 /// One turn.
@@ -52,7 +54,14 @@ impl Conversation {
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { turns, tools, think: chat.think })
+        let turn_bytes = |message: &Message| {
+            let content: usize = message.content.iter().map(part_bytes).sum();
+            let calls: usize = message.tool_calls.iter().map(|call| call.arguments.0.len()).sum();
+            content + calls + message.thinking.as_ref().map_or(0, String::len)
+        };
+        let bytes = chat.messages.iter().map(turn_bytes).sum::<usize>()
+            + chat.tools.iter().map(|tool| tool.definition.0.len()).sum::<usize>();
+        Ok(Self { turns, tools, think: chat.think, bytes })
     }
 
     /// Calls `visitor` with every string that a client supplied, keys of objects included, and whether it is part of
@@ -171,6 +180,13 @@ fn turn(message: &Message) -> Result<Turn, Failure> {
         tool_name: message.tool_name.clone(),
         tool_call_id: message.tool_call_id.clone(),
     })
+}
+
+fn part_bytes(part: &ContentPart) -> usize {
+    match part {
+        ContentPart::Text(text) => text.len(),
+        ContentPart::Image(bytes) => bytes.len(),
+    }
 }
 
 fn past_call(call: &PastToolCall) -> PastCall {

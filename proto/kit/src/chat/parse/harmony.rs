@@ -19,6 +19,8 @@ pub(super) const MARKERS: [&str; 7] =
     ["<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"];
 /// Those that end a body.
 const ENDS: [&str; 5] = ["<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>"];
+/// What a header may begin with.
+const HEADS: [&str; 5] = ["<|start|>", "<|channel|>", "to=", "assistant", MESSAGE];
 const MESSAGE: &str = "<|message|>";
 
 /// The parser's state.
@@ -66,7 +68,7 @@ impl Harmony {
             return false;
         }
         match &self.state {
-            State::Header => self.step_header(out, last),
+            State::Header => self.step_header(last),
             State::Body(part) => {
                 let part = *part;
                 self.step_body(out, part, last)
@@ -83,44 +85,46 @@ impl Harmony {
         }
     }
 
-    fn step_header(&mut self, out: &mut Vec<Parsed>, last: bool) -> bool {
+    fn step_header(&mut self, last: bool) -> bool {
         let head = &self.held[..floor_boundary(&self.held, limits::CALL_HEAD_BYTES_MAX)];
-        if let Some(at) = head.find(MESSAGE) {
-            let header = &head[..at];
-            let body = at + MESSAGE.len();
-            let recipient = header.split("to=").nth(1).map(|word| word.split(['<', ' ', '\n']).next().unwrap_or(word));
-            let channel = header.split("<|channel|>").nth(1).unwrap_or("final").trim_start();
-            self.state = match recipient.filter(|_| !self.tools.is_empty()) {
-                Some(name) => {
-                    let name = name.strip_prefix("functions.").unwrap_or(name).to_owned();
-                    State::Call { name, body, searched: body }
-                }
-                None if channel.starts_with("analysis") => State::Body(Part::Thinking),
-                None => State::Body(Part::Content),
-            };
-            if matches!(self.state, State::Body(_)) {
-                self.held.drain(..body);
-            }
+        let text = head.trim_start();
+        // A header begins with a marker or a recipient; an answer that begins otherwise has no channels.
+        let begins = HEADS.iter().any(|word| text.starts_with(word));
+        let may_begin = HEADS.iter().any(|word| word.starts_with(text));
+        if begins && let Some(at) = head.find(MESSAGE) {
+            self.begin_message(at);
             return true;
         }
-        let text = head.trim_start();
-        // A header begins with a marker or a recipient; what else follows a message is not one.
-        let begins = |word: &&str| text.starts_with(*word) || word.starts_with(text);
-        let plausible =
-            text.is_empty() || ["<|start|>", "<|channel|>", "to=", "assistant", MESSAGE].iter().any(|w| begins(&w));
-        if last || !plausible || head.len() < self.held.len() {
-            let end = if last || !plausible { self.held.len() } else { head.len() };
-            if last && (text.is_empty() || MARKERS.iter().any(|marker| text.starts_with(marker))) {
-                // A header that was cut off.
-                self.held.clear();
-                return false;
-            }
-            add(out, Part::Content, &self.held[..end]);
-            self.held.drain(..end);
+        let is_cut_off = last && (text.is_empty() || MARKERS.iter().any(|marker| text.starts_with(marker)));
+        if is_cut_off && head.len() == self.held.len() {
+            self.held.clear();
+            return false;
+        }
+        let overflows = head.len() < self.held.len();
+        if last || overflows || !(begins || may_begin) {
             self.state = State::Plain;
             return true;
         }
         false
+    }
+
+    /// The header ends at `at`.
+    fn begin_message(&mut self, at: usize) {
+        let header = &self.held[..at];
+        let body = at + MESSAGE.len();
+        let recipient = header.split("to=").nth(1).map(|word| word.split(['<', ' ', '\n']).next().unwrap_or(word));
+        let channel = header.split("<|channel|>").nth(1).unwrap_or("final").trim_start();
+        self.state = match recipient.filter(|_| !self.tools.is_empty()) {
+            Some(name) => {
+                let name = name.strip_prefix("functions.").unwrap_or(name).to_owned();
+                State::Call { name, body, searched: body }
+            }
+            None if channel.starts_with("analysis") => State::Body(Part::Thinking),
+            None => State::Body(Part::Content),
+        };
+        if matches!(self.state, State::Body(_)) {
+            self.held.drain(..body);
+        }
     }
 
     fn step_body(&mut self, out: &mut Vec<Parsed>, part: Part, last: bool) -> bool {
