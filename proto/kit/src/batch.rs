@@ -69,6 +69,8 @@ pub struct Batcher<E> {
     embeds: Vec<EmbedJob>,
     scratch: Scratch,
     steps: u64,
+    /// Plans made so far; says whose turn it is to be first.
+    plans: u64,
     uses: u64,
 }
 
@@ -104,6 +106,7 @@ impl<E: Engine> Batcher<E> {
             embeds: Vec::new(),
             scratch: Scratch::default(),
             steps: 0,
+            plans: 0,
             uses: 0,
         }
     }
@@ -262,7 +265,8 @@ impl<E: Engine> Batcher<E> {
     }
 
     fn generate(&mut self, out: &mut Outputs) -> Result<(), Failure> {
-        let Some(computed) = self.forward(self.plan(), out)? else { return Ok(()) };
+        let plan = self.plan();
+        let Some(computed) = self.forward(plan, out)? else { return Ok(()) };
         for (input, share) in computed.into_iter().enumerate() {
             let slot = &mut self.slots[share.slot];
             slot.computed += share.tokens;
@@ -292,10 +296,11 @@ impl<E: Engine> Batcher<E> {
     }
 
     /// Shares a batch out: one token for every generating slot, the rest for prompts, evenly.
-    fn plan(&self) -> Vec<Share> {
+    fn plan(&mut self) -> Vec<Share> {
         let limit = self.engine.facts().batch_tokens.max(1) as usize;
         let count = self.slots.len();
-        let offset = usize::try_from(self.steps % count as u64).unwrap_or(0);
+        let offset = usize::try_from(self.plans % count as u64).unwrap_or(0);
+        self.plans += 1;
         // Whoever does not fit into a small batch is first another time.
         let busy = (0..count).map(|index| (index + offset) % count).filter(|&slot| self.slots[slot].waiting() > 0);
         let generating = |slot: usize| {

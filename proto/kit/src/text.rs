@@ -88,6 +88,13 @@ impl StopMatcher {
         None
     }
 
+    /// The stop string that is spelled exactly like a control token, which never becomes text. Model files name theirs
+    /// among the stop strings.
+    #[must_use]
+    pub fn control(&self, spelling: &[u8]) -> Option<&str> {
+        self.stops.iter().map(String::as_str).find(|stop| stop.as_bytes() == spelling)
+    }
+
     /// The text that was held back in vain, at the end of generation.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)

@@ -168,10 +168,14 @@ impl Job {
             grammar.accept(token)?;
             complete = grammar.is_done();
         }
+        let bytes = vocab.text_bytes(token);
         let mut characters = String::new();
-        self.detokenizer.push(vocab.text_bytes(token), &mut characters);
+        self.detokenizer.push(bytes, &mut characters);
         let mut text = String::new();
-        let stop_string = self.stops.push(&characters, &mut text).map(str::to_owned);
+        let mut stop_string = self.stops.push(&characters, &mut text).map(str::to_owned);
+        if bytes.is_empty() {
+            stop_string = stop_string.or_else(|| self.stops.control(vocab.spelling(token)).map(str::to_owned));
+        }
         let parsed = self.parser.push(&text);
         self.speak(parsed, Some((token, logprob)), say);
         Ok(match stop_string {
@@ -185,7 +189,7 @@ impl Job {
     /// Says what was held back, and the end.
     pub(super) fn finish(mut self, ending: Ending, say: &mut dyn FnMut(Output)) {
         if ending.reason != FinishReason::Cancelled {
-            // After a stop string nothing is held.
+            // After a stop string in the text nothing is held.
             let held = self.stops.finish();
             let mut parsed = self.parser.push(&held);
             parsed.append(&mut self.parser.finish());

@@ -330,6 +330,21 @@ fn a_stop_string_ends_and_is_named_but_not_said() {
 }
 
 #[test]
+fn a_control_token_that_is_named_as_a_stop_string_ends_too() {
+    let mut toy = toy();
+    let mut vocab = Vocab::clone(&toy.facts.vocab);
+    vocab.ends.clear();
+    toy.facts.vocab = Arc::new(vocab);
+    toy.end_logit = 7.9;
+    let mut request = complete(1, "end");
+    request.limits.max_tokens = None;
+    request.stop = vec!["</s>".to_owned()];
+    let told = alone_on(toy, &request);
+    assert_eq!((told.finished().reason, told.finished().stop_string.as_deref()), (FinishReason::Stop, Some("</s>")));
+    assert!(!told.text.contains("</s>"));
+}
+
+#[test]
 fn text_held_for_a_stop_string_is_said_at_the_end() {
     let calm = alone(&complete(1, "count"));
     let mut request = complete(1, "count");
@@ -666,7 +681,7 @@ fn embeddings_wait_for_generation_and_generation_for_them() {
     batcher.run(complete(3, "third"));
     step(&mut batcher, &mut book);
     assert!(!book.contains_key(&3), "what came later does not overtake");
-    while book.get(&2).is_none() {
+    while !book.contains_key(&2) {
         assert!(!book.contains_key(&3));
         step(&mut batcher, &mut book);
     }
