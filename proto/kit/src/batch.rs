@@ -56,7 +56,6 @@ pub enum StepOutcome {
 pub type Outputs = Vec<(RequestId, Output)>;
 
 /// All requests of one loaded model.
-#[derive(Debug)]
 pub struct Batcher<E> {
     engine: E,
     vocab: Arc<Vocab>,

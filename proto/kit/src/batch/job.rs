@@ -24,7 +24,6 @@ const RUNAWAY_WINDOWS: u32 = 10;
 const SLIDE_TOKENS_MIN: usize = 4;
 
 /// One generating request.
-#[derive(Debug)]
 pub(super) struct Job {
     pub(super) id: RequestId,
     pub(super) cancelled: bool,
@@ -155,6 +154,7 @@ impl Job {
     ) -> Result<Option<Ending>, Failure> {
         let Choice { token, logprob } = choice;
         if vocab.ends.contains(&token) {
+            self.mark_end(token, vocab, say);
             return Ok(Some(Ending::because(FinishReason::Stop)));
         }
         self.usage.completion_tokens += 1;
@@ -168,7 +168,7 @@ impl Job {
             grammar.accept(token)?;
             complete = grammar.is_done();
         }
-        let bytes = vocab.text_bytes(token);
+        let bytes = self.bytes(token, vocab);
         let mut characters = String::new();
         self.detokenizer.push(bytes, &mut characters);
         let mut text = String::new();
@@ -206,6 +206,23 @@ impl Job {
             timings: self.clock.timings(),
             context: self.context.unwrap_or_default(),
         }));
+    }
+
+    /// What a token adds to the text: control tokens only where they are markers that the parser takes out again.
+    fn bytes<'a>(&self, token: TokenId, vocab: &'a Vocab) -> &'a [u8] {
+        match vocab.text_bytes(token) {
+            [] if self.parser.visible_controls().contains(&token) => vocab.spelling(token),
+            bytes => bytes,
+        }
+    }
+
+    /// Shows the parser an end token that is a marker as well.
+    fn mark_end(&mut self, token: TokenId, vocab: &Vocab, say: &mut dyn FnMut(Output)) {
+        if self.parser.visible_controls().contains(&token) {
+            let text = self.stops.finish() + &vocab.spelling_lossy(token);
+            let parsed = self.parser.push(&text);
+            self.speak(parsed, None, say);
+        }
     }
 
     /// Turns what the parser found into outputs; the first delta carries the token.

@@ -4,7 +4,7 @@
 //! message always stay; then, if the window may slide, the tokens are cut in the middle. Knows nothing of slots.
 
 use ollmlx_proto::limits::CONTEXT_TOKENS_MIN;
-use ollmlx_proto::{Chat, Complete, ContentPart, Failure, FailureKind, Limits, Message, Request, Role, TokenId, Work};
+use ollmlx_proto::{Chat, Complete, ContentPart, Failure, FailureKind, Limits, Request, Role, TokenId, Work};
 
 use crate::chat::{ChatFormat, OutputParser, RenderedPrompt};
 use crate::engine::{Engine, EngineFacts};
@@ -14,7 +14,6 @@ const TOO_LONG: &str = "the prompt is longer than the context length currently a
                         prompt, adjust the context length in settings, or use a model with a longer context length";
 
 /// What a request's work turned into.
-#[derive(Debug)]
 pub(super) enum Prepared {
     /// Only the text was wanted.
     Rendered(String),
@@ -23,7 +22,6 @@ pub(super) enum Prepared {
 }
 
 /// A prompt that fits its window.
-#[derive(Debug)]
 pub(super) struct Prompt {
     /// Not empty, and less than `window`.
     pub(super) tokens: Vec<TokenId>,
@@ -69,7 +67,7 @@ impl<E: Engine> Renderer<'_, E> {
     }
 
     fn complete(&self, complete: &Complete) -> Result<Vec<TokenId>, Failure> {
-        match &complete.suffix {
+        match complete.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
             None => self.engine.tokenize(&complete.prompt, true, true),
             Some(suffix) => {
                 let vocab = &self.engine.facts().vocab;
@@ -107,10 +105,7 @@ impl<E: Engine> Renderer<'_, E> {
     /// All turns, with the tokens of an earlier exchange in front.
     fn turns(&self, chat: &Chat) -> Result<(Vec<TokenId>, RenderedPrompt), Failure> {
         let vocab = &self.engine.facts().vocab;
-        let mut rendered = match (&chat.suffix, chat.messages.last()) {
-            (Some(suffix), Some(last)) => self.format.render_suffix(&text(last), suffix, vocab)?,
-            _ => self.format.render(chat)?,
-        };
+        let mut rendered = self.format.render(chat)?;
         if chat.context.is_empty() {
             return Ok((self.tokenize(&rendered)?, rendered));
         }
@@ -169,14 +164,6 @@ impl<E: Engine> Renderer<'_, E> {
             None => Err(Failure::new(FailureKind::InvalidRequest, "the prompt is empty")),
         }
     }
-}
-
-fn text(message: &Message) -> String {
-    let texts = message.content.iter().filter_map(|part| match part {
-        ContentPart::Text(text) => Some(text.as_str()),
-        ContentPart::Image(_) => None,
-    });
-    texts.collect()
 }
 
 /// The request's window: what it asked for, within what its slot has.

@@ -13,7 +13,6 @@ use super::job::Job;
 const COPY_TOKENS_MIN: usize = 32;
 
 /// One sequence of the engine.
-#[derive(Debug)]
 pub(super) struct Slot {
     /// Of these, the first `computed` are in the engine's cache; the others are to be appended.
     pub(super) tokens: Vec<TokenId>,

@@ -112,6 +112,13 @@ impl OutputParser {
         Vec::new()
     }
 
+    /// Control tokens that are markers.
+    #[must_use]
+    pub fn visible_controls(&self) -> &std::collections::BTreeSet<ollmlx_proto::TokenId> {
+        const NONE: &std::collections::BTreeSet<ollmlx_proto::TokenId> = &std::collections::BTreeSet::new();
+        NONE
+    }
+
     /// Whether the model thinks.
     #[must_use]
     pub fn in_thinking(&self) -> bool {
