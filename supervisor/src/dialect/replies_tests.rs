@@ -108,9 +108,12 @@ fn logprobs_ride_on_their_delta_even_without_text() {
 fn failures_end_a_stream_with_an_error_and_a_whole_reply_with_a_status() {
     let failure = Failure::new(FailureKind::Busy, "server busy");
     let failed = TicketItem::Failed(failure.clone());
-    assert_eq!(stream(ollama::ChatEncoder::new(meta()), &[failed.clone()]), "{\"error\":\"server busy\"}\n");
+    assert_eq!(
+        stream(ollama::ChatEncoder::new(meta()), std::slice::from_ref(&failed)),
+        "{\"error\":\"server busy\"}\n"
+    );
     let expected = r#"data: {"error":{"message":"server busy","type":"api_error","param":null,"code":null}}"#;
-    assert_eq!(stream(openai::ChatEncoder::new(meta()), &[failed.clone()]), format!("{expected}\n\n"));
+    assert_eq!(stream(openai::ChatEncoder::new(meta()), std::slice::from_ref(&failed)), format!("{expected}\n\n"));
     for mut encoder in [
         Box::new(ollama::GenerateEncoder::new(meta())) as Box<dyn Encoder>,
         Box::new(openai::ChatEncoder::new(meta())),
