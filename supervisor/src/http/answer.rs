@@ -309,9 +309,12 @@ impl Running {
         while let Some(item) = self.ticket.next().await {
             match item {
                 TicketItem::Granted { load_ns } => self.meta.load_ns = load_ns,
-                TicketItem::Failed(failure) | TicketItem::Output(Output::Failed(failure)) => {
-                    return self.flavor.refuse(&Rejection::from(&failure));
+                TicketItem::Output(Output::Failed(failure)) => {
+                    // Ollama answers 400 to whatever goes wrong at this stage, but 500 on the old endpoint.
+                    let status = if self.flavor == Flavor::Embeddings { 500 } else { 400 };
+                    return self.flavor.refuse(&Rejection::new(status, failure.public));
                 }
+                TicketItem::Failed(failure) => return self.flavor.refuse(&Rejection::from(&failure)),
                 TicketItem::Output(Output::Embedded(embeddings)) => {
                     self.meta.elapsed_ns = state.clock.now().since(started);
                     return self.vectors(Some(&embeddings));
