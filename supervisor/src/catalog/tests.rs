@@ -678,3 +678,16 @@ async fn tensors_as_blobs_resolve_without_an_inspector() {
     assert_eq!(model.capabilities, [Capability::Completion, Capability::Tools]);
     assert_eq!(model.details.context_length, 4096);
 }
+
+#[tokio::test]
+async fn a_blob_that_was_cut_short_is_inspected_again() {
+    let house = House::new();
+    house.make("tiny", b"GGUF tiny").await.unwrap();
+    let blob = house.path("blobs").join(Digest::of(b"GGUF tiny").file_name());
+    house.catalog.resolve("tiny").await.unwrap();
+    assert_eq!(runs(&blob), 1);
+    fs::write(&blob, b"GGUF").unwrap();
+    open(&house.dir, true).resolve("tiny").await.unwrap();
+    house.catalog.resolve("tiny").await.unwrap();
+    assert_eq!(runs(&blob), 2, "neither memory nor disk answers for other bytes");
+}
