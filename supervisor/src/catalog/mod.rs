@@ -300,6 +300,12 @@ impl Catalog {
         .await
     }
 
+    /// Where blobs are written, for transfers that keep their unfinished files beside them.
+    #[must_use]
+    pub fn blobs_dir(&self) -> PathBuf {
+        self.inner.store.blobs_dir()
+    }
+
     async fn lock(&self) -> OwnedMutexGuard<()> {
         // The guard moves into the blocking work, so that a caller who leaves does not unlock it half done.
         Arc::clone(&self.inner.changes).lock_owned().await

@@ -142,7 +142,7 @@ impl Entry {
         for (capability, in_template) in [
             (Capability::Tools, template.contains(".Tools")),
             (Capability::Insert, template.contains(".Suffix")),
-            (Capability::Thinking, template.contains("<think>") || template.contains(".Thinking")),
+            (Capability::Thinking, template.contains("<think>") || template.contains(".Think")),
         ] {
             let known = in_template || listed.iter().any(|word| word == capability.as_str());
             if chats && known && !capabilities.contains(&capability) {
@@ -321,9 +321,9 @@ pub fn human_number(count: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a label of at most a few digits")]
     let ratio = |unit: u64| count as f64 / unit as f64;
     match count {
-        BILLION.. if count % BILLION == 0 => format!("{}B", count / BILLION),
+        BILLION.. if count.is_multiple_of(BILLION) => format!("{}B", count / BILLION),
         BILLION.. => format!("{:.1}B", ratio(BILLION)),
-        MILLION.. if count % MILLION == 0 => format!("{}M", count / MILLION),
+        MILLION.. if count.is_multiple_of(MILLION) => format!("{}M", count / MILLION),
         MILLION.. => format!("{:.2}M", ratio(MILLION)),
         THOUSAND.. => format!("{:.0}K", ratio(THOUSAND)),
         _ => count.to_string(),

@@ -346,9 +346,11 @@ fn spellings(dir: &Path, part: &str) -> Vec<String> {
 /// Finds the file below `dir` whose path equals the parts but for case, and collects its spelling.
 fn find_file(dir: &Path, parts: &[&str], spelled: &mut Vec<String>) -> Option<PathBuf> {
     let [part, rest @ ..] = parts else { return None };
-    // Most names are spelled as on disk, and then no folder needs to be read.
-    let exact = fs::metadata(dir.join(part)).is_ok().then(|| (*part).to_owned());
-    let others = || spellings(dir, part).into_iter().filter(|name| name != part);
+    // Most names are spelled as on disk, and then no folder needs to be read. Where the file system itself ignores
+    // case, only the folder knows the spelling.
+    let exact = !cfg!(target_os = "macos") && fs::metadata(dir.join(part)).is_ok();
+    let others = || spellings(dir, part).into_iter().filter(|name| !exact || name != part);
+    let exact = exact.then(|| (*part).to_owned());
     for name in exact.into_iter().chain(std::iter::once_with(others).flatten()) {
         let path = dir.join(&name);
         spelled.push(name);

@@ -23,6 +23,8 @@ case "$(head -c 9 "$1" | tail -c 5)" in
            exit 2 ;;
     WAITS) echo $$ > "$1.pid"; exec sleep 600 ;;
     JUNK!) echo junk; exit 0 ;;
+    FLOOD) exec cat /dev/zero ;;
+    NOISY) head -c 1000000 /dev/zero >&2 ;;
     CLIP!) sed s/llama/clip/g "${0%/*}/card.json"; exit 0 ;;
 esac
 cat "${0%/*}/card.json"
@@ -540,6 +542,7 @@ async fn a_file_that_kills_its_inspector_is_named_with_the_fault() {
         ("GGUFKILLS", "m.gguf: inspecting it killed the inspector (SIGSEGV)"),
         ("GGUFEXITS", "m.gguf: inspecting it ended the inspector with status 7"),
         ("GGUFFAILS", "m.gguf: token 3 is broken"),
+        ("GGUFFLOOD", "m.gguf: inspecting it brought more facts than any model has"),
         ("GGUFJUNK!", "m.gguf: the inspector's answer can't be used"),
     ] {
         match house.make("evil", content.as_bytes()).await {
@@ -554,6 +557,7 @@ async fn a_file_that_kills_its_inspector_is_named_with_the_fault() {
     assert_eq!(runs(&blob), 1, "a refused file is not inspected again at once");
     assert!(house.catalog.list().await.unwrap().is_empty());
     house.make("fine", b"GGUF fine").await.unwrap();
+    house.make("noisy", b"GGUFNOISY").await.unwrap();
 }
 
 #[tokio::test]
@@ -673,4 +677,17 @@ async fn tensors_as_blobs_resolve_without_an_inspector() {
     assert_eq!((model.backend, model.weights.len(), model.card.weight_bytes), (Backend::Mlx, 2, 16));
     assert_eq!(model.capabilities, [Capability::Completion, Capability::Tools]);
     assert_eq!(model.details.context_length, 4096);
+}
+
+#[tokio::test]
+async fn a_blob_that_was_cut_short_is_inspected_again() {
+    let house = House::new();
+    house.make("tiny", b"GGUF tiny").await.unwrap();
+    let blob = house.path("blobs").join(Digest::of(b"GGUF tiny").file_name());
+    house.catalog.resolve("tiny").await.unwrap();
+    assert_eq!(runs(&blob), 1);
+    fs::write(&blob, b"GGUF").unwrap();
+    open(&house.dir, true).resolve("tiny").await.unwrap();
+    house.catalog.resolve("tiny").await.unwrap();
+    assert_eq!(runs(&blob), 2, "neither memory nor disk answers for other bytes");
 }
