@@ -159,7 +159,7 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Of these, reused from a cache.
     pub cached_tokens: u32,
-    /// Generated, the end marker included where the model made one; tokens of an earlier incarnation count.
+    /// Generated, without the end marker; tokens of an earlier incarnation count.
     pub completion_tokens: u32,
 }
 
