@@ -1,67 +1,95 @@
-//! The one task that owns the scheduler. (to be written; this is the seam that `http` builds on)
+//! The one task that owns the scheduler: next event → step → perform the effects. [`Handle`] is the only way in.
+//!
+//! | file | |
+//! |---|---|
+//! | `handle` | what the rest of the supervisor holds: `Handle`, `Ticket` |
+//! | `task` | the loop: from the world to events |
+//! | `effects` | from effects to the world |
+//!
+//! The driver never waits for a client, a worker or a disk: it only receives, and what it sends has a reserved place.
+//! Every queue is bounded: commands, reports, knocks, one place per ticket for the news that it was dropped.
+//!
+//! Limit: requests are not resumed on a new incarnation yet. The link already keeps every produced token per
+//! running request.
 
-use ollmlx_proto::{Failure, ModelId, Output};
-use tokio::sync::{mpsc, watch};
+mod effects;
+mod handle;
+mod task;
 
-use crate::scheduler::{Job, KeepAlive, LoadPlan, Snapshot};
+use std::io;
+use std::path::PathBuf;
 
-/// What a ticket's holder hears, in order: any number of `Output`s, and exactly one terminal item: `Loaded` for a load
-/// job, a terminal `Output`, or `Failed`. After the terminal item the channel closes.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TicketItem {
-    /// The model is loaded and a slot is ours. First item of every job that got that far.
-    Granted {
-        /// From arrival to this moment, in nanoseconds: queueing and loading.
-        load_ns: u64,
-    },
-    /// Terminal for `Job::Load`.
-    Loaded,
-    /// What the worker says; deltas of a slow reader arrive merged.
-    Output(Output),
-    /// Terminal: refused, failed, or the worker died.
-    Failed(Failure),
-}
+use ollmlx_proto::limits;
+use tokio::task::JoinHandle;
 
-/// A request in the house. Dropping it cancels the request.
-#[derive(Debug)]
-pub struct Ticket {
-    _todo: (),
-}
+pub use crate::worker::sink::TicketItem;
+pub use handle::{Handle, Ticket};
 
-impl Ticket {
-    /// The next item, or `None` after the terminal one. Cancel-safe.
-    pub async fn next(&mut self) -> Option<TicketItem> {
-        unimplemented!()
-    }
-}
+use crate::os::{clock::Clock, rng};
+use crate::scheduler::SchedulerConfig;
+use crate::worker::link::LinkConfig;
+use crate::worker::socket::Door;
 
-/// The only way in. Cheap to clone.
+/// What the driver needs to know.
 #[derive(Clone, Debug)]
-pub struct Handle {
-    _events: mpsc::Sender<()>,
-    _snapshots: watch::Receiver<Snapshot>,
+pub struct DriverConfig {
+    /// Where the worker programs are; `None` is beside our own.
+    pub worker_dir: Option<PathBuf>,
+    /// Where the folder of the socket is made; `None` is the user's runtime folder or the temporary one.
+    pub runtime_dir: Option<PathBuf>,
+    /// For the pure core.
+    pub scheduler: SchedulerConfig,
+    /// A frame that has begun must end within this.
+    pub frame_timeout_ms: u64,
 }
 
-impl Handle {
-    /// Hands in a job. The request's id inside `Job::Run` is replaced by the driver's own. Never waits for more
-    /// than room in the driver's queue; refusals arrive as `TicketItem::Failed`.
-    pub async fn submit(&self, _job: Job, _plan: LoadPlan, _keep_alive: Option<KeepAlive>) -> Ticket {
-        unimplemented!()
+impl Default for DriverConfig {
+    fn default() -> Self {
+        Self {
+            worker_dir: None,
+            runtime_dir: None,
+            scheduler: SchedulerConfig::default(),
+            frame_timeout_ms: limits::FRAME_TIMEOUT_MS,
+        }
     }
+}
 
-    /// Unload as soon as nothing runs. Returns at once; unknown models are fine.
-    pub async fn unload(&self, _model: ModelId) {
-        unimplemented!()
+impl DriverConfig {
+    fn link(&self) -> LinkConfig {
+        let heard_interval_ms = limits::PROGRESS_INTERVAL_MS.min(self.scheduler.timeouts.silence_ms / 8);
+        LinkConfig { frame_timeout_ms: self.frame_timeout_ms, heard_interval_ms }
     }
+}
 
-    /// Forget a model's deaths (it was re-created, or a person asked).
-    pub async fn pardon(&self, _model: ModelId) {
-        unimplemented!()
-    }
+/// The running driver. Dropping this doesn't stop it; [`Handle::shutdown`] does.
+#[derive(Debug)]
+pub struct Driver {
+    task: JoinHandle<()>,
+}
 
-    /// The latest view, lock-free.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        unimplemented!()
+impl Driver {
+    /// Waits until it has ended: every worker reaped, every client told.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub async fn join(self) -> io::Result<()> {
+        self.task.await.map_err(io::Error::other)
     }
+}
+
+/// Opens the worker socket and starts the driver.
+///
+/// # Errors
+/// The socket can't be made, or the system has no luck to give.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub async fn start(config: DriverConfig) -> io::Result<(Handle, Driver)> {
+    let seed = rng::seed()?;
+    tracing::info!(seed, "driver started");
+    let door = Door::open(config.runtime_dir.as_deref(), seed)?;
+    let clock = Clock::start();
+    let (handle, inbox) = handle::pair(clock);
+    let task = tokio::spawn(task::Task::new(config, clock, seed, door.path(), inbox).run(door));
+    Ok((handle, Driver { task }))
 }

@@ -1,0 +1,304 @@
+//! Frames in and out of one worker: a reader task that hands each output to the request it belongs to, and a writer
+//! task. Both report; neither decides.
+//!
+//! The reader outlives the socket: it holds the ways to the clients until each has heard its terminal item or is gone.
+//! It never waits for a client. Outputs of unknown or ended requests are dropped and counted. A frame that has begun
+//! must end within [`LinkConfig::frame_timeout_ms`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use interprocess::local_socket::tokio::Stream;
+use ollmlx_proto::frame::{self, Decoder};
+use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, RequestId, ToWorker, WorkerId, limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+use super::sink::{Sink, TooSlow};
+use super::{Report, Reported};
+use crate::os::clock::Clock;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+/// Commands and messages that wait for a link: a Run and a Cancel per slot and some more, twice over. A
+/// request that ends has been through both queues, so they can't fill up.
+pub const LINK_QUEUE_LEN_MAX: usize = 4 * limits::SLOTS_MAX as usize;
+
+/// Whether the socket is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody dialled in yet.
+    Waiting,
+    /// It is.
+    Open,
+    /// Not any more, and that has been reported.
+    Closed,
+}
+
+/// Patience of a link.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkConfig {
+    /// From the first byte of a frame to its last.
+    pub frame_timeout_ms: u64,
+    /// Signs of life are reported at most this often.
+    pub heard_interval_ms: u64,
+}
+
+/// What the driver tells the reader.
+pub enum LinkCommand {
+    /// Outputs of this request go there. Sent before the request itself.
+    Attach(RequestId, Box<Sink>),
+    /// End it with this, unless it has ended.
+    Fail(RequestId, Failure),
+}
+
+/// The reader of one link.
+pub struct Reader {
+    /// Whose.
+    pub worker: WorkerId,
+    /// The socket, shared with the writer.
+    pub stream: Arc<Stream>,
+    /// Bytes after the hello may be in it.
+    pub decoder: Decoder,
+    /// From the driver; its end is the link's end.
+    pub commands: mpsc::Receiver<LinkCommand>,
+    /// To the driver.
+    pub reports: mpsc::Sender<Reported>,
+    /// For the reaper.
+    pub phase: watch::Sender<Phase>,
+    /// Time.
+    pub clock: Clock,
+    /// Patience.
+    pub config: LinkConfig,
+}
+
+/// Why the socket is not read any more.
+enum Closed {
+    Ended,
+    Misbehaved(String),
+}
+
+struct Demux {
+    sinks: BTreeMap<RequestId, Box<Sink>>,
+    heard_ns: Option<u64>,
+    strays: u64,
+}
+
+impl Reader {
+    /// Runs until the driver lets go and every client has heard its end.
+    pub async fn run(mut self) {
+        let mut demux = Demux { sinks: BTreeMap::new(), heard_ns: None, strays: 0 };
+        let mut buffer = vec![0; READ_BYTES];
+        let (mut open, mut held) = (true, true);
+        let mut frame_deadline: Option<Instant> = None;
+        // Bytes may have come together with the hello.
+        let mut closed = self.drain(&mut demux).await.err();
+        loop {
+            if let Some(why) = closed.take() {
+                open = false;
+                self.report_closed(why).await;
+            }
+            frame_deadline = match (open && self.decoder.is_mid_frame(), frame_deadline) {
+                (false, _) => None,
+                (true, None) => Some(Instant::now() + Duration::from_millis(self.config.frame_timeout_ms)),
+                (true, known) => known,
+            };
+            demux.sinks.retain(|_, sink| !(sink.is_done() && (sink.ended || !open)));
+            if !held && demux.sinks.is_empty() {
+                break;
+            }
+            let stream = &mut &*self.stream;
+            tokio::select! {
+                // All four are cancel-safe. Commands first: a request is attached before its outputs come.
+                biased;
+                command = self.commands.recv(), if held => match command {
+                    Some(command) => demux.command(command),
+                    None => {
+                        held = false;
+                        if open {
+                            closed = Some(Closed::Ended);
+                        }
+                        demux.abandon();
+                    }
+                },
+                () = flushed(&mut demux.sinks) => {}
+                read = stream.read(&mut buffer), if open => match read {
+                    Ok(0) | Err(_) => closed = Some(Closed::Ended),
+                    Ok(count) => {
+                        self.decoder.push(&buffer[..count]);
+                        let was_mid = frame_deadline.is_some();
+                        match self.drain(&mut demux).await {
+                            // A whole frame came: the next one has its own deadline.
+                            Ok(frames) if frames > 0 || !was_mid => frame_deadline = None,
+                            Ok(_) => {}
+                            Err(why) => closed = Some(why),
+                        }
+                    }
+                },
+                () = until(frame_deadline) => {
+                    closed = Some(Closed::Misbehaved("a frame began and did not end".to_owned()));
+                }
+            }
+        }
+        if demux.strays > 0 {
+            warn!(model = %self.worker.model, incarnation = self.worker.incarnation.0, strays = demux.strays,
+                "outputs of unknown requests dropped");
+        }
+    }
+
+    /// Takes every whole frame that has arrived.
+    async fn drain(&mut self, demux: &mut Demux) -> Result<usize, Closed> {
+        let mut frames = 0;
+        loop {
+            match self.decoder.next_message::<FromWorker>() {
+                Ok(None) => return Ok(frames),
+                Ok(Some(message)) => {
+                    frames += 1;
+                    self.take(message, demux).await?;
+                }
+                Err(error) => return Err(Closed::Misbehaved(error.to_string())),
+            }
+        }
+    }
+
+    async fn take(&mut self, message: FromWorker, demux: &mut Demux) -> Result<(), Closed> {
+        match message {
+            FromWorker::Hello(_) => return Err(Closed::Misbehaved("a second hello".to_owned())),
+            FromWorker::LoadProgress { done, total } => self.report(Report::LoadProgress { done, total }).await,
+            FromWorker::Ready(ready) => self.report(Report::Ready(ready)).await,
+            FromWorker::LoadFailed(failure) => self.report(Report::LoadFailed(failure)).await,
+            FromWorker::Memory(report) => self.report(Report::Memory(report.total())).await,
+            FromWorker::Progress { .. } => self.heard(demux).await,
+            FromWorker::Bye => debug!(model = %self.worker.model, "worker said bye"),
+            FromWorker::Output(request, output) => {
+                self.heard(demux).await;
+                self.output(request, output, demux).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn output(&mut self, request: RequestId, output: Output, demux: &mut Demux) {
+        if !demux.sinks.contains_key(&request) {
+            // Its attachment may have come since the last look.
+            while let Ok(command) = self.commands.try_recv() {
+                demux.command(command);
+            }
+        }
+        let Some(sink) = demux.sinks.get_mut(&request).filter(|sink| !sink.ended) else {
+            demux.strays += 1;
+            return;
+        };
+        let ended = output.is_terminal();
+        let heard = sink.output(output, self.clock.now_ns());
+        let summary = sink.summary;
+        if heard == Err(TooSlow) && !ended {
+            self.report(Report::TooSlow(request)).await;
+        }
+        if ended {
+            self.report(Report::Ended { request, summary }).await;
+        }
+    }
+
+    /// Signs of life are rationed.
+    async fn heard(&mut self, demux: &mut Demux) {
+        let now_ns = self.clock.now_ns();
+        let interval_ns = self.config.heard_interval_ms * 1_000_000;
+        if demux.heard_ns.is_none_or(|heard_ns| now_ns.saturating_sub(heard_ns) >= interval_ns) {
+            demux.heard_ns = Some(now_ns);
+            self.report(Report::Heard).await;
+        }
+    }
+
+    async fn report_closed(&mut self, why: Closed) {
+        if let Closed::Misbehaved(why) = why {
+            self.report(Report::Misbehaved(why)).await;
+        }
+        self.report(Report::LinkClosed).await;
+        self.phase.send_replace(Phase::Closed);
+    }
+
+    async fn report(&self, report: Report) {
+        // Without a driver there is nobody to tell; the end of the commands ends this task.
+        let _driver_gone = self.reports.send((self.worker.clone(), report)).await;
+    }
+}
+
+impl Demux {
+    fn command(&mut self, command: LinkCommand) {
+        match command {
+            LinkCommand::Attach(request, sink) => {
+                self.sinks.insert(request, sink);
+            }
+            LinkCommand::Fail(request, failure) => {
+                if let Some(sink) = self.sinks.get_mut(&request) {
+                    sink.fail(failure);
+                    sink.ended = true;
+                }
+            }
+        }
+    }
+
+    /// The driver let go. Whoever has not heard its end hears it now.
+    fn abandon(&mut self) {
+        for sink in self.sinks.values_mut().filter(|sink| !sink.ended) {
+            sink.fail(Failure::new(FailureKind::ShuttingDown, "server is shutting down"));
+            sink.ended = true;
+        }
+    }
+}
+
+/// Resolves when some client's backlog has become empty, or the client is gone.
+async fn flushed(sinks: &mut BTreeMap<RequestId, Box<Sink>>) {
+    std::future::poll_fn(|cx| {
+        let mut progress = Poll::Pending;
+        for sink in sinks.values_mut().filter(|sink| !sink.is_flushed()) {
+            if sink.poll_flush(cx).is_ready() {
+                progress = Poll::Ready(());
+            }
+        }
+        progress
+    })
+    .await;
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes messages until the driver lets go or the socket breaks, which the reader notices.
+pub async fn write(
+    worker: WorkerId,
+    stream: Arc<Stream>,
+    mut messages: mpsc::Receiver<ToWorker>,
+    reports: mpsc::Sender<Reported>,
+) {
+    let mut bytes = Vec::new();
+    while let Some(message) = messages.recv().await {
+        bytes.clear();
+        let mut next = Some(message);
+        // What waits travels together.
+        while let Some(message) = next {
+            if let Err(error) = frame::encode(&message, &mut bytes) {
+                warn!(model = %worker.model, %error, "message was not sent");
+                if let ToWorker::Run(request) = message {
+                    let _driver_gone = reports.send((worker.clone(), Report::Unsendable(request.id))).await;
+                }
+            }
+            next = if bytes.len() < READ_BYTES { messages.try_recv().ok() } else { None };
+        }
+        if (&*stream).write_all(&bytes).await.is_err() {
+            return;
+        }
+        if bytes.capacity() > 4 * READ_BYTES {
+            bytes = Vec::new();
+        }
+    }
+}
