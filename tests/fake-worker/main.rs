@@ -37,7 +37,7 @@ fn main() {
     // The model id names the script until the load does: a misfortune may come before it.
     let early = harness::script::early(&worker.model);
     match early {
-        Some(Hello::Never) => return hang(),
+        Some(Hello::Never) => hang(),
         Some(Hello::WrongVersion) => link.hello(vec![9999], worker.clone(), token),
         Some(Hello::WrongToken) => link.hello(version::PROTOCOL_VERSIONS.to_vec(), worker.clone(), [0; 32]),
         Some(Hello::Good) | None => link.hello(version::PROTOCOL_VERSIONS.to_vec(), worker.clone(), token),
