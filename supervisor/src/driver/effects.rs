@@ -71,7 +71,7 @@ impl Task {
             record.granted = Some((now, worker.clone()));
             let client = record.client.take()?;
             let load_ns = now.since(record.arrived);
-            client.try_send(TicketItem::Granted { load_ns }).ok().map(|()| client)
+            client.try_send(TicketItem::Granted { load_ns }).is_ok().then_some(client)
         });
         let Some(client) = client else {
             self.summarise(id, &Summary { finish_reason: "cancelled", ..Summary::default() });
