@@ -243,6 +243,12 @@ impl Decoder {
         self.start < self.buffer.len()
     }
 
+    /// Bytes that wait for the rest of their frame.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
     /// The next whole message, or `None` where more bytes are needed.
     ///
     /// # Errors

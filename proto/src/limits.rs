@@ -50,6 +50,8 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 pub const QUEUE_LEN_MAX: usize = 512;
 /// Longest wait for a grant.
 pub const QUEUE_WAIT_MS_MAX: u64 = 30 * 60_000;
+/// Requests in the house at once, waiting, running or not yet let go by their clients.
+pub const TICKETS_MAX: usize = 8192;
 /// Events waiting for the driver.
 pub const DRIVER_QUEUE_LEN_MAX: usize = 4096;
 
@@ -68,6 +70,8 @@ pub const MODELS_REMEMBERED_MAX: usize = 1024;
 pub const LINK_LINGER_MS: u64 = 500;
 /// A started process must say hello within this.
 pub const HELLO_TIMEOUT_MS: u64 = 30_000;
+/// A frame that a worker has begun must end within this.
+pub const FRAME_TIMEOUT_MS: u64 = 30_000;
 /// A load must make progress within this (`OLLAMA_LOAD_TIMEOUT`).
 pub const LOAD_STALL_MS: u64 = 5 * 60_000;
 /// A busy worker must be heard of within this.

@@ -1,2 +1,239 @@
-//! fake
-fn main() {}
+//! A worker without a model: it speaks the protocol and does whatever the script says that it finds where the weights
+//! should be. `fake-worker supervise FOLDER SCRIPT` is instead a supervisor with one running request, to be killed.
+
+#![forbid(unsafe_code)]
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use harness::script::{Hello, Load, Misfortune, Script};
+use interprocess::local_socket::traits::Stream as _;
+use interprocess::local_socket::{GenericFilePath, Stream, ToFsName};
+use ollmlx_proto::frame::{self, Decoder};
+use ollmlx_proto::{
+    Delta, Failure, FailureKind, FinishReason, Finished, FromWorker, Incarnation, MemoryReport, ModelId, Output, Part,
+    Ready, Request, RequestId, SlotId, Started, Timings, ToWorker, Usage, WorkerHello, WorkerId, version,
+};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, verb, folder, script] = arguments.as_slice()
+        && verb == "supervise"
+    {
+        harness::supervise(PathBuf::from(folder), PathBuf::from(script));
+        return;
+    }
+    // Blocked here, so in every thread: as good as ignored, and needs no unsafe call. Unblocked once the script is known.
+    let term = nix::sys::signal::SigSet::from(nix::sys::signal::Signal::SIGTERM);
+    term.thread_block().expect("own mask");
+    let variable = |name: &str| std::env::var(name).expect("the supervisor sets it");
+    let link = Link::dial(Path::new(&variable("OLLMLX_SOCKET")));
+    let incarnation = variable("OLLMLX_INCARNATION").parse().expect("a number");
+    let worker = WorkerId { model: ModelId(variable("OLLMLX_MODEL")), incarnation: Incarnation(incarnation) };
+    let token = token(&variable("OLLMLX_TOKEN"));
+    // The model id names the script until the load does: a misfortune may come before it.
+    let early = harness::script::early(&worker.model);
+    match early {
+        Some(Hello::Never) => hang(),
+        Some(Hello::WrongVersion) => link.hello(vec![9999], worker.clone(), token),
+        Some(Hello::WrongToken) => link.hello(version::PROTOCOL_VERSIONS.to_vec(), worker.clone(), [0; 32]),
+        Some(Hello::Good) | None => link.hello(version::PROTOCOL_VERSIONS.to_vec(), worker.clone(), token),
+    }
+    let messages = link.listen();
+    let spec = loop {
+        match messages.recv() {
+            Ok(ToWorker::Load(spec)) => break spec,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    };
+    let script = Script::read(&spec.weights[0]);
+    if !script.ignore_term {
+        term.thread_unblock().expect("own mask");
+    }
+    let held = script.hold.as_ref().map(|path| std::os::unix::net::UnixStream::connect(path).expect("a listener"));
+    load(&link, &script, spec.slots, spec.context_tokens, incarnation);
+    serve(&link, &messages, &script, incarnation);
+    drop(held);
+}
+
+fn token(hex: &str) -> [u8; 32] {
+    assert_eq!(hex.len(), 64, "64 hexadecimal digits");
+    std::array::from_fn(|index| u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).expect("hexadecimal"))
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+#[derive(Clone)]
+struct Link(Arc<Stream>);
+
+impl Link {
+    fn dial(path: &Path) -> Self {
+        let name = path.to_fs_name::<GenericFilePath>().expect("a path");
+        Self(Arc::new(Stream::connect(name).expect("the supervisor listens")))
+    }
+
+    fn hello(&self, versions: Vec<u16>, worker: WorkerId, token: [u8; 32]) {
+        let build = "fake".to_owned();
+        self.send(&FromWorker::Hello(WorkerHello { versions, build, worker, pid: std::process::id(), token }));
+    }
+
+    fn send(&self, message: &FromWorker) {
+        let mut bytes = Vec::new();
+        frame::encode(message, &mut bytes).expect("small");
+        self.send_bytes(&bytes);
+    }
+
+    fn send_bytes(&self, bytes: &[u8]) {
+        if (&*self.0).write_all(bytes).is_err() {
+            std::process::exit(0);
+        }
+    }
+
+    /// Reads in a thread of its own; the end of the socket is the end of the process, whatever else it does.
+    fn listen(&self) -> Receiver<ToWorker> {
+        let stream = self.0.clone();
+        let (messages, receiver) = channel();
+        std::thread::spawn(move || {
+            let mut decoder = Decoder::new();
+            let mut buffer = [0; 16 * 1024];
+            loop {
+                match (&*stream).read(&mut buffer) {
+                    Ok(0) | Err(_) => std::process::exit(0),
+                    Ok(count) => decoder.push(&buffer[..count]),
+                }
+                while let Some(message) = decoder.next_message().expect("the supervisor speaks the protocol") {
+                    if messages.send(message).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        receiver
+    }
+}
+
+fn load(link: &Link, script: &Script, slots: u16, context_tokens: u32, incarnation: u32) {
+    for done in 0..script.progress {
+        link.send(&FromWorker::LoadProgress { done, total: script.progress });
+    }
+    std::thread::sleep(Duration::from_millis(script.load_delay_ms));
+    if script.is_unlucky(incarnation) {
+        match &script.load {
+            Load::Good => {}
+            Load::Crash => {
+                eprintln!("fake: cannot load");
+                std::process::exit(9);
+            }
+            Load::Hang => hang(),
+            Load::Refuse => {
+                link.send(&FromWorker::LoadFailed(Failure::new(FailureKind::ModelInvalid, "fake: bad magic")));
+                std::process::exit(1);
+            }
+        }
+    }
+    let leaked = vec![1_u8; script.leak_bytes];
+    std::mem::forget(std::hint::black_box(leaked));
+    let memory = MemoryReport { weights: 1, kv: 0, compute: 0 };
+    let device = "fake".to_owned();
+    link.send(&FromWorker::Ready(Ready { slots, context_tokens, memory, device, accelerator_bytes: 0 }));
+}
+
+struct Run {
+    id: RequestId,
+    index: u32,
+    end: u32,
+}
+
+fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnation: u32) {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut draining = false;
+    loop {
+        let message = if runs.is_empty() {
+            messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            messages.recv_timeout(Duration::from_millis(script.interval_ms))
+        };
+        match message {
+            Ok(ToWorker::Run(request)) => runs.push(begin(link, script, &request)),
+            Ok(ToWorker::Cancel(id)) if !script.ignore_cancel => {
+                if let Some(place) = runs.iter().position(|run| run.id == id) {
+                    finish(link, &runs.swap_remove(place), FinishReason::Cancelled);
+                }
+            }
+            Ok(ToWorker::Drain) if !script.ignore_drain => draining = true,
+            Ok(_) => {}
+            Err(RecvTimeoutError::Timeout) => step(link, &mut runs, script, incarnation),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if draining && runs.is_empty() {
+            return link.send(&FromWorker::Bye);
+        }
+    }
+}
+
+fn begin(link: &Link, script: &Script, request: &Request) -> Run {
+    let started = Started { slot: SlotId(0), prompt_tokens: 3, cached_tokens: 0 };
+    link.send(&FromWorker::Output(request.id, Output::Started(started)));
+    let index = u32::try_from(request.produced.len()).expect("few");
+    Run { id: request.id, index, end: script.tokens }
+}
+
+fn finish(link: &Link, run: &Run, reason: FinishReason) {
+    let usage = Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: run.index };
+    let timings = Timings::default();
+    let finished = Finished { reason, stop_string: None, usage, timings, context: Vec::new() };
+    link.send(&FromWorker::Output(run.id, Output::Finished(finished)));
+}
+
+/// One token for each that runs.
+fn step(link: &Link, runs: &mut Vec<Run>, script: &Script, incarnation: u32) {
+    runs.retain_mut(|run| {
+        if run.index >= script.end_of(run.end) {
+            finish(link, run, FinishReason::Stop);
+            return false;
+        }
+        if let Some((after, misfortune)) = script.misfortune
+            && script.is_unlucky(incarnation)
+            && run.index >= after
+        {
+            befall(link, misfortune, run.id);
+        }
+        let text = format!("{}{}", run.index, "x".repeat(script.padding_bytes));
+        let delta = Delta { tokens: vec![run.index], text, part: Part::Content, logprobs: Vec::new() };
+        link.send(&FromWorker::Output(run.id, Output::Delta(delta)));
+        run.index += 1;
+        true
+    });
+}
+
+fn befall(link: &Link, misfortune: Misfortune, id: RequestId) {
+    match misfortune {
+        Misfortune::Abort => {
+            eprintln!("fake: assertion failed");
+            std::process::abort();
+        }
+        Misfortune::Exit => std::process::exit(3),
+        Misfortune::Kill => {
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).expect("own process");
+        }
+        Misfortune::Hang => hang(),
+        Misfortune::Garbage => link.send_bytes(&[20, 0, 0, 0, 255, 1, 2, 3]),
+        Misfortune::Oversize => link.send_bytes(&[255; 16]),
+        Misfortune::HalfFrame => {
+            link.send_bytes(&[200, 0, 0, 0, 68]);
+            hang();
+        }
+        Misfortune::Stray => {
+            let stray = RequestId(id.0 + 1_000_000);
+            link.send(&FromWorker::Output(stray, Output::Prefill { done: 1, total: 2 }));
+        }
+    }
+}

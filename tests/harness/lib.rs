@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+pub mod script;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,7 +13,8 @@ use ollmlx_proto::{
     RequestId, Role, Sampling, ThinkMode, Work,
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
-use ollmlx_supervisor::scheduler::LoadPlan;
+use ollmlx_supervisor::driver::{DriverConfig, TicketItem};
+use ollmlx_supervisor::scheduler::{Job, LoadPlan};
 
 /// A model whose id is derived from its name and whose weights are this file.
 #[must_use]
@@ -125,4 +128,36 @@ pub fn request(id: u64, text: &str) -> Box<Request> {
         logprobs: None,
         produced: Vec::new(),
     })
+}
+
+/// Makes a folder of worker programs that are all this one.
+///
+/// # Panics
+/// The disk is full.
+pub fn link_workers(folder: &Path, program: &Path) {
+    for backend in ["gguf", "mlx"] {
+        let link = folder.join(format!("ollmlx-worker-{backend}"));
+        std::os::unix::fs::symlink(program, link).expect("a writable folder");
+    }
+}
+
+/// A supervisor with one running request, until it is killed.
+///
+/// # Panics
+/// Something does not work.
+pub fn supervise(folder: PathBuf, script: PathBuf) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let config =
+            DriverConfig { worker_dir: Some(folder.clone()), runtime_dir: Some(folder), ..DriverConfig::default() };
+        let (handle, _driver) = ollmlx_supervisor::driver::start(config).await.expect("a driver");
+        let model = model("supervised", script);
+        let mut ticket = handle.submit(Job::Run(request(1, "")), plan(&model, 2048, 1), None).await;
+        while let Some(item) = ticket.next().await {
+            if matches!(item, TicketItem::Output(_)) {
+                println!("running");
+            }
+        }
+    });
 }

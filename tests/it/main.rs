@@ -1,5 +1,9 @@
 //! The one test binary: simulation of the scheduler, and process tests with a scripted worker.
 
+#![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
+
 mod nth_failure;
+mod process;
 mod sim;
+mod tidy;
 mod world;

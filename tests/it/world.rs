@@ -218,7 +218,7 @@ impl World {
     }
 
     fn check_sums(&self) {
-        let view = self.scheduler.snapshot();
+        let view = self.scheduler.snapshot(self.now);
         let count = |standing| self.requests.values().filter(|entry| entry.0 == standing).count();
         assert_eq!(view.queue_len, count(Standing::Waiting), "waiting");
         assert_eq!(view.running, count(Standing::Running) + count(Standing::Leaving), "running");

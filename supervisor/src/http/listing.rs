@@ -9,7 +9,7 @@ use super::answer::catalog_error;
 use super::native;
 use super::respond::{HttpReply, json};
 use crate::catalog::ModelRef;
-use crate::os::clock::{rfc3339_local, wall_now};
+use crate::os::wall::{rfc3339_local, wall_now};
 use crate::scheduler::WorkerView;
 
 /// "For ever" as Ollama shows it: the largest Go duration, some 292 years.
@@ -88,7 +88,7 @@ fn expiry(state: &AppState, view: &WorkerView, now: SystemTime) -> SystemTime {
     if view.pinned {
         return now.checked_add(FOREVER).unwrap_or(now);
     }
-    view.expires_at.map_or(now, |at| state.handle.wall_of(at))
+    view.expires_at.map_or(now, |at| state.handle.wall_clock_of(at))
 }
 
 fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Value {
@@ -107,10 +107,10 @@ fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Valu
         "pid": view.pid,
         "device": view.device,
         "slots": view.slots,
-        "running": view.in_flight,
+        "in_flight": view.in_flight,
         "queued": view.queued,
         "restarts": view.restarts,
         "last_death": view.last_death,
-        "rests_until": view.rests_until.map(|at| rfc3339_local(state.handle.wall_of(at))),
+        "rests_until": view.rests_until.map(|at| rfc3339_local(state.handle.wall_clock_of(at))),
     })
 }

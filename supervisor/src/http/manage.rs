@@ -18,7 +18,7 @@ use super::{AppState, native};
 use crate::catalog::{CatalogError, CreateSpec, ModelRef};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::{CopyRequest, CreateRequest, NameRequest, ShowRequest};
-use crate::os::clock::rfc3339_local;
+use crate::os::wall::rfc3339_local;
 
 /// Progress lines on their way to a client.
 const PROGRESS_LEN_MAX: usize = 64;

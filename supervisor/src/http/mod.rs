@@ -24,7 +24,6 @@ use tokio::sync::Semaphore;
 
 use crate::catalog::Catalog;
 use crate::driver::Handle;
-use crate::os::clock::Clock;
 
 pub use self::listener::serve;
 
@@ -60,8 +59,6 @@ pub struct AppState {
     pub catalog: Catalog,
     /// Settings.
     pub config: HttpConfig,
-    /// Monotonic time of this door.
-    clock: Clock,
     guard: guard::Guard,
     /// Bytes of bodies that may still be held.
     body_budget: Arc<Semaphore>,
@@ -73,6 +70,6 @@ impl AppState {
     pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig) -> Self {
         let guard = guard::Guard::new(&config);
         let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
-        Self { handle, catalog, config, clock: Clock::start(), guard, body_budget: Arc::new(Semaphore::new(budget)) }
+        Self { handle, catalog, config, guard, body_budget: Arc::new(Semaphore::new(budget)) }
     }
 }

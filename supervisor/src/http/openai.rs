@@ -7,7 +7,7 @@ use super::answer::{Flavor, catalog_error};
 use super::respond::{HttpReply, json};
 use crate::catalog::{CatalogError, ModelRef};
 use crate::dialect::Rejection;
-use crate::os::clock::unix_seconds;
+use crate::os::wall::unix_seconds;
 
 /// `GET /v1/models`. An empty store is an empty list: no client depends on Ollama's `null`.
 pub(super) async fn models(state: &AppState) -> HttpReply {

@@ -41,7 +41,7 @@ pub(super) fn plan(
     ollama::request::check_raw(&call.body)?;
     let think = thinking(&call, model)?;
     check_capabilities(&call, model, chat)?;
-    let (sampling, stop, window) = sampling(&call.options, &model.params, call.openai_defaults, rng::seed())?;
+    let (sampling, stop, window) = sampling(&call.options, &model.params, call.openai_defaults, rng::luck())?;
     let defaults = own_window(model, config);
     let asked = window.num_ctx.unwrap_or(defaults).min(trained(model));
     let plan = load_plan(model, config, &window, asked.max(defaults));

@@ -6,27 +6,27 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use crate::dialect::Encoder;
-use crate::driver::{Ticket, TicketItem};
-use crate::os::clock::{Clock, rfc3339_utc, wall_now};
+use crate::driver::{Handle, Ticket, TicketItem};
+use crate::os::wall::{rfc3339_utc, wall_now};
 use crate::scheduler::Mono;
 
 /// Keeps an encoder's idea of time fresh.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stopwatch {
-    clock: Clock,
+    handle: Handle,
     started: Mono,
     /// Native replies date every line; OpenAI's share one date.
     dates_lines: bool,
 }
 
 impl Stopwatch {
-    pub(super) fn new(clock: Clock, started: Mono, dates_lines: bool) -> Self {
-        Self { clock, started, dates_lines }
+    pub(super) fn new(handle: Handle, started: Mono, dates_lines: bool) -> Self {
+        Self { handle, started, dates_lines }
     }
 
     pub(super) fn set(&self, encoder: &mut dyn Encoder) {
         let meta = encoder.meta();
-        meta.elapsed_ns = self.clock.now().since(self.started);
+        meta.elapsed_ns = self.handle.now().since(self.started);
         if self.dates_lines {
             meta.created = rfc3339_utc(wall_now());
         }

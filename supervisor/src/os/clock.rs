@@ -1,86 +1,36 @@
-//! Monotonic time since the supervisor started, and the wall clock that belongs to it.
+//! Monotonic time as nanoseconds since the start, and the wall clock that belongs to it.
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::scheduler::Mono;
-
-/// One clock per supervisor; cheap to copy.
+/// A started clock. All copies agree.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     started: Instant,
-    wall: SystemTime,
+    started_wall: SystemTime,
 }
 
 impl Clock {
-    /// Starts at zero now.
+    /// Zero is now.
     #[must_use]
     pub fn start() -> Self {
-        Self { started: Instant::now(), wall: SystemTime::now() }
+        Self { started: Instant::now(), started_wall: SystemTime::now() }
     }
 
     /// Nanoseconds since the start.
     #[must_use]
-    pub fn now(&self) -> Mono {
-        Mono(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// When `at` is, for timers.
+    /// The instant of a monotonic time.
     #[must_use]
-    pub fn instant_of(&self, at: Mono) -> Instant {
-        // A far future is as good as never; an overflow must not panic.
-        self.started.checked_add(Duration::from_nanos(at.0)).unwrap_or(self.started)
+    pub fn instant_of(&self, ns: u64) -> Instant {
+        self.started + Duration::from_nanos(ns)
     }
 
-    /// When `at` is on the wall clock that held at the start, for listings.
+    /// The wall clock of a monotonic time, past or to come. Leaps of the wall clock since the start don't count.
     #[must_use]
-    pub fn wall_of(&self, at: Mono) -> SystemTime {
-        self.wall.checked_add(Duration::from_nanos(at.0)).unwrap_or(self.wall)
-    }
-}
-
-/// The wall clock now, for what clients are shown.
-#[must_use]
-pub fn wall_now() -> SystemTime {
-    SystemTime::now()
-}
-
-/// RFC 3339 in UTC, with as many fractional digits as there are.
-#[must_use]
-pub fn rfc3339_utc(at: SystemTime) -> String {
-    let at = chrono::DateTime::<chrono::Utc>::from(at);
-    format!("{}Z", trim_fraction(&at.format("%Y-%m-%dT%H:%M:%S%.9f").to_string()))
-}
-
-/// RFC 3339 in the server's own zone.
-#[must_use]
-pub fn rfc3339_local(at: SystemTime) -> String {
-    let at = chrono::DateTime::<chrono::Local>::from(at);
-    let zone = match at.format("%:z").to_string().as_str() {
-        "+00:00" => "Z".to_owned(),
-        other => other.to_owned(),
-    };
-    format!("{}{zone}", trim_fraction(&at.format("%Y-%m-%dT%H:%M:%S%.9f").to_string()))
-}
-
-/// Seconds since 1970.
-#[must_use]
-pub fn unix_seconds(at: SystemTime) -> i64 {
-    chrono::DateTime::<chrono::Utc>::from(at).timestamp()
-}
-
-fn trim_fraction(text: &str) -> &str {
-    text.trim_end_matches('0').trim_end_matches('.')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_go_writes_them() {
-        let at = |ns| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns);
-        assert_eq!(rfc3339_utc(at(1_123_000_000)), "1970-01-01T00:00:01.123Z");
-        assert_eq!(rfc3339_utc(at(10_000_000_000)), "1970-01-01T00:00:10Z");
-        assert_eq!(unix_seconds(at(1_999_000_000)), 1);
+    pub fn wall_of(&self, ns: u64) -> SystemTime {
+        self.started_wall + Duration::from_nanos(ns)
     }
 }

@@ -1,9 +1,8 @@
-//! The only callers of the real world: clock, luck, processes, memory, signals.
-//!
-//! Everything else gets values. On macOS the same code runs but for [`memory`], which says so.
+//! The only callers of the real clock, the real dice, processes, memory and signals. Everything above gets values.
 
 pub mod clock;
 pub mod memory;
 pub mod process;
 pub mod rng;
 pub mod signal;
+pub mod wall;

@@ -1,31 +1,82 @@
-//! Process groups and exit statuses.
+//! Starting a process in a group of its own, signalling the group, reading how it ended.
 
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::ExitStatus;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
 
-use crate::scheduler::Cause;
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It left with this status.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+}
 
-/// Sends a signal to the whole group of `pid`, which must be a group leader that we started and have not reaped. A group
-/// that is gone is fine.
-pub fn signal_group(pid: u32, signal: Signal) {
-    // 0 would be our own group, 1 is init: neither is ever a worker.
-    let Some(pid) = i32::try_from(pid).ok().filter(|&pid| pid > 1) else { return };
-    if let Err(error) = killpg(Pid::from_raw(pid), signal)
-        && error != nix::errno::Errno::ESRCH
-    {
-        tracing::warn!(pid, %signal, %error, "a worker's process group could not be signalled");
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match (status.signal(), status.code()) {
+            (Some(signal), _) => Self::Signal(signal),
+            (None, code) => Self::Code(code.unwrap_or(-1)),
+        }
     }
 }
 
-/// What an exit status says.
-#[must_use]
-pub fn cause_of(status: ExitStatus) -> Cause {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Cause::Exited { code },
-        (None, Some(signal)) => Cause::Signalled { signal },
-        (None, None) => Cause::Exited { code: -1 },
+/// A started process and the one pipe that its standard output and error share.
+#[derive(Debug)]
+pub struct Started {
+    /// The process; killed when this is dropped.
+    pub child: Child,
+    /// Its process id, and that of its group.
+    pub pid: u32,
+    /// What it prints.
+    pub printed: pipe::Receiver,
+}
+
+/// Starts a process in its own group, without standard input. It inherits the environment except variables
+/// that begin with `private_prefix`, and gets `variables`.
+///
+/// # Errors
+/// The system's.
+pub fn start(program: &Path, private_prefix: &str, variables: &[(&str, OsString)]) -> io::Result<Started> {
+    let (reader, writer) = io::pipe()?;
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0).kill_on_drop(true);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(private_prefix)) {
+        command.env_remove(name);
+    }
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
+    let child = command.spawn()?;
+    // Our copies of the pipe's far end go with the command, so that its end is the process's end.
+    drop(command);
+    let pid = child.id().ok_or_else(|| io::Error::other("the process was reaped at once"))?;
+    let printed = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
+    Ok(Started { child, pid, printed })
+}
+
+/// Sends SIGTERM to a group; a group that is gone is fine.
+pub fn terminate_group(pid: u32) {
+    signal_group(pid, Signal::SIGTERM);
+}
+
+/// Sends SIGKILL to a group; a group that is gone is fine.
+pub fn kill_group(pid: u32) {
+    signal_group(pid, Signal::SIGKILL);
+}
+
+fn signal_group(pid: u32, signal: Signal) {
+    // 0 would be our own group and 1 everybody's.
+    if let Ok(group) = i32::try_from(pid)
+        && group > 1
+    {
+        let _gone = killpg(Pid::from_raw(group), signal);
     }
 }

@@ -1,23 +1,31 @@
-//! Luck from the operating system.
+//! Luck from the system.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::fs::File;
+use std::io::{self, Read};
 
-/// 64 bits that differ from call to call. Good for seeds, not for secrets.
-#[must_use]
-pub fn seed() -> u64 {
-    // The standard library keys its hash maps from the system's generator.
-    let mut hasher = RandomState::new().build_hasher();
-    hasher.write_u64(u64::from(std::process::id()));
-    hasher.finish()
-}
-
-/// 32 bytes of the system's generator, for tokens.
+/// Fills the array with bytes that nobody can guess.
 ///
 /// # Errors
-/// The system has no generator, or it can't be read.
-pub fn secret() -> std::io::Result<[u8; 32]> {
-    use std::io::Read as _;
-    let mut bytes = [0; 32];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+/// The system has no random device.
+pub fn bytes<const LEN: usize>() -> io::Result<[u8; LEN]> {
+    let mut bytes = [0; LEN];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
+}
+
+/// A seed.
+///
+/// # Errors
+/// The system has no random device.
+pub fn seed() -> io::Result<u64> {
+    Ok(u64::from_le_bytes(bytes()?))
+}
+
+/// Bits for what need not be secret (seeds of requests, ids in replies), where a failure to get any must not fail the
+/// request.
+#[must_use]
+pub fn luck() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+    // The standard library keys its hashers from the system's generator, and counts them up from there.
+    RandomState::new().build_hasher().finish()
 }

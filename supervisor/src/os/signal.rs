@@ -1,21 +1,34 @@
 //! The signals that a server listens to.
 
+use std::io;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT, SIGTERM and SIGHUP: each asks the server to leave.
+/// What was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caught {
+    /// SIGINT: a person at the terminal.
+    Interrupt,
+    /// SIGTERM: the service manager.
+    Terminate,
+    /// SIGHUP: the terminal is gone.
+    HangUp,
+}
+
+/// A subscription; from its start on, these signals don't end the process by themselves.
 #[derive(Debug)]
-pub struct Leave {
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
 }
 
-impl Leave {
-    /// Starts to listen; from here on these signals no longer end the process by themselves.
+impl Signals {
+    /// Subscribes.
     ///
     /// # Errors
-    /// The handlers could not be installed.
-    pub fn listen() -> std::io::Result<Self> {
+    /// The system refuses.
+    pub fn subscribe() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -23,12 +36,12 @@ impl Leave {
         })
     }
 
-    /// Waits for the next one and names it. Cancel-safe.
-    pub async fn next(&mut self) -> &'static str {
+    /// The next one. Cancel-safe.
+    pub async fn next(&mut self) -> Caught {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.hang_up.recv() => "SIGHUP",
+            _ = self.interrupt.recv() => Caught::Interrupt,
+            _ = self.terminate.recv() => Caught::Terminate,
+            _ = self.hang_up.recv() => Caught::HangUp,
         }
     }
 }

@@ -76,7 +76,7 @@ impl Snapshot {
 impl Scheduler {
     /// What it is like now. Absent models that nobody waits for are left out.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self, _now: Mono) -> Snapshot {
         let shown = |model: &&Model| model.state != State::Absent || !model.queue.is_empty();
         Snapshot {
             workers: self.models.iter().filter(shown).map(|model| self.view(model)).collect(),

@@ -1,363 +1,304 @@
-//! One worker's connection: frames out, frames in, each output to the request it belongs to.
+//! Frames in and out of one worker: a reader task that hands each output to the request it belongs to, and a writer
+//! task. Both report; neither decides.
 //!
-//! Two tasks. The writer sends what it is handed. The reader decodes, gives every request its outputs and tells the driver
-//! what concerns the worker's life. A client that reads slowly holds up nobody: when its queue is full its deltas are merged
-//! in place, and past `CLIENT_BACKLOG_BYTES_MAX` its request is cancelled.
+//! The reader outlives the socket: it holds the ways to the clients until each has heard its terminal item or is gone.
+//! It never waits for a client. Outputs of unknown or ended requests are dropped and counted. A frame that has begun
+//! must end within [`LinkConfig::frame_timeout_ms`].
 
-use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use interprocess::local_socket::tokio::prelude::*;
-use interprocess::local_socket::tokio::{RecvHalf, SendHalf, Stream};
-use ollmlx_proto::frame::{Decoder, encode};
-use ollmlx_proto::limits::{CLIENT_BACKLOG_BYTES_MAX, PROGRESS_INTERVAL_MS};
-use ollmlx_proto::{Delta, Failure, FailureKind, FromWorker, Output, RequestId, ToWorker, TokenId, WorkerId};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use interprocess::local_socket::tokio::Stream;
+use ollmlx_proto::frame::{self, Decoder};
+use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, RequestId, ToWorker, WorkerId, limits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
 
-use crate::driver::{Message, TicketItem};
-use crate::scheduler::{Cause, Event};
+use super::sink::{Sink, TooSlow};
+use super::{Report, Reported};
+use crate::os::clock::Clock;
 
-/// Messages on their way to a worker.
-const OUTBOX_LEN_MAX: usize = 256;
-/// Outputs for requests that do not run; more than this is a broken worker.
-const STRAYS_MAX: u32 = 64;
+/// Bytes read at once.
 const READ_BYTES: usize = 64 * 1024;
-/// The rest of a frame that has begun is owed within this.
-const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+/// Commands and messages that wait for a link: a Run and a Cancel per slot and some more, twice over. A
+/// request that ends has been through both queues, so they can't fill up.
+pub const LINK_QUEUE_LEN_MAX: usize = 4 * limits::SLOTS_MAX as usize;
 
-/// The driver's end of a link.
-#[derive(Debug)]
-pub struct Link {
-    outbox: mpsc::Sender<ToWorker>,
-    routes: mpsc::Sender<Route>,
+/// Whether the socket is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody dialled in yet.
+    Waiting,
+    /// It is.
+    Open,
+    /// Not any more, and that has been reported.
+    Closed,
 }
 
-/// Where the outputs of a request go.
-#[derive(Debug)]
-pub struct Route {
-    /// The request.
-    pub request: RequestId,
-    /// Its ticket.
-    pub ticket: mpsc::Sender<TicketItem>,
+/// Patience of a link.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkConfig {
+    /// From the first byte of a frame to its last.
+    pub frame_timeout_ms: u64,
+    /// Signs of life are reported at most this often.
+    pub heard_interval_ms: u64,
 }
 
-/// A request whose worker is gone before it ended.
-#[derive(Debug)]
-pub struct Orphan {
-    /// The request.
-    pub request: RequestId,
-    /// Tokens that it produced, for resuming.
-    pub produced: Vec<TokenId>,
-    /// What its client has not taken yet.
-    pub backlog: VecDeque<Output>,
+/// What the driver tells the reader.
+pub enum LinkCommand {
+    /// Outputs of this request go there. Sent before the request itself.
+    Attach(RequestId, Box<Sink>),
+    /// End it with this, unless it has ended.
+    Fail(RequestId, Failure),
 }
 
-impl Link {
-    /// Starts the two tasks over a connection whose hello was accepted.
-    pub fn open(
-        worker: WorkerId,
-        stream: Stream,
-        decoder: Decoder,
-        driver: mpsc::Sender<Message>,
-        tasks: &mut JoinSet<()>,
-    ) -> Self {
-        let (receive, send) = stream.split();
-        let (outbox, outgoing) = mpsc::channel(OUTBOX_LEN_MAX);
-        let (routes, new_routes) = mpsc::channel(OUTBOX_LEN_MAX);
-        tasks.spawn(write(send, outgoing));
-        let reader = Reader {
-            worker,
-            driver,
-            outbox: outbox.clone(),
-            new_routes,
-            routes: HashMap::new(),
-            waiting: JoinSet::new(),
-            strays: 0,
-            heard: None,
-        };
-        tasks.spawn(reader.run(receive, decoder));
-        Self { outbox, routes }
-    }
-
-    /// Announces a request before its `Run` is sent. Returns whether the link is open and has room.
-    pub fn route(&self, route: Route) -> bool {
-        self.routes.try_send(route).is_ok()
-    }
-
-    /// Sends a message. Returns whether the link is open and has room; a worker that takes nothing for so long is hung.
-    pub fn send(&self, message: ToWorker) -> bool {
-        self.outbox.try_send(message).is_ok()
-    }
+/// The reader of one link.
+pub struct Reader {
+    /// Whose.
+    pub worker: WorkerId,
+    /// The socket, shared with the writer.
+    pub stream: Arc<Stream>,
+    /// Bytes after the hello may be in it.
+    pub decoder: Decoder,
+    /// From the driver; its end is the link's end.
+    pub commands: mpsc::Receiver<LinkCommand>,
+    /// To the driver.
+    pub reports: mpsc::Sender<Reported>,
+    /// For the reaper.
+    pub phase: watch::Sender<Phase>,
+    /// Time.
+    pub clock: Clock,
+    /// Patience.
+    pub config: LinkConfig,
 }
 
-async fn write(mut send: SendHalf, mut outgoing: mpsc::Receiver<ToWorker>) {
-    let mut bytes = Vec::new();
-    while let Some(message) = outgoing.recv().await {
-        bytes.clear();
-        if let Err(error) = encode(&message, &mut bytes) {
-            tracing::error!(%error, "a message to a worker could not be encoded");
-            continue;
-        }
-        while let Ok(message) = outgoing.try_recv() {
-            if let Err(error) = encode(&message, &mut bytes) {
-                tracing::error!(%error, "a message to a worker could not be encoded");
-            }
-        }
-        if send.write_all(&bytes).await.is_err() {
-            // The reader sees the end of the connection and tells.
-            return;
-        }
-    }
+/// Why the socket is not read any more.
+enum Closed {
+    Ended,
+    Misbehaved(String),
 }
 
-/// One running request as the reader sees it.
-struct Running {
-    ticket: mpsc::Sender<TicketItem>,
-    produced: Vec<TokenId>,
-    backlog: VecDeque<Output>,
-    backlog_bytes: usize,
-    /// A task waits for room.
-    waits: bool,
-    /// The client was too slow and the request is being cancelled.
-    overrun: bool,
-    /// The terminal output has arrived.
-    ended: bool,
-}
-
-struct Reader {
-    worker: WorkerId,
-    driver: mpsc::Sender<Message>,
-    outbox: mpsc::Sender<ToWorker>,
-    new_routes: mpsc::Receiver<Route>,
-    routes: HashMap<RequestId, Running>,
-    waiting: JoinSet<(RequestId, Option<mpsc::OwnedPermit<TicketItem>>)>,
-    strays: u32,
-    heard: Option<Instant>,
+struct Demux {
+    sinks: BTreeMap<RequestId, Box<Sink>>,
+    heard_ns: Option<u64>,
+    strays: u64,
 }
 
 impl Reader {
-    async fn run(mut self, mut receive: RecvHalf, mut decoder: Decoder) {
-        let mut bytes = vec![0; READ_BYTES];
-        let broken = loop {
-            match self.drain(&mut decoder).await {
-                Ok(()) => {}
-                Err(reason) => break Some(reason),
+    /// Runs until the driver lets go and every client has heard its end.
+    pub async fn run(mut self) {
+        let mut demux = Demux { sinks: BTreeMap::new(), heard_ns: None, strays: 0 };
+        let mut buffer = vec![0; READ_BYTES];
+        let (mut open, mut held) = (true, true);
+        let mut frame_deadline: Option<Instant> = None;
+        // Bytes may have come together with the hello.
+        let mut closed = self.drain(&mut demux).await.err();
+        loop {
+            if let Some(why) = closed.take() {
+                open = false;
+                self.report_closed(why).await;
             }
+            frame_deadline = match (open && self.decoder.is_mid_frame(), frame_deadline) {
+                (false, _) => None,
+                (true, None) => Some(Instant::now() + Duration::from_millis(self.config.frame_timeout_ms)),
+                (true, known) => known,
+            };
+            demux.sinks.retain(|_, sink| !(sink.is_done() && (sink.ended || !open)));
+            if !held && demux.sinks.is_empty() {
+                break;
+            }
+            let stream = &mut &*self.stream;
             tokio::select! {
-                read = read_some(&mut receive, &mut bytes, decoder.is_mid_frame()) => match read {
-                    Ok(0) => break None,
-                    Ok(count) => decoder.push(&bytes[..count]),
-                    Err(error) if error.kind() == io::ErrorKind::TimedOut => break Some(error.to_string()),
-                    Err(_) => break None,
-                },
-                Some(room) = self.waiting.join_next(), if !self.waiting.is_empty() => {
-                    if let Ok((request, permit)) = room {
-                        self.room(request, permit);
+                // All four are cancel-safe. Commands first: a request is attached before its outputs come.
+                biased;
+                command = self.commands.recv(), if held => match command {
+                    Some(command) => demux.command(command),
+                    None => {
+                        held = false;
+                        if open {
+                            closed = Some(Closed::Ended);
+                        }
+                        demux.abandon();
                     }
+                },
+                () = flushed(&mut demux.sinks) => {}
+                read = stream.read(&mut buffer), if open => match read {
+                    Ok(0) | Err(_) => closed = Some(Closed::Ended),
+                    Ok(count) => {
+                        self.decoder.push(&buffer[..count]);
+                        let was_mid = frame_deadline.is_some();
+                        match self.drain(&mut demux).await {
+                            // A whole frame came: the next one has its own deadline.
+                            Ok(frames) if frames > 0 || !was_mid => frame_deadline = None,
+                            Ok(_) => {}
+                            Err(why) => closed = Some(why),
+                        }
+                    }
+                },
+                () = until(frame_deadline) => {
+                    closed = Some(Closed::Misbehaved("a frame began and did not end".to_owned()));
                 }
             }
-        };
-        self.close(broken).await;
-    }
-
-    /// Handles every whole frame.
-    async fn drain(&mut self, decoder: &mut Decoder) -> Result<(), String> {
-        while let Some(message) = decoder.next_message::<FromWorker>().map_err(|error| error.to_string())? {
-            self.take(message).await?;
         }
-        Ok(())
+        if demux.strays > 0 {
+            warn!(model = %self.worker.model, incarnation = self.worker.incarnation.0, strays = demux.strays,
+                "outputs of unknown requests dropped");
+        }
     }
 
-    async fn tell(&self, event: Event) {
-        // The driver outlives its links; if it does not, nobody listens any more.
-        let _ = self.driver.send(Message::World(event)).await;
+    /// Takes every whole frame that has arrived.
+    async fn drain(&mut self, demux: &mut Demux) -> Result<usize, Closed> {
+        let mut frames = 0;
+        loop {
+            match self.decoder.next_message::<FromWorker>() {
+                Ok(None) => return Ok(frames),
+                Ok(Some(message)) => {
+                    frames += 1;
+                    self.take(message, demux).await?;
+                }
+                Err(error) => return Err(Closed::Misbehaved(error.to_string())),
+            }
+        }
     }
 
-    async fn take(&mut self, message: FromWorker) -> Result<(), String> {
-        let worker = self.worker.clone();
+    async fn take(&mut self, message: FromWorker, demux: &mut Demux) -> Result<(), Closed> {
         match message {
-            FromWorker::Hello(_) => return Err("a second hello".to_owned()),
-            FromWorker::LoadProgress { done, total } => {
-                self.tell(Event::LoadProgress { worker, done, total }).await;
-            }
-            FromWorker::Ready(ready) => self.tell(Event::Ready { worker, ready }).await,
-            FromWorker::LoadFailed(failure) => self.tell(Event::LoadFailed { worker, failure }).await,
-            FromWorker::Memory(report) => {
-                self.tell(Event::MemorySampled { worker, bytes: report.total() }).await;
-            }
-            FromWorker::Progress { .. } => self.hear().await,
-            FromWorker::Bye => {}
+            FromWorker::Hello(_) => return Err(Closed::Misbehaved("a second hello".to_owned())),
+            FromWorker::LoadProgress { done, total } => self.report(Report::LoadProgress { done, total }).await,
+            FromWorker::Ready(ready) => self.report(Report::Ready(ready)).await,
+            FromWorker::LoadFailed(failure) => self.report(Report::LoadFailed(failure)).await,
+            FromWorker::Memory(report) => self.report(Report::Memory(report.total())).await,
+            FromWorker::Progress { .. } => self.heard(demux).await,
+            FromWorker::Bye => debug!(model = %self.worker.model, "worker said bye"),
             FromWorker::Output(request, output) => {
-                self.hear().await;
-                self.output(request, output).await?;
+                self.heard(demux).await;
+                self.output(request, output, demux).await;
             }
         }
         Ok(())
     }
 
-    /// A sign of life, told at most once a second.
-    async fn hear(&mut self) {
-        let now = Instant::now();
-        let interval = Duration::from_millis(PROGRESS_INTERVAL_MS);
-        if self.heard.is_none_or(|heard| now.duration_since(heard) >= interval) {
-            self.heard = Some(now);
-            self.tell(Event::Heard { worker: self.worker.clone() }).await;
-        }
-    }
-
-    async fn output(&mut self, request: RequestId, output: Output) -> Result<(), String> {
-        // A route is announced before its Run is written, so it is here before the first output is.
-        while let Ok(route) = self.new_routes.try_recv() {
-            self.routes.insert(route.request, Running::new(route.ticket));
-        }
-        let Some(running) = self.routes.get_mut(&request).filter(|running| !running.ended) else {
-            self.strays += 1;
-            if self.strays > STRAYS_MAX {
-                return Err(format!("{} outputs of requests that do not run", self.strays));
+    async fn output(&mut self, request: RequestId, output: Output, demux: &mut Demux) {
+        if !demux.sinks.contains_key(&request) {
+            // Its attachment may have come since the last look.
+            while let Ok(command) = self.commands.try_recv() {
+                demux.command(command);
             }
-            return Ok(());
+        }
+        let Some(sink) = demux.sinks.get_mut(&request).filter(|sink| !sink.ended) else {
+            demux.strays += 1;
+            return;
         };
         let ended = output.is_terminal();
-        let usage = match &output {
-            Output::Finished(finished) => Some((finished.usage, finished.reason)),
-            _ => None,
-        };
-        running.push(output);
-        if running.backlog_bytes > CLIENT_BACKLOG_BYTES_MAX && !running.overrun && !ended {
-            running.overrun = true;
-            let _ = self.outbox.try_send(ToWorker::Cancel(request));
+        let heard = sink.output(output, self.clock.now_ns());
+        let summary = sink.summary;
+        if heard == Err(TooSlow) && !ended {
+            self.report(Report::TooSlow(request)).await;
         }
         if ended {
-            running.ended = true;
-            let worker = self.worker.clone();
-            let _ = self.driver.send(Message::Ended { worker, request, usage }).await;
-        }
-        self.flush(request);
-        Ok(())
-    }
-
-    /// Hands over what the ticket has room for; for the rest a task waits.
-    fn flush(&mut self, request: RequestId) {
-        let Some(running) = self.routes.get_mut(&request) else { return };
-        while !running.waits
-            && let Some(output) = running.backlog.pop_front()
-        {
-            match running.ticket.try_send(running.item(output)) {
-                Ok(()) => {}
-                Err(TrySendError::Full(item)) => {
-                    if let TicketItem::Output(output) = item {
-                        running.backlog.push_front(output);
-                    }
-                    running.waits = true;
-                    let ticket = running.ticket.clone();
-                    self.waiting.spawn(async move { (request, ticket.reserve_owned().await.ok()) });
-                }
-                // The client is gone; its ticket has said so to the driver.
-                Err(TrySendError::Closed(_)) => running.backlog.clear(),
-            }
-        }
-        if running.backlog.is_empty() {
-            running.backlog_bytes = 0;
-            if running.ended {
-                self.routes.remove(&request);
-            }
+            self.report(Report::Ended { request, summary }).await;
         }
     }
 
-    fn room(&mut self, request: RequestId, permit: Option<mpsc::OwnedPermit<TicketItem>>) {
-        let Some(running) = self.routes.get_mut(&request) else { return };
-        running.waits = false;
-        if let (Some(permit), Some(output)) = (permit, running.backlog.pop_front()) {
-            permit.send(running.item(output));
+    /// Signs of life are rationed.
+    async fn heard(&mut self, demux: &mut Demux) {
+        let now_ns = self.clock.now_ns();
+        let interval_ns = self.config.heard_interval_ms * 1_000_000;
+        if demux.heard_ns.is_none_or(|heard_ns| now_ns.saturating_sub(heard_ns) >= interval_ns) {
+            demux.heard_ns = Some(now_ns);
+            self.report(Report::Heard).await;
         }
-        self.flush(request);
     }
 
-    /// The connection is over: the driver gets what is unfinished.
-    async fn close(mut self, broken: Option<String>) {
-        while let Ok(route) = self.new_routes.try_recv() {
-            self.routes.insert(route.request, Running::new(route.ticket));
+    async fn report_closed(&mut self, why: Closed) {
+        if let Closed::Misbehaved(why) = why {
+            self.report(Report::Misbehaved(why)).await;
         }
-        self.waiting.abort_all();
-        let orphans = self
-            .routes
-            .drain()
-            .map(|(request, running)| Orphan { request, produced: running.produced, backlog: running.backlog })
-            .collect();
-        let _ = self.driver.send(Message::Orphans(orphans)).await;
-        let worker = self.worker.clone();
-        if let Some(reason) = broken {
-            self.tell(Event::Misbehaved { worker: worker.clone(), cause: Cause::Protocol(reason) }).await;
-        }
-        self.tell(Event::LinkClosed { worker }).await;
+        self.report(Report::LinkClosed).await;
+        self.phase.send_replace(Phase::Closed);
+    }
+
+    async fn report(&self, report: Report) {
+        // Without a driver there is nobody to tell; the end of the commands ends this task.
+        let _driver_gone = self.reports.send((self.worker.clone(), report)).await;
     }
 }
 
-impl Running {
-    fn new(ticket: mpsc::Sender<TicketItem>) -> Self {
-        Self {
-            ticket,
-            produced: Vec::new(),
-            backlog: VecDeque::new(),
-            backlog_bytes: 0,
-            waits: false,
-            overrun: false,
-            ended: false,
+impl Demux {
+    fn command(&mut self, command: LinkCommand) {
+        match command {
+            LinkCommand::Attach(request, sink) => {
+                self.sinks.insert(request, sink);
+            }
+            LinkCommand::Fail(request, failure) => {
+                if let Some(sink) = self.sinks.get_mut(&request) {
+                    sink.fail(failure);
+                    sink.ended = true;
+                }
+            }
         }
     }
 
-    /// Queues an output, merged with the one before where both are deltas of one part.
-    fn push(&mut self, output: Output) {
-        if let Output::Delta(delta) = &output {
-            self.produced.extend_from_slice(&delta.tokens);
+    /// The driver let go. Whoever has not heard its end hears it now.
+    fn abandon(&mut self) {
+        for sink in self.sinks.values_mut().filter(|sink| !sink.ended) {
+            sink.fail(Failure::new(FailureKind::ShuttingDown, "server is shutting down"));
+            sink.ended = true;
         }
-        if self.overrun && !output.is_terminal() {
+    }
+}
+
+/// Resolves when some client's backlog has become empty, or the client is gone.
+async fn flushed(sinks: &mut BTreeMap<RequestId, Box<Sink>>) {
+    std::future::poll_fn(|cx| {
+        let mut progress = Poll::Pending;
+        for sink in sinks.values_mut().filter(|sink| !sink.is_flushed()) {
+            if sink.poll_flush(cx).is_ready() {
+                progress = Poll::Ready(());
+            }
+        }
+        progress
+    })
+    .await;
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes messages until the driver lets go or the socket breaks, which the reader notices.
+pub async fn write(
+    worker: WorkerId,
+    stream: Arc<Stream>,
+    mut messages: mpsc::Receiver<ToWorker>,
+    reports: mpsc::Sender<Reported>,
+) {
+    let mut bytes = Vec::new();
+    while let Some(message) = messages.recv().await {
+        bytes.clear();
+        let mut next = Some(message);
+        // What waits travels together.
+        while let Some(message) = next {
+            if let Err(error) = frame::encode(&message, &mut bytes) {
+                warn!(model = %worker.model, %error, "message was not sent");
+                if let ToWorker::Run(request) = message {
+                    let _driver_gone = reports.send((worker.clone(), Report::Unsendable(request.id))).await;
+                }
+            }
+            next = if bytes.len() < READ_BYTES { messages.try_recv().ok() } else { None };
+        }
+        if (&*stream).write_all(&bytes).await.is_err() {
             return;
         }
-        match (self.backlog.back_mut(), output) {
-            (Some(Output::Delta(last)), Output::Delta(delta)) if last.part == delta.part => {
-                self.backlog_bytes += weight(&delta);
-                last.tokens.extend(delta.tokens);
-                last.text.push_str(&delta.text);
-                last.logprobs.extend(delta.logprobs);
-            }
-            (Some(last @ Output::Prefill { .. }), newer @ Output::Prefill { .. }) => *last = newer,
-            (_, output) => {
-                if let Output::Delta(delta) = &output {
-                    self.backlog_bytes += weight(delta);
-                }
-                self.backlog.push_back(output);
-            }
+        if bytes.capacity() > 4 * READ_BYTES {
+            bytes = Vec::new();
         }
     }
-
-    /// What the client is told; one that was too slow is told that at the end.
-    fn item(&self, output: Output) -> TicketItem {
-        if self.overrun && output.is_terminal() {
-            let text = "the client read too slowly and its request was cancelled";
-            return TicketItem::Failed(Failure::new(FailureKind::ClientTooSlow, text));
-        }
-        TicketItem::Output(output)
-    }
-}
-
-/// Roughly the bytes that a delta holds.
-fn weight(delta: &Delta) -> usize {
-    let entries = delta.logprobs.iter().map(|entry| 64 + entry.bytes.len() + 48 * entry.top.len());
-    delta.text.len() + 4 * delta.tokens.len() + entries.sum::<usize>()
-}
-
-/// Reads some bytes; the rest of a frame that has begun must come in time.
-async fn read_some(receive: &mut RecvHalf, bytes: &mut [u8], mid_frame: bool) -> io::Result<usize> {
-    if !mid_frame {
-        return receive.read(bytes).await;
-    }
-    tokio::time::timeout(FRAME_TIMEOUT, receive.read(bytes))
-        .await
-        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "half a frame and then nothing")))
 }

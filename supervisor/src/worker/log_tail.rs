@@ -1,53 +1,65 @@
-//! The last lines of a worker's output, kept for the record of its death.
+//! The last of what a worker printed, and a rationed copy of it for the log.
 
 use std::collections::VecDeque;
 
 use ollmlx_proto::limits::LOG_TAIL_BYTES_MAX;
 
-/// Longest line that is kept; the rest of a longer one is dropped.
-const LINE_BYTES_MAX: usize = 4096;
+/// Lines of one worker that reach our own log within a second.
+const LINES_PER_SECOND_MAX: u32 = 50;
+/// Bytes of one line in our own log.
+const LINE_BYTES_MAX: usize = 1024;
 
-/// A bounded tail of lines.
+/// A ring of bytes with an eye for lines.
 #[derive(Debug, Default)]
 pub struct LogTail {
-    lines: VecDeque<String>,
-    bytes: usize,
-    partial: Vec<u8>,
+    bytes: VecDeque<u8>,
+    line: Vec<u8>,
+    second: u64,
+    lines_this_second: u32,
+    suppressed: u64,
 }
 
 impl LogTail {
-    /// Takes output as it comes; returns the lines it completes, for the log.
-    pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
-        let mut complete = Vec::new();
-        for &byte in bytes {
-            if byte == b'\n' {
-                complete.extend(self.end_line());
-            } else if self.partial.len() < LINE_BYTES_MAX {
-                self.partial.push(byte);
+    /// Takes what was printed at a time and returns the lines that may be logged.
+    pub fn push(&mut self, printed: &[u8], now_ns: u64) -> Vec<String> {
+        let kept = &printed[printed.len().saturating_sub(LOG_TAIL_BYTES_MAX)..];
+        let over = (self.bytes.len() + kept.len()).saturating_sub(LOG_TAIL_BYTES_MAX);
+        self.bytes.drain(..over);
+        self.bytes.extend(kept);
+        let second = now_ns / 1_000_000_000;
+        if std::mem::replace(&mut self.second, second) != second {
+            self.lines_this_second = 0;
+        }
+        let mut lines = Vec::new();
+        for &byte in printed {
+            if byte != b'\n' {
+                if self.line.len() < LINE_BYTES_MAX {
+                    self.line.push(byte);
+                }
+                continue;
             }
+            if self.lines_this_second < LINES_PER_SECOND_MAX {
+                self.lines_this_second += 1;
+                lines.push(String::from_utf8_lossy(&self.line).into_owned());
+            } else {
+                self.suppressed += 1;
+            }
+            self.line.clear();
         }
-        complete
+        lines
     }
 
-    /// All that is kept, oldest first.
-    pub fn finish(&mut self) -> String {
-        self.end_line();
-        Vec::from(std::mem::take(&mut self.lines)).join("\n")
+    /// Lines that were not logged.
+    #[must_use]
+    pub fn suppressed(&self) -> u64 {
+        self.suppressed
     }
 
-    fn end_line(&mut self) -> Option<String> {
-        let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).trim_end().to_owned();
-        if line.is_empty() {
-            return None;
-        }
-        self.bytes += line.len();
-        self.lines.push_back(line.clone());
-        while self.bytes > LOG_TAIL_BYTES_MAX
-            && let Some(oldest) = self.lines.pop_front()
-        {
-            self.bytes -= oldest.len();
-        }
-        Some(line)
+    /// All that is kept.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let bytes: Vec<u8> = self.bytes.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
@@ -56,20 +68,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tail_is_bounded_and_lines_come_whole() {
+    fn only_the_last_bytes_are_kept() {
         let mut tail = LogTail::default();
-        assert_eq!(tail.push(b"one\ntw"), ["one"]);
-        assert_eq!(tail.push(b"o\n\n"), ["two"]);
-        tail.push(b"three");
-        assert_eq!(tail.finish(), "one\ntwo\nthree");
+        tail.push(&vec![b'a'; LOG_TAIL_BYTES_MAX], 0);
+        tail.push(b"end", 0);
+        let text = tail.text();
+        assert_eq!(text.len(), LOG_TAIL_BYTES_MAX);
+        assert!(text.ends_with("aend"));
+    }
+
+    #[test]
+    fn a_flood_is_rationed_by_the_second() {
         let mut tail = LogTail::default();
-        for _ in 0..10_000 {
-            tail.push(&[b'x'; 100]);
-            tail.push(b"\n");
-        }
-        tail.push(&vec![b'y'; 1 << 20]);
-        let text = tail.finish();
-        assert!(text.len() <= LOG_TAIL_BYTES_MAX + 1000, "{}", text.len());
-        assert!(text.ends_with(&"y".repeat(LINE_BYTES_MAX)));
+        let flood = "line\n".repeat(1000);
+        assert_eq!(tail.push(flood.as_bytes(), 0).len(), LINES_PER_SECOND_MAX as usize);
+        assert_eq!(tail.suppressed(), 1000 - u64::from(LINES_PER_SECOND_MAX));
+        assert_eq!(tail.push(b"more\n", 1_000_000_000), vec!["more".to_owned()]);
     }
 }

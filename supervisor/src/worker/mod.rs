@@ -1,9 +1,68 @@
-//! The shell around a worker process: how it is started, who may dial in, how frames become events, how its end is seen.
+//! The shell around a worker process: its socket, its start, its frames, its end. What to do about any of it is decided
+//! elsewhere; this module reports.
 //!
-//! Nothing here decides anything; it reports to the driver and does what the driver says. A worker's life as a value is
-//! `scheduler::lifecycle`.
+//! | file | |
+//! |---|---|
+//! | `socket` | the local socket, and who may dial in |
+//! | `spawn` | command, group, environment |
+//! | `link` | frames in and out; outputs to the request they belong to |
+//! | `sink` | one request's way to its client, which may be slow |
+//! | `reap` | waits for the end, passes signals on |
+//! | `log_tail` | the last of what it printed |
 
 pub mod link;
 pub mod log_tail;
+pub mod reap;
+pub mod sink;
 pub mod socket;
 pub mod spawn;
+
+use ollmlx_proto::{Failure, Ready, RequestId, WorkerId};
+
+use crate::os::process::Exit;
+use sink::Summary;
+
+/// What the shell of a worker reports.
+#[derive(Debug)]
+pub enum Report {
+    /// The load goes on.
+    LoadProgress {
+        /// Done.
+        done: u64,
+        /// Of how much.
+        total: u64,
+    },
+    /// The load is done.
+    Ready(Ready),
+    /// The load failed.
+    LoadFailed(Failure),
+    /// Its own count of its memory, in bytes.
+    Memory(u64),
+    /// Its engine lives; at most once an interval.
+    Heard,
+    /// A request ended on the worker's side.
+    Ended {
+        /// Which.
+        request: RequestId,
+        /// How.
+        summary: Summary,
+    },
+    /// A request's client reads too slowly; it has been told and is to be cancelled.
+    TooSlow(RequestId),
+    /// A request could not be put into a frame; its client has been told.
+    Unsendable(RequestId),
+    /// It broke the protocol; nothing more is read from it.
+    Misbehaved(String),
+    /// The socket closed.
+    LinkClosed,
+    /// It is reaped.
+    Exited {
+        /// How.
+        exit: Exit,
+        /// The last of what it printed.
+        log_tail: String,
+    },
+}
+
+/// A report and whom it is about.
+pub type Reported = (WorkerId, Report);

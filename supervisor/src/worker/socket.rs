@@ -1,153 +1,201 @@
-//! The local socket that workers dial into, in a folder that only this user can enter.
+//! The local socket that workers dial: a private folder, a listener, and the first frame of whoever knocks.
 //!
-//! Whoever dials must run as the same user and say hello in time; the driver then compares process id and token. A
-//! stranger is dropped without an answer.
+//! Only the same user gets as far as a hello, and a hello must come within its deadline. Whether the token is the
+//! right one is for the driver to say, which knows whom it started. A folder left behind by a killed supervisor is
+//! removed by the next one, once dialling its socket shows that nobody is there.
 
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use interprocess::local_socket::tokio::prelude::*;
 use interprocess::local_socket::tokio::{Listener, Stream};
-use interprocess::local_socket::{GenericFilePath, ListenerOptions};
+use interprocess::local_socket::traits::StreamCommon;
+use interprocess::local_socket::traits::tokio::Listener as _;
+use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
 use ollmlx_proto::frame::Decoder;
-use ollmlx_proto::limits::HELLO_TIMEOUT_MS;
 use ollmlx_proto::{FromWorker, WorkerHello};
-use tempfile::TempDir;
-use tokio::io::AsyncReadExt as _;
-use tokio::sync::mpsc;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tracing::warn;
 
+/// Bytes of a socket's path, its closing zero included, on the strictest system (macOS).
+const PATH_BYTES_MAX: usize = 104;
+/// Strangers heard out at once.
+const KNOCKS_MAX: usize = 32;
+/// Folders looked at when sweeping.
+const SWEEP_MAX: usize = 256;
 const FOLDER_PREFIX: &str = "ollmlx-";
-const SOCKET_NAME: &str = "workers";
-/// macOS allows 104 bytes for a socket's path, the final zero included.
-const PATH_BYTES_MAX: usize = 103;
-/// Connections that have not said hello yet.
-const STRANGERS_MAX: usize = 32;
-const READ_BYTES: usize = 4096;
+const SOCKET_NAME: &str = "w.sock";
 
-/// The listening socket and its folder, which is removed with it.
-#[derive(Debug)]
-pub struct WorkerSocket {
-    listener: Listener,
-    folder: TempDir,
-}
-
-/// Someone who runs as the same user and has said hello.
-#[derive(Debug)]
-pub struct Dialled {
-    /// What it says it is.
-    pub hello: WorkerHello,
-    /// Its process id as the system tells it, where it does.
-    pub peer_pid: Option<u32>,
+/// Someone of our own user who said hello.
+pub struct Knock {
     /// The connection.
-    pub stream: Stream,
-    /// What of it has been read already.
+    pub stream: Arc<Stream>,
+    /// What came after the hello.
     pub decoder: Decoder,
+    /// The hello.
+    pub hello: WorkerHello,
+    /// Its process id, where the system tells.
+    pub peer_pid: Option<u32>,
 }
 
-impl WorkerSocket {
-    /// Makes the folder and listens. `base` is where; `None` is the temporary folder.
+/// The open door. Dropping it removes the folder.
+pub struct Door {
+    listener: Listener,
+    folder: Folder,
+}
+
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(self.0.join(SOCKET_NAME));
+        let _gone = std::fs::remove_dir(&self.0);
+    }
+}
+
+impl Door {
+    /// Makes the folder and listens in it. Without a base the user's runtime folder is taken, or else the temporary one.
     ///
     /// # Errors
-    /// The folder or the socket can't be made.
-    pub fn bind(base: Option<&Path>) -> io::Result<Self> {
-        let base = base.map_or_else(std::env::temp_dir, Path::to_path_buf);
-        remove_stale(&base);
-        let folder = tempfile::Builder::new()
-            .prefix(FOLDER_PREFIX)
-            .permissions(std::fs::Permissions::from_mode(0o700))
-            .tempdir_in(&base)?;
-        let path = folder.path().join(SOCKET_NAME);
-        if path.as_os_str().len() > PATH_BYTES_MAX {
-            let text = format!("the socket's path {} is longer than {PATH_BYTES_MAX} bytes", path.display());
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        let name = path.to_fs_name::<GenericFilePath>()?;
-        let listener = ListenerOptions::new().name(name).create_tokio()?;
+    /// The system's.
+    pub fn open(base: Option<&Path>, token: u64) -> io::Result<Self> {
+        let base = match base {
+            Some(base) => base.to_owned(),
+            None => std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from),
+        };
+        let name = format!("{FOLDER_PREFIX}{}-{:04x}", std::process::id(), token & 0xffff);
+        let fits = |base: &Path| base.join(&name).join(SOCKET_NAME).as_os_str().len() < PATH_BYTES_MAX;
+        let base = if fits(&base) && base.is_dir() { base } else { PathBuf::from("/tmp") };
+        sweep(&base);
+        let folder = base.join(&name);
+        // Fails where it exists, so that it is ours and nobody else can have put anything into it.
+        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        let folder = Folder(folder);
+        let path = folder.0.join(SOCKET_NAME);
+        let listener = ListenerOptions::new().name(path.to_fs_name::<GenericFilePath>()?).create_tokio()?;
         Ok(Self { listener, folder })
     }
 
-    /// What workers are told to dial.
+    /// What workers dial.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join(SOCKET_NAME)
+        self.folder.0.join(SOCKET_NAME)
     }
 
-    /// Accepts until `dialled` closes. Failures to accept are logged and survived.
-    pub async fn accept(self, dialled: mpsc::Sender<Dialled>) {
-        let mut greeting = JoinSet::new();
+    /// Lets in until the driver is gone.
+    pub async fn serve(self, knocks: mpsc::Sender<Knock>, hello_timeout_ms: u64) {
+        let room = Arc::new(Semaphore::new(KNOCKS_MAX));
+        let mut guests = JoinSet::new();
         loop {
             tokio::select! {
-                accepted = self.listener.accept(), if greeting.len() < STRANGERS_MAX => match accepted {
+                () = knocks.closed() => return,
+                Some(_) = guests.join_next() => {}
+                accepted = self.listener.accept(), if room.available_permits() > 0 => match accepted {
                     Ok(stream) => {
-                        greeting.spawn(greet(stream, dialled.clone()));
+                        let (knocks, room) = (knocks.clone(), room.clone());
+                        guests.spawn(async move {
+                            let _place = room.acquire_owned().await;
+                            let patience = Duration::from_millis(hello_timeout_ms);
+                            match tokio::time::timeout(patience, greet(stream)).await {
+                                Ok(Ok(knock)) => drop(knocks.send(knock).await),
+                                Ok(Err(error)) => warn!(%error, "stranger at the worker socket dropped"),
+                                Err(_late) => warn!("stranger at the worker socket said nothing"),
+                            }
+                        });
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a worker's connection could not be accepted");
-                        tokio::task::yield_now().await;
+                        warn!(%error, "worker socket did not accept");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 },
-                Some(_) = greeting.join_next(), if !greeting.is_empty() => {}
-                () = dialled.closed() => return,
             }
         }
     }
 }
 
-/// Removes folders of supervisors that are gone: ours by name and owner, and nobody answers at their socket.
-fn remove_stale(base: &Path) {
-    let Ok(entries) = std::fs::read_dir(base) else { return };
-    let own = nix::unistd::geteuid().as_raw();
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let ours = entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX)
-            && entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == own);
-        let socket = path.join(SOCKET_NAME);
-        if !ours || std::fs::symlink_metadata(&socket).is_err() {
-            continue;
-        }
-        if let Err(error) = std::os::unix::net::UnixStream::connect(&socket)
-            && error.kind() == io::ErrorKind::ConnectionRefused
-        {
-            tracing::debug!(path = %path.display(), "a stale socket folder was removed");
-            let _ = std::fs::remove_dir_all(&path);
-        }
+async fn greet(stream: Stream) -> io::Result<Knock> {
+    let peer = stream.peer_creds()?;
+    if peer.euid() != Some(nix::unistd::geteuid().as_raw()) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user"));
     }
-}
-
-async fn greet(stream: Stream, dialled: mpsc::Sender<Dialled>) {
-    let timeout = Duration::from_millis(HELLO_TIMEOUT_MS);
-    match tokio::time::timeout(timeout, hear_hello(stream)).await {
-        Ok(Ok(greeted)) => {
-            let _ = dialled.send(greeted).await;
-        }
-        Ok(Err(error)) => tracing::warn!(%error, "a stranger at the worker socket was dropped"),
-        Err(_) => tracing::warn!("a connection to the worker socket said nothing and was dropped"),
-    }
-}
-
-async fn hear_hello(mut stream: Stream) -> io::Result<Dialled> {
-    let refused = |text: &str| io::Error::new(io::ErrorKind::PermissionDenied, text.to_owned());
-    let creds = stream.peer_creds()?;
-    if creds.euid() != Some(nix::unistd::geteuid().as_raw()) {
-        return Err(refused("it runs as another user"));
-    }
-    let peer_pid = creds.pid().and_then(|pid| u32::try_from(pid).ok());
+    let peer_pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
     let mut decoder = Decoder::new();
-    let mut bytes = [0; READ_BYTES];
+    let mut buffer = [0; 1024];
     loop {
-        match decoder.next_message::<FromWorker>() {
-            Ok(Some(FromWorker::Hello(hello))) => return Ok(Dialled { hello, peer_pid, stream, decoder }),
-            Ok(Some(_)) => return Err(refused("its first frame was no hello")),
-            Ok(None) => {}
-            Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        match decoder.next_message::<FromWorker>().map_err(io::Error::other)? {
+            Some(FromWorker::Hello(hello)) => {
+                return Ok(Knock { stream: Arc::new(stream), decoder, hello, peer_pid });
+            }
+            Some(_) => return Err(io::Error::other("the first frame is not a hello")),
+            None => {}
         }
-        let count = stream.read(&mut bytes).await?;
+        let count = (&stream).read(&mut buffer).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        decoder.push(&bytes[..count]);
+        decoder.push(&buffer[..count]);
+        if decoder.is_mid_frame() && buffered_too_much(&decoder) {
+            return Err(io::Error::other("the first frame is too long for a hello"));
+        }
+    }
+}
+
+/// A hello is small; a stranger is not allowed to fill our memory with the start of a large frame.
+fn buffered_too_much(decoder: &Decoder) -> bool {
+    decoder.buffered_bytes() > 64 * 1024
+}
+
+/// Removes what killed supervisors of this user left behind.
+fn sweep(base: &Path) {
+    let Ok(entries) = std::fs::read_dir(base) else { return };
+    let uid = nix::unistd::geteuid().as_raw();
+    for entry in entries.take(SWEEP_MAX).flatten() {
+        let name = entry.file_name();
+        let named = name.to_str().is_some_and(|name| name.starts_with(FOLDER_PREFIX));
+        let ours = entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
+        let socket = entry.path().join(SOCKET_NAME);
+        if named && ours && socket.exists() && std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            drop(Folder(entry.path()));
+        }
+    }
+}
+
+/// Whether two tokens are the same, in a time that doesn't depend on where they differ.
+#[must_use]
+pub fn same_token(one: &[u8; 32], other: &[u8; 32]) -> bool {
+    let differences = one.iter().zip(other).fold(0, |differences, (a, b)| differences | (a ^ b));
+    std::hint::black_box(differences) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_folder_is_private_and_what_a_dead_one_left_is_swept() {
+        let base = tempfile::tempdir().unwrap();
+        let dead = base.path().join("ollmlx-1-0001");
+        std::fs::create_dir(&dead).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(dead.join(SOCKET_NAME)).unwrap());
+        let door = Door::open(Some(base.path()), 7).unwrap();
+        assert!(!dead.exists());
+        let folder = door.path().parent().unwrap().to_owned();
+        assert_eq!(std::fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+        let other = Door::open(Some(base.path()), 8).unwrap();
+        assert!(folder.exists(), "a living one is left alone");
+        drop((door, other));
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn tokens_are_the_same_or_not() {
+        let mut other = [7; 32];
+        assert!(same_token(&[7; 32], &other));
+        other[31] = 8;
+        assert!(!same_token(&[7; 32], &other));
     }
 }

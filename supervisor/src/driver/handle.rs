@@ -1,0 +1,179 @@
+//! What the rest of the supervisor holds of the driver.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
+
+use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, limits};
+use tokio::sync::{mpsc, watch};
+
+use crate::os::clock::Clock;
+use crate::scheduler::{Job, KeepAlive, LoadPlan, Mono, Snapshot};
+use crate::worker::sink::TicketItem;
+
+/// What handles tell the driver.
+pub(super) enum Command {
+    Submit {
+        request: RequestId,
+        job: Job,
+        plan: Box<LoadPlan>,
+        keep_alive: Option<KeepAlive>,
+        client: mpsc::Sender<TicketItem>,
+    },
+    Unload(ModelId),
+    Pardon(ModelId),
+    Shutdown {
+        forced: bool,
+    },
+}
+
+/// The driver's end.
+pub(super) struct Inbox {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) dropped: mpsc::Receiver<RequestId>,
+    pub(super) snapshots: watch::Sender<Snapshot>,
+    pub(super) finished: watch::Sender<bool>,
+}
+
+/// The only way in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    /// Each ticket reserves its place in this queue, so that its end is never lost and its `drop` never waits.
+    dropped: mpsc::Sender<RequestId>,
+    snapshots: watch::Receiver<Snapshot>,
+    finished: watch::Receiver<bool>,
+    clock: Clock,
+    next_request: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Prompts are not for the log.
+        f.write_str("Command")
+    }
+}
+
+pub(super) fn pair(clock: Clock) -> (Handle, Inbox) {
+    let (commands_in, commands) = mpsc::channel(limits::DRIVER_QUEUE_LEN_MAX);
+    let (dropped_in, dropped) = mpsc::channel(limits::TICKETS_MAX);
+    let (snapshots, snapshots_out) = watch::channel(Snapshot::default());
+    let (finished, finished_out) = watch::channel(false);
+    let handle = Handle {
+        commands: commands_in,
+        dropped: dropped_in,
+        snapshots: snapshots_out,
+        finished: finished_out,
+        clock,
+        next_request: Arc::new(AtomicU64::new(1)),
+    };
+    (handle, Inbox { commands, dropped, snapshots, finished })
+}
+
+impl Handle {
+    /// Hands in a job. The request's id inside `Job::Run` is replaced by the driver's own. Never waits for more
+    /// than room in the driver's queue; refusals arrive as `TicketItem::Failed`.
+    pub async fn submit(&self, mut job: Job, plan: LoadPlan, keep_alive: Option<KeepAlive>) -> Ticket {
+        let request = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        if let Job::Run(run) = &mut job {
+            run.id = request;
+        }
+        let (client, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
+        // Both fail only when the driver is gone; the ticket then says so itself.
+        let dropped = self.dropped.clone().reserve_owned().await.ok();
+        let ticket = Ticket { request, items, dropped, ended: false };
+        let submit = Command::Submit { request, job, plan: Box::new(plan), keep_alive, client };
+        let _driver_gone = self.commands.send(submit).await;
+        ticket
+    }
+
+    /// Unload as soon as nothing runs. Returns at once; unknown models are fine.
+    pub async fn unload(&self, model: ModelId) {
+        let _driver_gone = self.commands.send(Command::Unload(model)).await;
+    }
+
+    /// Forget a model's deaths (it was re-created, or a person asked).
+    pub async fn pardon(&self, model: ModelId) {
+        let _driver_gone = self.commands.send(Command::Pardon(model)).await;
+    }
+
+    /// The latest view, lock-free.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshots.borrow().clone()
+    }
+
+    /// The views as they change.
+    #[must_use]
+    pub fn snapshots(&self) -> watch::Receiver<Snapshot> {
+        self.snapshots.clone()
+    }
+
+    /// Leave: refuse what waits and what comes, let running requests end within their time. `forced` ends them too.
+    pub async fn shutdown(&self, forced: bool) {
+        let _driver_gone = self.commands.send(Command::Shutdown { forced }).await;
+    }
+
+    /// Resolves when every worker is reaped after a shutdown. Cancel-safe.
+    pub async fn finished(&self) {
+        // An error means that the driver is gone, which is as finished as can be.
+        let mut finished = self.finished.clone();
+        let _driver_gone = finished.wait_for(|finished| *finished).await;
+    }
+
+    /// The wall clock of a monotonic time, past or to come.
+    #[must_use]
+    pub fn wall_clock_of(&self, mono: Mono) -> SystemTime {
+        self.clock.wall_of(mono.0)
+    }
+
+    /// Now.
+    #[must_use]
+    pub fn now(&self) -> Mono {
+        Mono(self.clock.now_ns())
+    }
+}
+
+/// A request in the house. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Ticket {
+    request: RequestId,
+    items: mpsc::Receiver<TicketItem>,
+    dropped: Option<mpsc::OwnedPermit<RequestId>>,
+    ended: bool,
+}
+
+impl Ticket {
+    /// The driver's id of the request, for the log.
+    #[must_use]
+    pub fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// The next item, or `None` after the terminal one. Cancel-safe.
+    pub async fn next(&mut self) -> Option<TicketItem> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// [`Ticket::next`] for bodies, which are polled.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<TicketItem>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        // A driver that ends without a word has told everyone else that the server leaves.
+        let gone = || TicketItem::Failed(Failure::new(FailureKind::ShuttingDown, "server is shutting down"));
+        let item = ready!(self.items.poll_recv(context)).unwrap_or_else(gone);
+        self.ended = item.is_terminal();
+        Poll::Ready(Some(item))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // One that has ended is only told to the driver in vain: it knows the request no more.
+        if let Some(place) = self.dropped.take() {
+            place.send(self.request);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The loop: whatever the world does becomes an event, the scheduler decides, the effects are performed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ollmlx_proto::{RequestId, ToWorker, WorkerId, limits, version};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use super::DriverConfig;
+use super::handle::{Command, Inbox};
+use crate::os::clock::Clock;
+use crate::os::memory;
+use crate::os::process::Exit;
+use crate::scheduler::{Cause, Event, Mono, Outbox, Scheduler};
+use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, Phase, Reader};
+use crate::worker::reap::Shove;
+use crate::worker::sink::{Summary, TicketItem};
+use crate::worker::socket::{Door, Knock, same_token};
+use crate::worker::{Report, Reported};
+
+/// Reports taken before a deadline that has come is looked at: neither starves the other.
+const REPORTS_IN_A_ROW_MAX: u32 = 256;
+/// Between two looks at the memory of the workers.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// At the end: how long clients may take to hear theirs.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Hellos waiting for the driver.
+const KNOCKS_LEN_MAX: usize = 64;
+
+/// One process as the shell knows it.
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) token: [u8; 32],
+    pub(super) shoves: mpsc::Sender<Shove>,
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) link: Option<Link>,
+    /// Its own count, in bytes.
+    pub(super) reported: u64,
+}
+
+pub(super) struct Link {
+    pub(super) commands: mpsc::Sender<LinkCommand>,
+    pub(super) messages: mpsc::Sender<ToWorker>,
+}
+
+/// One request as the shell knows it, until its end.
+pub(super) struct Record {
+    /// Given to the link with the grant.
+    pub(super) client: Option<mpsc::Sender<TicketItem>>,
+    pub(super) arrived: Mono,
+    pub(super) granted: Option<(Mono, WorkerId)>,
+}
+
+pub(super) struct Task {
+    pub(super) config: DriverConfig,
+    pub(super) clock: Clock,
+    pub(super) scheduler: Scheduler,
+    pub(super) socket: PathBuf,
+    inbox: Inbox,
+    pub(super) reports_in: mpsc::Sender<Reported>,
+    reports: mpsc::Receiver<Reported>,
+    pub(super) processes: BTreeMap<WorkerId, Process>,
+    pub(super) requests: BTreeMap<RequestId, Record>,
+    pub(super) tasks: JoinSet<()>,
+    /// Events that must come before any other.
+    pub(super) owed: VecDeque<Event>,
+    pub(super) finished: bool,
+}
+
+impl Task {
+    pub(super) fn new(config: DriverConfig, clock: Clock, seed: u64, socket: PathBuf, inbox: Inbox) -> Self {
+        let (reports_in, reports) = mpsc::channel(limits::DRIVER_QUEUE_LEN_MAX);
+        Self {
+            scheduler: Scheduler::new(config.scheduler.clone(), seed),
+            config,
+            clock,
+            socket,
+            inbox,
+            reports_in,
+            reports,
+            processes: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            owed: VecDeque::new(),
+            finished: false,
+        }
+    }
+
+    pub(super) async fn run(mut self, door: Door) {
+        let (knocks_in, mut knocks) = mpsc::channel(KNOCKS_LEN_MAX);
+        let mut door_task = JoinSet::new();
+        door_task.spawn(door.serve(knocks_in, self.config.scheduler.timeouts.hello_ms));
+        let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
+        sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reports_in_a_row = 0;
+        while !self.finished {
+            let deadline = self.scheduler.next_deadline();
+            if deadline.is_some_and(|deadline| deadline <= self.now()) && reports_in_a_row >= REPORTS_IN_A_ROW_MAX {
+                reports_in_a_row = 0;
+                self.step(Event::DeadlineElapsed);
+                continue;
+            }
+            tokio::select! {
+                // All are cancel-safe. Reports first: after a long sleep of the machine, a worker's sign of life
+                // that is already here must be seen before its deadline.
+                biased;
+                Some((worker, report)) = self.reports.recv() => {
+                    reports_in_a_row += 1;
+                    self.reported(worker, report);
+                    continue;
+                }
+                Some(knock) = knocks.recv() => self.knocked(knock),
+                Some(request) = self.inbox.dropped.recv() => self.left(request),
+                () = at(deadline, self.clock) => self.step(Event::DeadlineElapsed),
+                command = self.inbox.commands.recv() => match command {
+                    Some(command) => self.commanded(command),
+                    // Nobody can ask for anything any more.
+                    None => self.step(Event::ShutdownForced),
+                },
+                _ = sample.tick(), if !self.processes.is_empty() => self.sample(),
+                Some(ended) = self.tasks.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a worker's task failed");
+                    }
+                }
+            }
+            reports_in_a_row = 0;
+        }
+        self.end(door_task).await;
+    }
+
+    /// Lets go of everything, and gives clients a moment to hear how it ended.
+    async fn end(mut self, mut door_task: JoinSet<()>) {
+        door_task.shutdown().await;
+        self.processes.clear();
+        self.requests.clear();
+        drop(self.reports);
+        let flushed = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(FLUSH_TIMEOUT, flushed).await.is_err() {
+            warn!("clients were left that did not hear their end");
+        }
+        self.inbox.finished.send_replace(true);
+        info!("driver finished");
+    }
+
+    pub(super) fn now(&self) -> Mono {
+        Mono(self.clock.now_ns())
+    }
+
+    /// One event and all that follows from it at once.
+    pub(super) fn step(&mut self, event: Event) {
+        self.owed.push_back(event);
+        while let Some(event) = self.owed.pop_front() {
+            let mut out = Outbox::default();
+            let now = self.now();
+            self.scheduler.step(now, event, &mut out);
+            for effect in out.0 {
+                self.perform(effect, now);
+            }
+        }
+        self.inbox.snapshots.send_replace(self.scheduler.snapshot(self.now()));
+    }
+
+    fn commanded(&mut self, command: Command) {
+        match command {
+            Command::Submit { request, job, plan, keep_alive, client } => {
+                let record = Record { client: Some(client), arrived: self.now(), granted: None };
+                self.requests.insert(request, record);
+                self.step(Event::Arrived { request, job, plan, keep_alive });
+            }
+            Command::Unload(model) => self.step(Event::Unload { model }),
+            Command::Pardon(model) => self.step(Event::Pardoned { model }),
+            Command::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
+            Command::Shutdown { forced: true } => self.step(Event::ShutdownForced),
+        }
+    }
+
+    /// A ticket was dropped. One that runs is summed up when its worker confirms the end.
+    fn left(&mut self, request: RequestId) {
+        if self.requests.get(&request).is_some_and(|record| record.client.is_some()) {
+            self.summarise(request, &Summary { finish_reason: "cancelled", ..Summary::default() });
+        }
+        self.step(Event::Left { request });
+    }
+
+    fn reported(&mut self, worker: WorkerId, report: Report) {
+        let event = match report {
+            Report::LoadProgress { done, total } => Event::LoadProgress { worker, done, total },
+            Report::Ready(ready) => Event::Ready { worker, ready },
+            Report::LoadFailed(failure) => Event::LoadFailed { worker, failure },
+            Report::Heard => Event::Heard { worker },
+            Report::Misbehaved(why) => {
+                warn!(model = %worker.model, incarnation = worker.incarnation.0, error = why, "worker misbehaved");
+                Event::Misbehaved { worker, cause: Cause::Protocol(why) }
+            }
+            Report::LinkClosed => Event::LinkClosed { worker },
+            Report::Memory(bytes) => {
+                let Some(process) = self.processes.get_mut(&worker) else { return };
+                process.reported = bytes;
+                Event::MemorySampled { worker, bytes }
+            }
+            Report::Ended { request, summary } => {
+                self.summarise(request, &summary);
+                Event::Ended { worker, request }
+            }
+            // The worker is told to cancel, and its end is waited for, as if the client had left.
+            Report::TooSlow(request) => Event::Left { request },
+            Report::Unsendable(request) => {
+                let failure = super::effects::unsendable();
+                self.fail_at_link(&worker, request, failure);
+                self.summarise(request, &Summary { finish_reason: "failed", ..Summary::default() });
+                Event::Ended { worker, request }
+            }
+            Report::Exited { exit, log_tail } => {
+                self.processes.entry(worker.clone()).and_modify(|process| process.pid = 0);
+                let cause = match exit {
+                    Exit::Code(code) => Cause::Exited { code },
+                    Exit::Signal(signal) => Cause::Signalled { signal },
+                };
+                self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
+                // Only now: those that ran have been told through its link.
+                self.processes.remove(&worker);
+                return;
+            }
+        };
+        self.step(event);
+    }
+
+    /// Someone said hello: is it the one we started?
+    fn knocked(&mut self, knock: Knock) {
+        let Knock { stream, decoder, hello, peer_pid } = knock;
+        let worker = hello.worker.clone();
+        let expected = self.processes.get_mut(&worker);
+        let known = expected.filter(|process| {
+            let token = same_token(&process.token, &hello.token);
+            token && process.link.is_none() && peer_pid.is_none_or(|pid| pid == process.pid)
+        });
+        let Some(process) = known else {
+            warn!(model = %worker.model, incarnation = worker.incarnation.0, peer_pid, "impostor dropped");
+            return;
+        };
+        let Some(version) = version::choose(&hello.versions) else {
+            let why = format!("it speaks protocol versions {:?}, not {}", hello.versions, version::PROTOCOL_VERSION);
+            return self.step(Event::Misbehaved { worker, cause: Cause::HelloRefused(why) });
+        };
+        info!(model = %worker.model, incarnation = worker.incarnation.0, pid = process.pid, build = hello.build,
+            "worker said hello");
+        let (commands_in, commands) = mpsc::channel(LINK_QUEUE_LEN_MAX);
+        let (messages, messages_out) = mpsc::channel(LINK_QUEUE_LEN_MAX);
+        let answer = ToWorker::Hello { version, build: env!("CARGO_PKG_VERSION").to_owned() };
+        // A new queue has room.
+        let _fits = messages.try_send(answer);
+        process.phase.send_replace(Phase::Open);
+        let reader = Reader {
+            worker: worker.clone(),
+            stream: Arc::clone(&stream),
+            decoder,
+            commands,
+            reports: self.reports_in.clone(),
+            phase: process.phase.clone(),
+            clock: self.clock,
+            config: self.config.link(),
+        };
+        process.link = Some(Link { commands: commands_in, messages });
+        self.tasks.spawn(reader.run());
+        self.tasks.spawn(link::write(worker.clone(), stream, messages_out, self.reports_in.clone()));
+        self.step(Event::Hello { worker });
+    }
+
+    fn sample(&mut self) {
+        let bytes_of = |(worker, process): (&WorkerId, &Process)| {
+            let bytes = memory::resident_bytes(process.pid)?;
+            Some((worker.clone(), bytes.max(process.reported)))
+        };
+        let samples: Vec<_> =
+            self.processes.iter().filter(|(_, process)| process.pid != 0).filter_map(bytes_of).collect();
+        for (worker, bytes) in samples {
+            self.step(Event::MemorySampled { worker, bytes });
+        }
+    }
+
+    /// The one line per request.
+    pub(super) fn summarise(&mut self, request: RequestId, summary: &Summary) {
+        let Some(record) = self.requests.remove(&request) else { return };
+        let now = self.now();
+        let granted = record.granted.as_ref().map(|(granted, _)| *granted);
+        let worker = record.granted.as_ref().map(|(_, worker)| worker);
+        info!(
+            request_id = %request,
+            model = worker.map(|worker| tracing::field::display(worker.model.clone())),
+            incarnation = worker.map(|worker| worker.incarnation.0),
+            queue_ms = granted.unwrap_or(now).since(record.arrived) / 1_000_000,
+            ttft_ms = summary.first_token_ns.map(|first_ns| Mono(first_ns).since(record.arrived) / 1_000_000),
+            total_ms = now.since(record.arrived) / 1_000_000,
+            prompt_tokens = summary.prompt_tokens,
+            completion_tokens = summary.completion_tokens,
+            finish_reason = summary.finish_reason,
+            "request ended"
+        );
+    }
+}
+
+async fn at(deadline: Option<Mono>, clock: Clock) {
+    match deadline {
+        Some(Mono(ns)) => sleep_until(Instant::from_std(clock.instant_of(ns))).await,
+        None => std::future::pending().await,
+    }
+}

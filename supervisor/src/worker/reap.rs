@@ -1,0 +1,86 @@
+//! One task per process: passes signals on, reads what it prints, waits for its end.
+//!
+//! Signals go through the task that reaps, so that none is ever sent to a process id that is somebody else's by now.
+
+use std::time::Duration;
+
+use ollmlx_proto::WorkerId;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, watch};
+use tracing::debug;
+
+use super::link::Phase;
+use super::log_tail::LogTail;
+use super::{Report, Reported};
+use crate::os::clock::Clock;
+use crate::os::process::{self, Exit, Started};
+
+/// A signal to pass on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shove {
+    /// SIGTERM to the group.
+    Terminate,
+    /// SIGKILL to the group.
+    Kill,
+}
+
+/// Signals waiting to be passed on.
+pub const SHOVES_LEN_MAX: usize = 8;
+
+/// After the end: how long its last frames and its last words are waited for.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(1_000);
+
+/// Runs until the process is reaped, then reports it. The link's own end is reported before.
+pub async fn run(
+    worker: WorkerId,
+    started: Started,
+    mut shoves: mpsc::Receiver<Shove>,
+    mut link: watch::Receiver<Phase>,
+    reports: mpsc::Sender<Reported>,
+    clock: Clock,
+) {
+    let Started { mut child, pid, mut printed } = started;
+    let mut tail = LogTail::default();
+    let mut silent = false;
+    let exit = loop {
+        tokio::select! {
+            // All three are cancel-safe.
+            ended = child.wait() => break ended.map_or(Exit::Code(-1), Exit::from),
+            more = read_some(&mut printed, &mut tail, &worker, clock), if !silent => silent = !more,
+            Some(shove) = shoves.recv() => match shove {
+                Shove::Terminate => process::terminate_group(pid),
+                Shove::Kill => process::kill_group(pid),
+            },
+        }
+    };
+    // Whatever it started goes as well. Its id can't be taken again this soon.
+    process::kill_group(pid);
+    let last_words = async {
+        while !silent {
+            silent = !read_some(&mut printed, &mut tail, &worker, clock).await;
+        }
+        // An error means that there is no link any more.
+        let _ended = link.wait_for(|phase| *phase != Phase::Open).await;
+    };
+    // Somebody else may hold the pipe open: then what is known must do.
+    let _complete = tokio::time::timeout(LAST_WORDS_TIMEOUT, last_words).await;
+    if tail.suppressed() > 0 {
+        debug!(model = %worker.model, incarnation = worker.incarnation.0, lines = tail.suppressed(), "suppressed");
+    }
+    let _driver_gone = reports.send((worker, Report::Exited { exit, log_tail: tail.text() })).await;
+}
+
+/// Reads once; `false` at the end.
+async fn read_some(printed: &mut pipe::Receiver, tail: &mut LogTail, worker: &WorkerId, clock: Clock) -> bool {
+    let mut buffer = [0; 4096];
+    match printed.read(&mut buffer).await {
+        Ok(0) | Err(_) => false,
+        Ok(count) => {
+            for line in tail.push(&buffer[..count], clock.now_ns()) {
+                debug!(model = %worker.model, incarnation = worker.incarnation.0, line, "worker printed");
+            }
+            true
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! One request's way to its client, which may be slow.
+//!
+//! Items go into a bounded channel. When it is full they wait here: text deltas are merged in place, up to
+//! [`CLIENT_BACKLOG_BYTES_MAX`]; beyond that the client is told that it is too slow and hears nothing more. A slow
+//! client never makes the link wait.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use ollmlx_proto::limits::CLIENT_BACKLOG_BYTES_MAX;
+use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Output, TokenId};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::{SendError, TrySendError};
+
+/// What a ticket's holder hears, in order: any number of `Output`s, and exactly one terminal item: `Loaded` for a load
+/// job, a terminal `Output`, or `Failed`. After the terminal item the channel closes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TicketItem {
+    /// The model is loaded and a slot is ours. First item of every job that got that far.
+    Granted {
+        /// From arrival to this moment, in nanoseconds: queueing and loading.
+        load_ns: u64,
+    },
+    /// Terminal for `Job::Load`.
+    Loaded,
+    /// What the worker says; deltas of a slow reader arrive merged.
+    Output(Output),
+    /// Terminal: refused, failed, or the worker died.
+    Failed(Failure),
+}
+
+impl TicketItem {
+    /// Whether nothing follows.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        match self {
+            Self::Granted { .. } => false,
+            Self::Loaded | Self::Failed(_) => true,
+            Self::Output(output) => output.is_terminal(),
+        }
+    }
+}
+
+/// What is left to say of a request when it has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Of the prompt.
+    pub prompt_tokens: u32,
+    /// Generated.
+    pub completion_tokens: u32,
+    /// `stop`, `length`, `failed` …
+    pub finish_reason: &'static str,
+    /// When the first token came, since the start of the clock.
+    pub first_token_ns: Option<u64>,
+}
+
+/// The client reads too slowly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooSlow;
+
+type Permit = mpsc::OwnedPermit<TicketItem>;
+type Reserving = Pin<Box<dyn Future<Output = Result<Permit, SendError<()>>> + Send>>;
+
+/// See the module's documentation.
+pub struct Sink {
+    /// `None` once nothing more can or need be said.
+    client: Option<mpsc::Sender<TicketItem>>,
+    backlog: VecDeque<TicketItem>,
+    backlog_bytes: usize,
+    reserving: Option<Reserving>,
+    /// The terminal item was taken, from the worker or from ourselves.
+    closed: bool,
+    /// The worker's own terminal output was seen.
+    pub ended: bool,
+    /// Every token so far: what a later incarnation needs to resume.
+    pub produced: Vec<TokenId>,
+    /// For the log.
+    pub summary: Summary,
+}
+
+impl Sink {
+    /// Leads to this client.
+    #[must_use]
+    pub fn new(client: mpsc::Sender<TicketItem>) -> Self {
+        Self {
+            client: Some(client),
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            reserving: None,
+            closed: false,
+            ended: false,
+            produced: Vec::new(),
+            summary: Summary::default(),
+        }
+    }
+
+    /// Whether nothing waits here any more.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        self.backlog.is_empty() || self.client.is_none()
+    }
+
+    /// Whether the terminal item is through, or nobody is there to hear it.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.client.is_none() || (self.closed && self.backlog.is_empty())
+    }
+
+    /// Takes an output of the worker. Tokens are kept whether or not the client still listens.
+    ///
+    /// # Errors
+    /// The client is too slow; it has been told, and hears nothing more.
+    pub fn output(&mut self, output: Output, now_ns: u64) -> Result<(), TooSlow> {
+        match &output {
+            Output::Started(started) => self.summary.prompt_tokens = started.prompt_tokens,
+            Output::Delta(delta) => {
+                self.produced.extend_from_slice(&delta.tokens);
+                self.summary.first_token_ns.get_or_insert(now_ns);
+                self.summary.completion_tokens = u32::try_from(self.produced.len()).unwrap_or(u32::MAX);
+            }
+            _ => {}
+        }
+        if output.is_terminal() {
+            self.ended = true;
+            self.summary.finish_reason = word(&output);
+            if let Output::Finished(finished) = &output {
+                self.summary.prompt_tokens = finished.usage.prompt_tokens;
+                self.summary.completion_tokens = finished.usage.completion_tokens;
+            }
+        }
+        self.push(TicketItem::Output(output))
+    }
+
+    /// Ends the client's stream, unless it has ended.
+    pub fn fail(&mut self, failure: Failure) {
+        // A failure is small: it never makes a client too slow.
+        self.summary.finish_reason = "failed";
+        let _always_fits = self.push(TicketItem::Failed(failure));
+    }
+
+    fn push(&mut self, item: TicketItem) -> Result<(), TooSlow> {
+        if self.closed {
+            return Ok(());
+        }
+        self.closed = item.is_terminal();
+        let Some(client) = &self.client else { return Ok(()) };
+        let item = if self.backlog.is_empty() && self.reserving.is_none() {
+            match client.try_send(item) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Closed(_)) => {
+                    self.client = None;
+                    return Ok(());
+                }
+                Err(TrySendError::Full(item)) => item,
+            }
+        } else {
+            item
+        };
+        self.backlog_bytes += size(&item);
+        if self.backlog_bytes > CLIENT_BACKLOG_BYTES_MAX && !matches!(item, TicketItem::Failed(_)) {
+            let failure = Failure::new(FailureKind::ClientTooSlow, "the client reads too slowly");
+            self.backlog = VecDeque::from([TicketItem::Failed(failure)]);
+            self.backlog_bytes = 0;
+            self.closed = true;
+            return Err(TooSlow);
+        }
+        if let Some(item) = merge(self.backlog.back_mut(), item) {
+            self.backlog.push_back(item);
+        }
+        Ok(())
+    }
+
+    /// Moves what waits into the channel as far as there is room. Ready when nothing waits any more.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let Some(client) = &self.client else { return Poll::Ready(()) };
+            if self.backlog.is_empty() {
+                return Poll::Ready(());
+            }
+            let reserving = self.reserving.get_or_insert_with(|| Box::pin(client.clone().reserve_owned()));
+            let Poll::Ready(reserved) = reserving.as_mut().poll(cx) else { return Poll::Pending };
+            self.reserving = None;
+            match reserved {
+                Ok(permit) => {
+                    if let Some(item) = self.backlog.pop_front() {
+                        self.backlog_bytes = self.backlog_bytes.saturating_sub(size(&item));
+                        permit.send(item);
+                    }
+                }
+                Err(_gone) => self.client = None,
+            }
+        }
+    }
+}
+
+/// Puts an item into the one before it where that loses nothing; else gives it back.
+fn merge(last: Option<&mut TicketItem>, item: TicketItem) -> Option<TicketItem> {
+    match (last, item) {
+        (
+            Some(TicketItem::Output(Output::Delta(last))),
+            TicketItem::Output(Output::Delta(Delta { tokens, text, part, logprobs })),
+        ) if last.part == part => {
+            last.tokens.extend(tokens);
+            last.text.push_str(&text);
+            last.logprobs.extend(logprobs);
+            None
+        }
+        (
+            Some(TicketItem::Output(last @ Output::Prefill { .. })),
+            TicketItem::Output(next @ Output::Prefill { .. }),
+        ) => {
+            *last = next;
+            None
+        }
+        (_, item) => Some(item),
+    }
+}
+
+/// About how many bytes an item holds. Additive over merged deltas.
+fn size(item: &TicketItem) -> usize {
+    match item {
+        TicketItem::Output(Output::Delta(delta)) => {
+            let alternatives = |logprob: &ollmlx_proto::TokenLogprob| 64 + logprob.top.len() * 48;
+            delta.text.len() + delta.tokens.len() * 4 + delta.logprobs.iter().map(alternatives).sum::<usize>()
+        }
+        TicketItem::Output(Output::ToolCall(call)) => call.name.len() + call.arguments.0.len() + 64,
+        _ => 64,
+    }
+}
+
+fn word(output: &Output) -> &'static str {
+    match output {
+        Output::Finished(finished) => match finished.reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::ToolCalls => "tool_calls",
+            FinishReason::Cancelled => "cancelled",
+        },
+        Output::Failed(_) => "failed",
+        _ => "done",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use ollmlx_proto::Part;
+
+    use super::*;
+
+    fn delta(text: &str) -> Output {
+        Output::Delta(Delta { tokens: vec![1], text: text.to_owned(), part: Part::Content, logprobs: Vec::new() })
+    }
+
+    fn flush(sink: &mut Sink) {
+        let _pending = sink.poll_flush(&mut Context::from_waker(Waker::noop()));
+    }
+
+    #[test]
+    fn deltas_of_a_slow_client_are_merged_and_none_is_lost() {
+        let (client, mut heard) = mpsc::channel(1);
+        let mut sink = Sink::new(client);
+        for text in ["a", "b", "c"] {
+            assert_eq!(sink.output(delta(text), 1), Ok(()));
+        }
+        assert_eq!(heard.try_recv().unwrap(), TicketItem::Output(delta("a")));
+        flush(&mut sink);
+        let Ok(TicketItem::Output(Output::Delta(merged))) = heard.try_recv() else { panic!("merged") };
+        assert_eq!((merged.text.as_str(), merged.tokens.len()), ("bc", 2));
+        assert_eq!((sink.produced.len(), sink.backlog_bytes), (3, 0));
+    }
+
+    #[test]
+    fn a_backlog_at_the_limit_is_kept_and_one_byte_more_ends_it() {
+        let (client, mut heard) = mpsc::channel(1);
+        let mut sink = Sink::new(client);
+        assert_eq!(sink.output(delta("first"), 1), Ok(()));
+        let most = "x".repeat(CLIENT_BACKLOG_BYTES_MAX - 4);
+        assert_eq!(sink.output(delta(&most), 1), Ok(()));
+        assert_eq!(sink.output(delta(""), 1), Err(TooSlow), "its token has four bytes");
+        assert_eq!(sink.output(delta("more"), 1), Ok(()), "is dropped");
+        assert!(heard.try_recv().is_ok());
+        flush(&mut sink);
+        let Ok(TicketItem::Failed(failure)) = heard.try_recv() else { panic!("told") };
+        assert_eq!(failure.kind, FailureKind::ClientTooSlow);
+        assert!(sink.is_done());
+    }
+
+    #[test]
+    fn nothing_follows_the_terminal_item_and_a_gone_client_is_noticed() {
+        let (client, mut heard) = mpsc::channel(4);
+        let mut sink = Sink::new(client);
+        sink.fail(Failure::new(FailureKind::WorkerDied, "first"));
+        sink.fail(Failure::new(FailureKind::WorkerDied, "second"));
+        assert!(matches!(heard.try_recv(), Ok(TicketItem::Failed(failure)) if failure.public == "first"));
+        assert!(heard.try_recv().is_err());
+        let (client, heard) = mpsc::channel(4);
+        let mut sink = Sink::new(client);
+        drop(heard);
+        assert_eq!(sink.output(delta("a"), 1), Ok(()));
+        assert!(sink.is_done());
+    }
+}

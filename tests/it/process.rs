@@ -1,0 +1,455 @@
+//! The driver with real processes: the fake worker does what its script says, good or bad. No test sleeps; each waits for
+//! an item, a view or the end of a socket, and a time-out only turns a hang into a failure.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use harness::script::{Load, Misfortune, Script};
+use ollmlx_proto::frame::{self, Decoder};
+use ollmlx_proto::{
+    Failure, FailureKind, FinishReason, FromWorker, Incarnation, Output, ToWorker, WorkerHello, WorkerId, limits,
+};
+use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle, Ticket, TicketItem};
+use ollmlx_supervisor::scheduler::{Job, KeepAlive, LoadPlan, Snapshot, WorkerView};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct House {
+    folder: tempfile::TempDir,
+    handle: Handle,
+    driver: Driver,
+}
+
+impl House {
+    async fn open(change: impl FnOnce(&mut DriverConfig)) -> Self {
+        let folder = tempfile::Builder::new().prefix("oh").tempdir_in("/tmp").unwrap();
+        harness::link_workers(folder.path(), Path::new(env!("CARGO_BIN_EXE_fake-worker")));
+        let mut config = DriverConfig {
+            worker_dir: Some(folder.path().to_owned()),
+            runtime_dir: Some(folder.path().to_owned()),
+            ..DriverConfig::default()
+        };
+        config.scheduler.timeouts.ask_ms = 300;
+        config.scheduler.timeouts.term_ms = 300;
+        change(&mut config);
+        let (handle, driver) = driver::start(config).await.unwrap();
+        Self { folder, handle, driver }
+    }
+
+    fn plan(&self, name: &str, script: &Script) -> LoadPlan {
+        let path = self.folder.path().join(name);
+        script.write(&path);
+        harness::plan(&harness::model(name, path), 2048, 1)
+    }
+
+    async fn ask(&self, plan: &LoadPlan) -> Ticket {
+        self.handle.submit(Job::Run(harness::request(0, "")), plan.clone(), None).await
+    }
+
+    async fn run(&self, plan: &LoadPlan) -> Answer {
+        let mut ticket = self.ask(plan).await;
+        Answer::of(&mut ticket).await
+    }
+
+    /// Waits for a view that is like this.
+    async fn until(&self, like: impl FnMut(&Snapshot) -> bool) -> Snapshot {
+        let mut snapshots = self.handle.snapshots();
+        let view = tokio::time::timeout(PATIENCE, snapshots.wait_for(like)).await;
+        view.expect("the view comes").unwrap().clone()
+    }
+
+    async fn until_worker(&self, plan: &LoadPlan, mut like: impl FnMut(&WorkerView) -> bool) -> WorkerView {
+        let view = self.until(|view| view.of(&plan.model.id).is_some_and(&mut like)).await;
+        view.of(&plan.model.id).unwrap().clone()
+    }
+
+    async fn close(self) {
+        self.handle.shutdown(true).await;
+        tokio::time::timeout(PATIENCE, self.driver.join()).await.expect("it ends").unwrap();
+    }
+}
+
+/// What a client heard.
+#[derive(Debug, Default)]
+struct Answer {
+    granted: bool,
+    text: String,
+    deltas: usize,
+    tokens: Vec<u32>,
+    finished: Option<FinishReason>,
+    failure: Option<Failure>,
+    loaded: bool,
+}
+
+impl Answer {
+    async fn of(ticket: &mut Ticket) -> Self {
+        let mut answer = Self::default();
+        while let Some(item) = tokio::time::timeout(PATIENCE, ticket.next()).await.expect("an item comes") {
+            match item {
+                TicketItem::Granted { .. } => answer.granted = true,
+                TicketItem::Loaded => answer.loaded = true,
+                TicketItem::Failed(failure) => answer.failure = Some(failure),
+                TicketItem::Output(Output::Delta(delta)) => {
+                    answer.deltas += 1;
+                    answer.text.push_str(&delta.text);
+                    answer.tokens.extend(delta.tokens);
+                }
+                TicketItem::Output(Output::Finished(finished)) => answer.finished = Some(finished.reason),
+                TicketItem::Output(_) => {}
+            }
+        }
+        answer
+    }
+
+    fn kind(&self) -> FailureKind {
+        self.failure.as_ref().unwrap_or_else(|| panic!("it failed: {self:?}")).kind
+    }
+
+    fn public(&self) -> &str {
+        &self.failure.as_ref().unwrap().public
+    }
+}
+
+async fn first_delta(ticket: &mut Ticket) {
+    loop {
+        match tokio::time::timeout(PATIENCE, ticket.next()).await.expect("an item comes") {
+            Some(TicketItem::Output(Output::Delta(_))) => return,
+            Some(TicketItem::Failed(failure)) => panic!("{failure}"),
+            Some(_) => {}
+            None => panic!("it ended"),
+        }
+    }
+}
+
+fn endless() -> Script {
+    Script { tokens: 0, interval_ms: 5, ..Script::default() }
+}
+
+#[tokio::test]
+async fn tokens_stream_and_the_worker_stays_for_the_next_request() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("good", &Script::default());
+    for _ in 0..2 {
+        let answer = house.run(&plan).await;
+        assert_eq!((answer.granted, answer.text.as_str()), (true, "01234"));
+        assert_eq!((answer.tokens.len(), answer.finished), (5, Some(FinishReason::Stop)));
+    }
+    let view = house.until_worker(&plan, |worker| worker.state == "idle").await;
+    assert_eq!((view.worker.incarnation.0, view.restarts), (1, 0));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_load_job_ends_with_loaded_and_unload_ends_the_worker() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("load", &Script::default());
+    let mut ticket = house.handle.submit(Job::Load, plan.clone(), Some(KeepAlive::Forever)).await;
+    let answer = Answer::of(&mut ticket).await;
+    assert!(answer.granted && answer.loaded);
+    let view = house.until_worker(&plan, |worker| worker.state == "idle").await;
+    assert!(view.pinned && view.expires_at.is_none());
+    house.handle.unload(plan.model.id.clone()).await;
+    house.until(|view| view.workers.is_empty()).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_crash_ends_the_stream_with_its_cause_and_the_next_request_is_served() {
+    for (misfortune, words) in [
+        (Misfortune::Abort, "killed by SIGABRT: fake: assertion failed"),
+        (Misfortune::Kill, "killed by SIGKILL"),
+        (Misfortune::Exit, "exited with status 3"),
+    ] {
+        let house = House::open(|_| {}).await;
+        let script = Script { misfortune: Some((2, misfortune)), unlucky_until: 1, ..Script::default() };
+        let plan = house.plan("crash", &script);
+        let answer = house.run(&plan).await;
+        assert_eq!((answer.kind(), answer.text.as_str()), (FailureKind::WorkerDied, "01"), "what came before is heard");
+        assert!(answer.public().contains(words), "{}", answer.public());
+        assert_eq!(house.run(&plan).await.text, "01234");
+        let view = house.until_worker(&plan, |worker| worker.state == "idle").await;
+        assert_eq!((view.worker.incarnation.0, view.restarts), (2, 1));
+        assert!(words.starts_with(&view.last_death.unwrap()));
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_falls_silent_is_killed_and_replaced() {
+    let house = House::open(|config| config.scheduler.timeouts.silence_ms = 400).await;
+    let script = Script { misfortune: Some((1, Misfortune::Hang)), unlucky_until: 1, ..Script::default() };
+    let plan = house.plan("hang", &script);
+    assert_eq!(house.run(&plan).await.kind(), FailureKind::WorkerHung);
+    assert_eq!(house.run(&plan).await.text, "01234");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_breaks_the_protocol_is_killed_and_others_go_on() {
+    let house = House::open(|config| config.frame_timeout_ms = 300).await;
+    let calm = house.plan("calm", &endless());
+    let mut other = house.ask(&calm).await;
+    first_delta(&mut other).await;
+    for (name, misfortune) in [("p1", Misfortune::Garbage), ("p2", Misfortune::Oversize), ("p3", Misfortune::HalfFrame)]
+    {
+        let script = Script { misfortune: Some((1, misfortune)), unlucky_until: 1, ..Script::default() };
+        let plan = house.plan(name, &script);
+        let answer = house.run(&plan).await;
+        assert_eq!(answer.kind(), FailureKind::WorkerDied, "{misfortune:?}");
+        assert!(answer.public().contains("broke the protocol"), "{}", answer.public());
+        house.handle.unload(plan.model.id.clone()).await;
+        house.until(|view| view.of(&plan.model.id).is_none()).await;
+    }
+    first_delta(&mut other).await;
+    assert_eq!(house.handle.snapshot().of(&calm.model.id).unwrap().restarts, 0);
+    drop(other);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn outputs_of_unknown_requests_are_dropped() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("stray", &Script { misfortune: Some((1, Misfortune::Stray)), ..Script::default() });
+    assert_eq!(house.run(&plan).await.text, "01234");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_heeds_nothing_is_killed() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("deaf", &Script { ignore_term: true, ignore_drain: true, ..Script::default() });
+    assert_eq!(house.run(&plan).await.text, "01234");
+    house.handle.unload(plan.model.id.clone()).await;
+    house.until_worker(&plan, |worker| worker.state == "exiting").await;
+    house.until(|view| view.workers.is_empty()).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn the_death_of_one_worker_leaves_the_other_alone() {
+    let house = House::open(|_| {}).await;
+    let (one, two) = (house.plan("one", &endless()), house.plan("two", &endless()));
+    let (mut first, mut second) = (house.ask(&one).await, house.ask(&two).await);
+    first_delta(&mut first).await;
+    first_delta(&mut second).await;
+    let pid = house.until_worker(&one, |worker| worker.state == "busy").await.pid.unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert!(Answer::of(&mut first).await.public().contains("killed by SIGKILL"));
+    first_delta(&mut second).await;
+    drop(second);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_dropped_ticket_frees_its_slot_and_the_worker_stays() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("drop", &endless());
+    let mut ticket = house.ask(&plan).await;
+    first_delta(&mut ticket).await;
+    let before = house.until_worker(&plan, |worker| worker.in_flight == 1).await;
+    drop(ticket);
+    let after = house.until_worker(&plan, |worker| worker.state == "idle").await;
+    assert_eq!((before.pid, before.worker), (after.pid, after.worker));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_cancel_that_is_not_heeded_counts_as_hung() {
+    let house = House::open(|config| config.scheduler.timeouts.silence_ms = 400).await;
+    let plan = house.plan("stubborn", &Script { ignore_cancel: true, ..endless() });
+    let mut ticket = house.ask(&plan).await;
+    first_delta(&mut ticket).await;
+    drop(ticket);
+    house.until(|view| view.workers.is_empty()).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_everything_merged() {
+    let house = House::open(|_| {}).await;
+    let tokens = 2_000;
+    let plan = house.plan("slow", &Script { tokens, interval_ms: 0, ..Script::default() });
+    let mut ticket = house.ask(&plan).await;
+    // The worker is done before a single item is read.
+    house.until_worker(&plan, |worker| worker.state == "busy").await;
+    house.until_worker(&plan, |worker| worker.state == "idle").await;
+    let answer = Answer::of(&mut ticket).await;
+    assert_eq!(answer.tokens, (0..tokens).collect::<Vec<_>>());
+    assert_eq!(answer.finished, Some(FinishReason::Stop));
+    assert!(answer.deltas <= limits::OUTPUT_QUEUE_LEN_MAX + 2, "{} deltas", answer.deltas);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_is_too_slow_is_cut_off_and_its_slot_is_freed() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("drip", &Script { tokens: 0, interval_ms: 0, padding_bytes: 60_000, ..Script::default() });
+    let mut ticket = house.ask(&plan).await;
+    house.until_worker(&plan, |worker| worker.state == "busy").await;
+    house.until_worker(&plan, |worker| worker.state == "idle").await;
+    assert_eq!(Answer::of(&mut ticket).await.kind(), FailureKind::ClientTooSlow);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn bad_hellos_are_refused_with_their_cause() {
+    let house = House::open(|config| config.scheduler.timeouts.hello_ms = 300).await;
+    for (name, words) in [
+        ("hello-version", "hello refused: it speaks protocol versions [9999], not 1"),
+        ("hello-token", "exited with status 0"),
+        ("hello-never", "did not say hello in time"),
+    ] {
+        let answer = house.run(&house.plan(name, &Script::default())).await;
+        assert_eq!(answer.kind(), FailureKind::LoadFailed);
+        assert!(answer.public().contains(words), "{}", answer.public());
+        assert!(!answer.granted);
+    }
+    let refused = house.run(&house.plan("hello-version", &Script::default())).await;
+    assert_eq!(refused.kind(), FailureKind::Quarantined, "what can't ever work is not tried again at once");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn failed_loads_tell_their_cause() {
+    let house = House::open(|config| config.scheduler.timeouts.load_stall_ms = 300).await;
+    for (load, kind, words, incarnations) in [
+        (Load::Refuse, FailureKind::ModelInvalid, "fake: bad magic", 1),
+        (Load::Crash, FailureKind::LoadFailed, "exited with status 9: fake: cannot load", 3),
+        (Load::Hang, FailureKind::LoadStalled, "loading made no progress", 3),
+    ] {
+        let plan = house.plan(&format!("{load:?}"), &Script { load, ..Script::default() });
+        let answer = house.run(&plan).await;
+        assert_eq!(answer.kind(), kind, "{}", answer.public());
+        assert!(answer.public().contains(words), "{}", answer.public());
+        let view = house.handle.snapshot();
+        assert_eq!(view.of(&plan.model.id).unwrap().worker.incarnation.0, incarnations, "{load:?}");
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_load_that_fails_once_is_tried_again_for_those_who_wait() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("once", &Script { load: Load::Crash, unlucky_until: 1, ..Script::default() });
+    assert_eq!(house.run(&plan).await.text, "01234");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_missing_program_is_named() {
+    let house = House::open(|config| config.worker_dir = Some(PathBuf::from("/nonexistent"))).await;
+    let answer = house.run(&house.plan("none", &Script::default())).await;
+    assert!(answer.public().contains("no worker program at /nonexistent/ollmlx-worker-gguf"), "{}", answer.public());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_busy_worker_over_the_budget_is_drained_and_told_why() {
+    let limit = 64 << 20;
+    let house = House::open(|config| {
+        config.scheduler.memory_limit = Some(limit);
+        config.scheduler.timeouts.drain_ms = 100;
+    })
+    .await;
+    let plan = house.plan("leak", &Script { leak_bytes: 100 << 20, ..endless() });
+    let mut ticket = house.ask(&plan).await;
+    let answer = Answer::of(&mut ticket).await;
+    assert!(answer.public().contains("took more memory than there is"), "{}", answer.public());
+    let refused = house.run(&LoadPlan { memory: harness::plan(&plan.model, 1, limit + 1).memory, ..plan }).await;
+    assert_eq!(refused.kind(), FailureKind::OutOfMemory);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn leaving_refuses_those_who_wait_and_lets_the_running_end() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("leave", &Script { tokens: 60, interval_ms: 5, ..Script::default() });
+    let (mut one, mut two) = (house.ask(&plan).await, house.ask(&plan).await);
+    first_delta(&mut one).await;
+    first_delta(&mut two).await;
+    let mut waits = house.ask(&plan).await;
+    house.until_worker(&plan, |worker| worker.queued == 1).await;
+    house.handle.shutdown(false).await;
+    assert_eq!(Answer::of(&mut waits).await.kind(), FailureKind::ShuttingDown);
+    assert_eq!(Answer::of(&mut one).await.finished, Some(FinishReason::Stop));
+    assert_eq!(Answer::of(&mut two).await.finished, Some(FinishReason::Stop));
+    tokio::time::timeout(PATIENCE, house.handle.finished()).await.expect("it finishes");
+    assert_eq!(house.run(&plan).await.kind(), FailureKind::ShuttingDown, "after the end as well");
+    house.driver.join().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_forced_end_cuts_the_running_off() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("forced", &Script { ignore_term: true, ignore_drain: true, ..endless() });
+    let mut ticket = house.ask(&plan).await;
+    first_delta(&mut ticket).await;
+    house.handle.shutdown(false).await;
+    house.until_worker(&plan, |worker| worker.state == "draining").await;
+    house.handle.shutdown(true).await;
+    assert_eq!(Answer::of(&mut ticket).await.kind(), FailureKind::ShuttingDown);
+    house.close().await;
+}
+
+/// The socket of a house.
+fn socket_of(folder: &Path) -> PathBuf {
+    let entries = std::fs::read_dir(folder).unwrap().flatten();
+    let sockets = entries.map(|entry| entry.path().join("w.sock"));
+    sockets.into_iter().find(|path| path.exists()).expect("a socket")
+}
+
+#[tokio::test]
+async fn an_impostor_is_dropped_and_the_real_worker_is_served() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("real", &Script { load_delay_ms: 200, ..Script::default() });
+    let mut ticket = house.ask(&plan).await;
+    house.until_worker(&plan, |worker| worker.pid.is_some()).await;
+    let worker = WorkerId { model: plan.model.id.clone(), incarnation: Incarnation(1) };
+    let hello = WorkerHello { versions: vec![1], build: "x".to_owned(), worker, pid: 1, token: [7; 32] };
+    let mut bytes = Vec::new();
+    frame::encode(&FromWorker::Hello(hello), &mut bytes).unwrap();
+    for knock in [bytes.as_slice(), &[255; 64], &[]] {
+        let mut stream = tokio::net::UnixStream::connect(socket_of(house.folder.path())).await.unwrap();
+        stream.write_all(knock).await.unwrap();
+        if knock.is_empty() {
+            stream.shutdown().await.unwrap();
+        }
+        let mut heard = Vec::new();
+        // Dropped, with or without a reset.
+        let _reset = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut heard)).await.expect("it is dropped");
+        let mut decoder = Decoder::new();
+        decoder.push(&heard);
+        assert_eq!(decoder.next_message::<ToWorker>(), Ok(None), "an impostor hears nothing");
+    }
+    assert_eq!(Answer::of(&mut ticket).await.text, "01234");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_killed_supervisor_leaves_no_worker() {
+    let folder = tempfile::Builder::new().prefix("oh").tempdir_in("/tmp").unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_fake-worker"));
+    harness::link_workers(folder.path(), program);
+    let hold = folder.path().join("hold");
+    let listener = tokio::net::UnixListener::bind(&hold).unwrap();
+    let script = folder.path().join("script");
+    Script { hold: Some(hold), ignore_term: true, ..endless() }.write(&script);
+    let mut supervisor = std::process::Command::new(program)
+        .args([Path::new("supervise"), folder.path(), &script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut held, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.expect("a worker").unwrap();
+    let mut line = String::new();
+    BufReader::new(supervisor.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "running\n");
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    // The worker's end of this socket closes with its process.
+    let ended = tokio::time::timeout(PATIENCE, held.read(&mut [0])).await.expect("the worker ends");
+    assert!(matches!(ended, Ok(0) | Err(_)));
+}
