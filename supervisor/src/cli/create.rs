@@ -32,6 +32,9 @@ pub async fn run(client: &Client, args: CreateArgs) -> Result<(), CliError> {
     let [name] = exactly(args.names)?;
     let (text, folder) = read_modelfile(args.file.as_deref())?;
     let modelfile = modelfile::parse(&text).map_err(|error| CliError::Modelfile(error.to_string()))?;
+    for warning in &modelfile.warnings {
+        eprintln!("{warning}");
+    }
     client.heartbeat().await?;
     let mut body = request_of(&modelfile);
     body.insert("model".to_owned(), json!(name));
@@ -41,6 +44,7 @@ pub async fn run(client: &Client, args: CreateArgs) -> Result<(), CliError> {
     let spinner = Spinner::start("gathering model components");
     let (from, files) = gather(&modelfile.from, &folder)?;
     let (adapter_names, adapters) = gather(&modelfile.adapters, &folder)?;
+    let (_, drafts) = gather(&modelfile.draft, &folder)?;
     drop(spinner);
     if let Some(name) = adapter_names.first() {
         return Err(CliError::Modelfile(format!("adapter {name:?} is not a file")));
@@ -48,7 +52,7 @@ pub async fn run(client: &Client, args: CreateArgs) -> Result<(), CliError> {
     if let Some(name) = from.first() {
         body.insert("from".to_owned(), json!(name));
     }
-    for (key, paths) in [("files", files), ("adapters", adapters)] {
+    for (key, paths) in [("files", files), ("adapters", adapters), ("draft_files", drafts)] {
         if !paths.is_empty() {
             body.insert(key.to_owned(), upload_all(client, &paths).await?);
         }
@@ -62,26 +66,15 @@ fn read_modelfile(file: Option<&str>) -> Result<(String, PathBuf), CliError> {
     let path = Path::new(file.unwrap_or("Modelfile"));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match std::fs::read(path) {
-        Ok(bytes) => Ok((text_of_bytes(&bytes), folder.to_owned())),
+        Ok(bytes) => {
+            let text = modelfile::decode(&bytes).map_err(|error| CliError::Modelfile(error.to_string()))?;
+            Ok((text, folder.to_owned()))
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => match file {
             Some(_) => Err(CliError::Usage("specified Modelfile wasn't found".to_owned())),
             None => Ok(("FROM .".to_owned(), folder.to_owned())),
         },
         Err(error) => Err(file_error(path, error)),
-    }
-}
-
-/// UTF-8 with or without a mark, or UTF-16 with one.
-fn text_of_bytes(bytes: &[u8]) -> String {
-    let words = |bytes: &[u8], word: fn([u8; 2]) -> u16| {
-        let words: Vec<u16> = bytes.chunks_exact(2).map(|pair| word([pair[0], pair[1]])).collect();
-        String::from_utf16_lossy(&words)
-    };
-    match bytes {
-        [0xff, 0xfe, rest @ ..] => words(rest, u16::from_le_bytes),
-        [0xfe, 0xff, rest @ ..] => words(rest, u16::from_be_bytes),
-        [0xef, 0xbb, 0xbf, rest @ ..] => String::from_utf8_lossy(rest).into_owned(),
-        _ => String::from_utf8_lossy(bytes).into_owned(),
     }
 }
 
@@ -92,8 +85,16 @@ pub(super) fn request_of(modelfile: &Modelfile) -> Map<String, Value> {
     if let Some(template) = &modelfile.template {
         put("template", json!(template));
     }
-    if let Some(system) = &modelfile.system {
-        put("system", json!(system));
+    let texts = [
+        ("system", &modelfile.system),
+        ("renderer", &modelfile.renderer),
+        ("parser", &modelfile.parser),
+        ("requires", &modelfile.requires),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            put(key, json!(text));
+        }
     }
     if !modelfile.license.is_empty() {
         put("license", json!(modelfile.license));
@@ -242,12 +243,5 @@ mod tests {
         std::fs::write(&path, b"abc").unwrap();
         let digest = hash_file(&path).unwrap();
         assert_eq!(digest, "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    }
-
-    #[test]
-    fn modelfiles_in_utf_16_are_read() {
-        assert_eq!(text_of_bytes(&[0xff, 0xfe, b'F', 0, b'R', 0]), "FR");
-        assert_eq!(text_of_bytes(&[0xfe, 0xff, 0, b'F']), "F");
-        assert_eq!(text_of_bytes(b"\xef\xbb\xbfFROM"), "FROM");
     }
 }

@@ -97,8 +97,10 @@ pub struct Entry {
 pub struct Config {
     /// Where to listen, or where the server is.
     pub host: HostUrl,
-    /// The store.
+    /// The store that is written to.
     pub models_dir: PathBuf,
+    /// Stores that are only read: Ollama's own, unless told otherwise.
+    pub read_models_dirs: Vec<PathBuf>,
     /// Our own files.
     pub state_dir: PathBuf,
     /// The workers' binaries; `None` is beside our own.
@@ -164,6 +166,7 @@ impl Config {
         let config = Self {
             host: reader.read(&table::HOST, HostUrl::parse)?,
             models_dir: reader.path(&table::MODELS)?,
+            read_models_dirs: reader.paths(&table::READ_MODELS)?,
             state_dir: reader.path(&table::STATE_DIR)?,
             worker_dir: Some(reader.path(&table::WORKER_DIR)?).filter(|path| !path.as_os_str().is_empty()),
             keep_alive: reader.read(&table::KEEP_ALIVE, value::parse_span)?,
@@ -193,6 +196,15 @@ impl Config {
             entries: Vec::new(),
         };
         Ok(Self { warnings: reader.warnings, entries: reader.entries, ..config })
+    }
+}
+
+impl Config {
+    /// All stores in the order of search, the one that is written to first, none twice.
+    #[must_use]
+    pub fn stores(&self) -> Vec<PathBuf> {
+        let others = self.read_models_dirs.iter().filter(|path| **path != self.models_dir);
+        std::iter::once(&self.models_dir).chain(others).cloned().collect()
     }
 }
 
@@ -256,6 +268,11 @@ impl Reader<'_> {
         Ok(path)
     }
 
+    fn paths(&mut self, knob: &'static Knob) -> Result<Vec<PathBuf>, ConfigError> {
+        let home = self.sources.home().map(str::to_owned);
+        self.read(knob, |text| Ok(list(text).iter().map(|path| expand_home(path, home.as_deref())).collect()))
+    }
+
     fn warn(&mut self, knob: &Knob, origin: Origin, reason: &dyn Display) {
         self.warnings.push(format!("{} from {origin} was ignored: {reason}", knob.name));
     }
@@ -281,7 +298,8 @@ mod tests {
     fn defaults_stand_where_nobody_speaks() {
         let config = with_env(&[("HOME", "/h")]);
         assert_eq!(config.host.to_string(), "http://127.0.0.1:11434");
-        assert_eq!(config.models_dir, Path::new("/h/.ollama/models"));
+        assert_eq!(config.models_dir, Path::new("/h/.ollmlx/models"));
+        assert_eq!(config.read_models_dirs, [Path::new("/h/.ollama/models")]);
         assert_eq!(config.state_dir, Path::new("/h/.ollmlx"));
         assert_eq!(config.worker_dir, None);
         assert_eq!(config.keep_alive, Span::For(Duration::from_secs(300)));
@@ -299,6 +317,8 @@ mod tests {
         assert_eq!(config.num_parallel.get(), 2);
         assert_eq!(config.log_level, LogLevel::Trace);
         assert_eq!(config.models_dir, Path::new("/m"));
+        let shared = with_env(&[("HOME", "/h"), ("OLLAMA_MODELS", "/h/.ollama/models")]);
+        assert_eq!(shared.stores(), [Path::new("/h/.ollama/models")]);
         let config = with_env(&[("OLLAMA_NUM_PARALLEL", "2"), ("OLLMLX_NUM_PARALLEL", "8")]);
         assert_eq!(config.num_parallel.get(), 8);
     }

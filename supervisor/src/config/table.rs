@@ -41,7 +41,18 @@ pub const MODELS: Knob = knob(
     "models",
     "OLLMLX_MODELS",
     Some("OLLAMA_MODELS"),
-    ["~/.ollama/models", "folder", "Model store, in Ollama's own layout"],
+    ["~/.ollmlx/models", "folder", "Model store that is written to, in Ollama's own layout"],
+);
+/// Stores of others.
+pub const READ_MODELS: Knob = knob(
+    "read_models",
+    "OLLMLX_READ_MODELS",
+    None,
+    [
+        "~/.ollama/models",
+        "list of folders",
+        "Further stores whose models are served and never changed, separated by commas",
+    ],
 );
 /// Our own files.
 pub const STATE_DIR: Knob = knob(
@@ -173,6 +184,7 @@ pub const DEBUG: Knob = knob(
 pub const KNOBS: &[&Knob] = &[
     &HOST,
     &MODELS,
+    &READ_MODELS,
     &STATE_DIR,
     &WORKER_DIR,
     &KEEP_ALIVE,
