@@ -30,7 +30,8 @@ const ROOMS: &[(&str, Option<&[&str]>)] = &[
     ("cli", None),
     ("config", Some(&[])),
     // `scheduler`, and in `dialect` also `driver`, only for the words of the driver's handle, see `DRIVER_WORDS`.
-    ("http", Some(&["dialect", "driver", "catalog", "scheduler", "config"])),
+    // `os` for the wall clock and for luck, which go into replies and decide nothing.
+    ("http", Some(&["dialect", "driver", "catalog", "scheduler", "config", "os"])),
     ("dialect", Some(&["catalog", "driver", "scheduler"])),
     ("catalog", Some(&["os"])),
     ("scheduler", Some(&["catalog"])),
