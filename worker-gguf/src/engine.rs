@@ -1,0 +1,192 @@
+//! llama.cpp behind the kit's [`Engine`].
+//!
+//! All sequences share one pool of cells (llama.cpp's unified cache): a ragged batch is then one micro-batch, whoever
+//! takes part, and a prefix is copied by marking cells. The rejected other way, one stream per sequence, splits such
+//! a batch by sequence and refuses to copy prefixes. With flash attention, which skips what is masked, the longer
+//! masks cost little.
+//!
+//! Nothing goes down to llama.cpp that it would abort on: token ids, sequence ids and lengths are checked here.
+
+mod embed;
+mod load;
+mod slots;
+mod vocab;
+
+use llama_cpp_2::DecodeError;
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
+use llama_cpp_2::token::LlamaToken;
+use ollmlx_proto::{Failure, FailureKind, MemoryReport, SlotId, TokenId};
+use ollmlx_worker_kit::engine::{Engine, EngineError, EngineFacts, SlotInput};
+
+use self::embed::Embedder;
+pub use self::load::load;
+use self::slots::Slots;
+use crate::cpu::Runtime;
+
+/// Bytes of a text to tokenise; llama.cpp counts in 31 bits, and some of its tokenizers need many times the text.
+const TEXT_BYTES_MAX: usize = ollmlx_proto::limits::RENDERED_BYTES_MAX;
+
+/// A loaded model with its cache.
+#[derive(Debug)]
+pub struct GgufEngine {
+    facts: EngineFacts,
+    runtime: &'static Runtime,
+    /// Leaked on purpose: a context borrows its model, and both live as long as the process, which serves this model
+    /// and no other. A struct that owns both would need unsafe code.
+    model: &'static LlamaModel,
+    /// `None` for embedding models, which have their own.
+    generator: Option<Generator>,
+    embedder: Embedder,
+    memory: MemoryReport,
+    /// Kept for as long as the context uses it.
+    _adapter: Option<LlamaLoraAdapter>,
+}
+
+/// What generation needs.
+#[derive(Debug)]
+struct Generator {
+    context: LlamaContext<'static>,
+    batch: LlamaBatch<'static>,
+    slots: Slots,
+    /// Logits of each input of the last batch; empty where they were not asked for.
+    logits: Vec<Vec<f32>>,
+    vocab_size: usize,
+    batch_tokens: usize,
+    context_tokens: usize,
+}
+
+impl Generator {
+    fn check(&self, inputs: &[SlotInput<'_>]) -> Result<(), EngineError> {
+        let mut seen = vec![false; self.slots.len()];
+        let mut tokens = 0;
+        for input in inputs {
+            let slot = usize::from(input.slot.0);
+            match seen.get_mut(slot) {
+                Some(seen) if !*seen => *seen = true,
+                Some(_) => return Err(EngineError::Failed(format!("slot {slot} is twice in a batch"))),
+                None => return Err(EngineError::Failed(format!("there is no slot {slot}"))),
+            }
+            if input.tokens.is_empty() {
+                return Err(EngineError::Failed(format!("slot {slot} brings no tokens")));
+            }
+            if let Some(token) = input.tokens.iter().find(|token| **token as usize >= self.vocab_size) {
+                return Err(EngineError::Failed(format!("token {token} is outside the vocabulary")));
+            }
+            if self.slots.used(slot) as usize + input.tokens.len() > self.context_tokens {
+                return Err(EngineError::Failed(format!("slot {slot} would grow over its window")));
+            }
+            tokens += input.tokens.len();
+        }
+        if tokens > self.batch_tokens {
+            return Err(EngineError::Failed(format!("{tokens} tokens in a batch of {}", self.batch_tokens)));
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, inputs: &[SlotInput<'_>]) -> Result<(), EngineError> {
+        self.check(inputs)?;
+        self.batch.clear();
+        for input in inputs {
+            let used = self.slots.used(input.slot.0.into());
+            let last = input.tokens.len() - 1;
+            for (position, (index, token)) in (used..).zip(input.tokens.iter().enumerate()) {
+                self.batch
+                    .add(
+                        to_llama(*token),
+                        position.cast_signed(),
+                        &[i32::from(input.slot.0)],
+                        input.logits && index == last,
+                    )
+                    .map_err(|error| EngineError::Failed(error.to_string()))?;
+            }
+        }
+        match self.context.decode(&mut self.batch) {
+            Ok(()) => {}
+            Err(DecodeError::NoKvCacheSlot) => return Err(EngineError::NoRoom),
+            Err(error) => {
+                // Some micro-batches may have been computed; what is left of them goes.
+                for input in inputs {
+                    self.slots.restore(&mut self.context, input.slot.0.into());
+                }
+                let why = crate::ffi::take_errors().pop().unwrap_or_default();
+                return Err(EngineError::Failed(format!("{error} {why}").trim_end().to_owned()));
+            }
+        }
+        self.logits.resize_with(self.logits.len().max(inputs.len()), Vec::new);
+        self.logits.iter_mut().for_each(Vec::clear);
+        let mut end = 0;
+        for (input, logits) in inputs.iter().zip(&mut self.logits) {
+            end += i32::try_from(input.tokens.len()).expect("a batch has some thousand tokens");
+            self.slots.grow(input.slot.0.into(), input.tokens.len());
+            if input.logits {
+                logits.extend_from_slice(self.context.get_logits_ith(end - 1));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ids were checked against the vocabulary, whose size fits `i32`.
+fn to_llama(token: TokenId) -> LlamaToken {
+    LlamaToken::new(token.cast_signed())
+}
+
+impl Engine for GgufEngine {
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        if text.len() > TEXT_BYTES_MAX {
+            let text = format!("the text has {} bytes, over the limit of {TEXT_BYTES_MAX}", text.len());
+            return Err(Failure::new(FailureKind::InvalidRequest, text));
+        }
+        let tokens = self.model.vocab().tokenize(text.as_bytes(), add_special, parse_special);
+        tokens
+            .into_iter()
+            .map(|token| TokenId::try_from(token.0))
+            .collect::<Result<_, _>>()
+            .map_err(|_| Failure::new(FailureKind::EngineFailed, "the tokenizer returned a negative id"))
+    }
+
+    fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {
+        match &mut self.generator {
+            Some(_) if batch.is_empty() => Ok(()),
+            Some(generator) => generator.forward(batch),
+            None => Err(EngineError::Unsupported("this model makes embeddings and can't generate".into())),
+        }
+    }
+
+    fn logits(&mut self, input: usize) -> &mut [f32] {
+        let logits = self.generator.as_mut().and_then(|generator| generator.logits.get_mut(input));
+        let logits = logits.expect("the input was in the last batch");
+        assert!(!logits.is_empty(), "input {input} asked for no logits");
+        logits
+    }
+
+    fn truncate(&mut self, slot: SlotId, keep: u32) -> u32 {
+        self.generator.as_mut().map_or(0, |it| it.slots.truncate(&mut it.context, slot.0.into(), keep))
+    }
+
+    fn shift(&mut self, slot: SlotId, keep: u32, discard: u32) -> bool {
+        self.generator.as_mut().is_some_and(|it| it.slots.shift(&mut it.context, slot.0.into(), keep, discard))
+    }
+
+    fn copy_prefix(&mut self, from: SlotId, to: SlotId, tokens: u32) -> bool {
+        let copy = |it: &mut Generator| it.slots.copy_prefix(&mut it.context, from.0.into(), to.0.into(), tokens);
+        self.generator.as_mut().is_some_and(copy)
+    }
+
+    fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        if let Some(generator) = &mut self.generator {
+            generator.slots.clear(&mut generator.context);
+        }
+        self.embedder.embed(self.runtime, self.model, self.facts.vocab.len(), inputs)
+    }
+
+    fn memory(&self) -> MemoryReport {
+        self.memory
+    }
+}
