@@ -90,10 +90,9 @@ fn capabilities(header: &Header) -> Vec<Capability> {
     }
     let mut capabilities = vec![Capability::Completion];
     // SEAM: what the chat template knows (tools, thinking) is added here by the kit's template_capabilities.
-    let has = |long: &str, short: &str| {
-        [long, short].iter().any(|name| header.get(&format!("tokenizer.ggml.{name}_token_id")).is_some())
-    };
-    if has("fim_pre", "prefix") && has("fim_suf", "suffix") && has("fim_mid", "middle") {
+    let roles = [["fim_pre", "prefix"], ["fim_suf", "suffix"], ["fim_mid", "middle"]];
+    let has_key = |name: &str| header.get(&format!("tokenizer.ggml.{name}_token_id")).is_some();
+    if roles.iter().zip(header.tokens.infill).all(|(keys, spelled)| spelled || keys.iter().any(|key| has_key(key))) {
         capabilities.push(Capability::Insert);
     }
     capabilities

@@ -73,6 +73,30 @@ pub fn thread_count() -> u16 {
     u16::try_from(allowed.min(cores).max(1)).unwrap_or(u16::MAX)
 }
 
+/// Starts this program again with a shorter busy wait of OpenMP threads, unless someone has set one.
+///
+/// Between two steps of a computation llama.cpp's threads wait for each other, by default spinning for milliseconds.
+/// On a machine that does nothing else that gains some percent; beside any other load the waiting thread keeps the
+/// one it waits for off its core. Measured on two cores with one of them busy: 41 tokens/s with this, 4 to 12 without.
+/// OpenMP reads its environment before `main`, hence the second start, in the same process. Linux only.
+#[cfg(target_os = "linux")]
+pub fn calm_threads() {
+    use std::os::unix::process::CommandExt as _;
+    const SPIN: &str = "GOMP_SPINCOUNT";
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    if is_set(SPIN) || is_set("OMP_WAIT_POLICY") {
+        return;
+    }
+    let mut args = std::env::args_os();
+    let (Ok(program), Some(name)) = (std::env::current_exe(), args.next()) else { return };
+    // Returns only where it failed, and then the default is good enough.
+    let _ = std::process::Command::new(program).arg0(name).args(args).env(SPIN, "1000").exec();
+}
+
+/// Elsewhere OpenMP is not used, or is another one.
+#[cfg(not(target_os = "linux"))]
+pub fn calm_threads() {}
+
 /// Cores of the machine, each counted once however many threads it has. Linux only.
 fn physical_core_count() -> Option<usize> {
     const CPUS_MAX: usize = 4096;

@@ -1,15 +1,15 @@
 //! llama.cpp behind the kit's [`Engine`].
 //!
-//! All sequences share one pool of cells (llama.cpp's unified cache): a ragged batch is then one micro-batch, whoever
-//! takes part, and a prefix is copied by marking cells. The rejected other way, one stream per sequence, splits such
-//! a batch by sequence and refuses to copy prefixes. With flash attention, which skips what is masked, the longer
-//! masks cost little.
+//! An engine owns one context, in which each slot is a sequence ([`slots`]), and a batch of some slots' tokens is one
+//! call. How slots lie in the cache is decided at load ([`load`]).
 //!
 //! Nothing goes down to llama.cpp that it would abort on: token ids, sequence ids and lengths are checked here.
 
 mod embed;
 mod load;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod vocab;
 
 use llama_cpp_2::DecodeError;

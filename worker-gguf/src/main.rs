@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use ollmlx_worker_gguf::GgufBackend;
+use ollmlx_worker_gguf::{GgufBackend, cpu};
 
 fn main() -> ExitCode {
+    cpu::calm_threads();
     ollmlx_worker_kit::serve::main::<GgufBackend>()
 }

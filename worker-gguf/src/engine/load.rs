@@ -41,6 +41,24 @@ const PROGRESS_QUEUE_LEN_MAX: usize = 16;
 /// forward up, gate and product (up to four times as wide), 32-bit.
 const ACTIVATION_BYTES: u64 = 4 * 20;
 
+/// llama.cpp rounds a stream up to this many cells.
+const CELLS_MULTIPLE: u32 = 256;
+/// Bytes of weights up to which a model on the CPU gets a stream of cells per slot.
+const STREAMS_WEIGHT_BYTES_MAX: u64 = 1 << 30;
+
+/// How slots lie in the cache.
+///
+/// Shared cells: any batch is one pass over the weights, but every token's attention looks at the masks of all cells
+/// in use, idle slots' too. A stream per slot: no such masks, but a batch whose slots have gaps between them takes a
+/// pass per run of neighbours. Masks cost per head, passes cost per weight, so streams are for small models on a CPU:
+/// SmolLM2 with eight slots of 500 tokens makes 247 tokens/s with them and 210 without; at 2000 tokens per slot the
+/// masks alone would cost as much as the weights. On a GPU masked blocks are skipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    Shared,
+    Streams,
+}
+
 /// What the order and the model say together.
 struct Plan {
     slots: u16,
@@ -51,6 +69,7 @@ struct Plan {
     embedding: bool,
     offload: bool,
     cost: KvCost,
+    layout: Layout,
 }
 
 #[derive(Clone, Copy)]
@@ -65,9 +84,19 @@ struct KvType {
 /// # Errors
 /// Its files are damaged, llama.cpp refuses them, or the progress callback said no.
 pub fn load(spec: &LoadSpec, progress: LoadProgress<'_>) -> Result<GgufEngine, Failure> {
+    load_as(spec, progress, None)
+}
+
+/// The same with a given layout.
+pub(super) fn load_as(
+    spec: &LoadSpec,
+    progress: LoadProgress<'_>,
+    layout: Option<Layout>,
+) -> Result<GgufEngine, Failure> {
     let files = Model::read(&spec.weights)?;
     let runtime = cpu::start(&spec.cpu_level)?;
-    let plan = plan(spec, &files, runtime)?;
+    let mut plan = plan(spec, &files, runtime)?;
+    plan.layout = layout.unwrap_or(plan.layout);
     // What was logged before is not about this model.
     drop(ffi::take_errors());
     let mut model = load_weights(runtime, &files, spec, progress)?;
@@ -90,6 +119,8 @@ fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failu
     let threads = if spec.threads == 0 { cpu::thread_count() } else { spec.threads };
     let asked = if spec.batch_tokens == 0 { BATCH_TOKENS } else { spec.batch_tokens };
     let slots = spec.slots.clamp(1, SLOTS_MAX);
+    let offload = spec.gpu_layers != 0 && runtime.backend.supports_gpu_offload();
+    let small = files.weight_bytes() <= STREAMS_WEIGHT_BYTES_MAX;
     Ok(Plan {
         slots,
         context_tokens,
@@ -98,8 +129,9 @@ fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failu
         threads: threads.into(),
         kv_type: kv_type(&spec.kv_type)?,
         embedding,
-        offload: spec.gpu_layers != 0 && runtime.backend.supports_gpu_offload(),
+        offload,
         cost: kv_cost(header),
+        layout: if small && !offload { Layout::Streams } else { Layout::Shared },
     })
 }
 
@@ -216,7 +248,7 @@ fn assemble(
         let context = model.new_context(&runtime.backend, context_params(&plan)).map_err(|_| no_context())?;
         generator = Some(Generator {
             batch: LlamaBatch::new(plan.batch_tokens as usize, 1),
-            slots: Slots::new(plan.slots, abilities(model, header)),
+            slots: Slots::new(plan.slots, abilities(model, header, plan.layout)),
             logits: Vec::new(),
             vocab_size: vocab.len(),
             batch_tokens: plan.batch_tokens as usize,
@@ -251,7 +283,12 @@ fn assemble(
 }
 
 fn context_params(plan: &Plan) -> LlamaContextParams {
-    let cells = u32::from(plan.slots).saturating_mul(plan.context_tokens);
+    // A stream is rounded up by itself; llama.cpp warns where it has to do that.
+    let window = match plan.layout {
+        Layout::Shared => plan.context_tokens,
+        Layout::Streams => plan.context_tokens.next_multiple_of(CELLS_MULTIPLE),
+    };
+    let cells = u32::from(plan.slots).saturating_mul(window);
     LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(cells))
         .with_n_batch(plan.batch_tokens)
@@ -261,7 +298,7 @@ fn context_params(plan: &Plan) -> LlamaContextParams {
         .with_n_threads_batch(plan.threads)
         .with_type_k(plan.kv_type.kind)
         .with_type_v(plan.kv_type.kind)
-        .with_kv_unified(true)
+        .with_kv_unified(plan.layout == Layout::Shared)
         .with_swa_full(false)
         .with_no_perf(true)
 }
@@ -290,7 +327,7 @@ fn embedder(model: &LlamaModel, plan: &Plan, header: &Header, adapted: bool) -> 
 
 /// What llama.cpp's `llama_memory_can_shift` would say, which can't be asked through the safe crate: no where
 /// unsure.
-fn abilities(model: &LlamaModel, header: &Header) -> Abilities {
+fn abilities(model: &LlamaModel, header: &Header, layout: Layout) -> Abilities {
     let cut = !model.is_recurrent() && !model.is_hybrid();
     let window = header.arch_number("attention.sliding_window").unwrap_or_default();
     let has_window = window > 0 || kv_cost(header).window_tokens > 0;
@@ -298,7 +335,7 @@ fn abilities(model: &LlamaModel, header: &Header) -> Abilities {
     let latent = header.arch("attention.kv_lora_rank").is_some();
     let shift = cut && !has_window && plain_rope && !latent && header.architecture() != "step35";
     let window_tokens = u32::try_from(window.max(kv_cost(header).window_tokens)).unwrap_or(u32::MAX);
-    Abilities { shift, cut, window_tokens }
+    Abilities { shift, cut, window_tokens, layout }
 }
 
 fn memory(files: &Model, plan: &Plan, vocab_size: u64) -> MemoryReport {
@@ -310,7 +347,12 @@ fn memory(files: &Model, plan: &Plan, vocab_size: u64) -> MemoryReport {
     // llama.cpp reserves logits for a whole micro-batch; on a CPU only the rows in use are ever touched.
     let logits = outputs.saturating_mul(vocab_size).saturating_mul(4);
     let activations = micro_batch.saturating_mul(width).saturating_mul(ACTIVATION_BYTES);
-    let kv = if plan.embedding { 0 } else { plan.cost.total(plan.slots.into(), plan.context_tokens.into()) };
+    let (slots, context_tokens) = (u64::from(plan.slots), u64::from(plan.context_tokens));
+    let kv = match plan.layout {
+        _ if plan.embedding => 0,
+        Layout::Shared => plan.cost.total(slots, context_tokens),
+        Layout::Streams => plan.cost.total(1, context_tokens).saturating_mul(slots),
+    };
     MemoryReport {
         weights: files.weight_bytes(),
         // The formula is for 16 bits, which are 64 bytes of 32 elements.

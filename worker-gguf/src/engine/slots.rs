@@ -1,9 +1,11 @@
 //! How much each slot holds, and what can be cut, moved and copied.
 //!
-//! Three things limit that: a sliding window forgets, a recurrent state can't go back, and cells that two slots
-//! share have one position for both.
+//! Three things limit that: a sliding window forgets, a recurrent state can't go back, and a cell that two slots
+//! share has one position for both.
 
 use llama_cpp_2::context::LlamaContext;
+
+use super::load::Layout;
 
 /// What the cache of a model allows.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +16,8 @@ pub(super) struct Abilities {
     pub(super) cut: bool,
     /// Tokens of the sliding window; 0 where there is none.
     pub(super) window_tokens: u32,
+    /// How slots lie in the cache.
+    pub(super) layout: Layout,
 }
 
 #[derive(Debug)]
@@ -124,9 +128,14 @@ impl Slots {
         if tokens > there || !self.can_end_at(context, from, tokens) {
             return false;
         }
-        let copied = context.copy_kv_cache_seq(sequence(from), sequence(to), Some(0), Some(tokens));
+        // Between streams llama.cpp copies the whole, and aborts if it is asked for a part.
+        let end = (self.abilities.layout == Layout::Shared).then_some(tokens);
+        let copied = context.copy_kv_cache_seq(sequence(from), sequence(to), end.and(Some(0)), end);
         copied.expect("positions are below the window, which fits 31 bits");
-        self.used[to] = tokens;
+        self.used[to] = there.min(end.unwrap_or(there));
+        if self.abilities.layout == Layout::Streams {
+            return self.truncate(context, to, tokens) == tokens;
+        }
         for other in 0..self.len() {
             let shared = if other == from { tokens } else { self.shared[from][other].min(tokens) };
             if other != to {

@@ -105,6 +105,8 @@ pub struct Tokens {
     pub spelled_as_byte: Vec<bool>,
     /// By token: `tokenizer.ggml.token_type`, 255 for what does not fit.
     pub types: Vec<u8>,
+    /// Whether there are fill-in-the-middle tokens by their spelling: prefix, suffix, middle.
+    pub infill: [bool; 3],
 }
 
 /// One tensor.

@@ -21,6 +21,39 @@ const ALIGNMENT_MAX: u64 = 1 << 20;
 /// Texts of an array that are kept, and the bytes of each.
 const TEXTS_KEPT_MAX: usize = 5;
 const TEXT_KEPT_BYTES_MAX: u64 = 4096;
+/// Spellings of the fill-in-the-middle tokens (prefix, suffix, middle) that llama.cpp knows without a key.
+const INFILL: [&[&str]; 3] = [
+    &[
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ],
+    &[
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ],
+    &[
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ],
+];
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 
@@ -129,13 +162,8 @@ fn texts<R: Read + Seek>(reader: &mut Reader<R>, key: &str, len: u64, header: &m
     let mut first = Vec::new();
     for _ in 0..len {
         let bytes = reader.count(WHAT, 1, TOKEN_BYTES_MAX)?;
-        let mut head = [0; 6];
-        let head_len = bytes.min(6);
-        let head = &mut head[..usize::try_from(head_len).expect("at most six")];
         if key == TOKENS {
-            reader.fill(head, "a token")?;
-            header.tokens.spelled_as_byte.push(bytes == 6 && is_byte_token(head));
-            reader.skip(bytes - head_len, "a token")?;
+            token(reader, bytes, header)?;
         } else if first.len() < TEXTS_KEPT_MAX && len <= TEXTS_KEPT_MAX as u64 && bytes <= TEXT_KEPT_BYTES_MAX {
             let mut text = vec![0; usize::try_from(bytes).expect("some kilobytes")];
             reader.fill(&mut text, "a text in an array")?;
@@ -145,6 +173,22 @@ fn texts<R: Read + Seek>(reader: &mut Reader<R>, key: &str, len: u64, header: &m
         }
     }
     Ok(Array { len, texts: true, first })
+}
+
+/// Looks at the spelling of a token, if it is short enough to be one of those that matter.
+fn token<R: Read + Seek>(reader: &mut Reader<R>, bytes: u64, header: &mut Header) -> Result<(), GgufError> {
+    const WHAT: &str = "a token";
+    let mut buffer = [0; 32];
+    let Some(spelling) = usize::try_from(bytes).ok().and_then(|bytes| buffer.get_mut(..bytes)) else {
+        header.tokens.spelled_as_byte.push(false);
+        return reader.skip(bytes, WHAT);
+    };
+    reader.fill(spelling, WHAT)?;
+    header.tokens.spelled_as_byte.push(is_byte_token(spelling));
+    for (role, spellings) in INFILL.iter().enumerate() {
+        header.tokens.infill[role] |= spellings.iter().any(|known| known.as_bytes() == spelling);
+    }
+    Ok(())
 }
 
 fn is_byte_token(text: &[u8]) -> bool {
