@@ -131,3 +131,91 @@ fn json(value: &Value) -> Json {
         Value::Array(_) => Json::Array(Vec::new()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::testing::{Writer, small};
+
+    fn inspect_files(files: &[(&str, &Writer)]) -> Result<ModelCard, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, writer) in files {
+            std::fs::write(folder.path().join(name), writer.bytes()).unwrap();
+        }
+        inspect(&[folder.path().join(files[0].0)])
+    }
+
+    #[test]
+    fn card_has_the_facts() {
+        let card = inspect_files(&[("m.gguf", &small())]).unwrap();
+        assert_eq!((card.format.as_str(), card.architecture.as_str()), ("gguf", "llama"));
+        assert_eq!((card.parameter_count, card.weight_bytes), (192, 768));
+        assert_eq!(card.quantization, "F32");
+        assert_eq!((card.context_length, card.embedding_length, card.block_count, card.vocab_size), (512, 32, 2, 6));
+        assert_eq!((card.kv_bytes_per_token, card.kv_bytes_fixed), (2 * 2 * 16 * 2, 0));
+        assert_eq!(card.chat_template.as_deref(), Some("{{ messages }}"));
+        assert_eq!(card.capabilities, [Capability::Completion]);
+        assert_eq!(card.tensors[0].shape, [32, 6]);
+        let metadata: Json = card.metadata.parse().unwrap();
+        assert_eq!(metadata["general.parameter_count"], 192);
+        assert_eq!(metadata["llama.attention.layer_norm_rms_epsilon"].to_string(), "0.00001");
+        assert_eq!(metadata["tokenizer.ggml.tokens"], Json::Array(Vec::new()));
+        assert!(metadata.get("general.name").is_none() && metadata.get("tokenizer.chat_template").is_none());
+    }
+
+    #[test]
+    fn metadata_is_bounded() {
+        let long = "x".repeat(METADATA_BYTES_MAX);
+        let card = inspect_files(&[("m.gguf", &small().text("general.description", &long))]).unwrap();
+        assert!(card.metadata.len() < 1 << 20);
+        assert!(card.metadata.contains("llama.block_count"));
+    }
+
+    #[test]
+    fn capabilities_follow_from_the_header() {
+        let of = |writer: &Writer| inspect_files(&[("m.gguf", writer)]).unwrap().capabilities;
+        assert_eq!(of(&small().number("llama.pooling_type", 1)), [Capability::Embedding]);
+        let infill = small()
+            .number("tokenizer.ggml.fim_pre_token_id", 3)
+            .number("tokenizer.ggml.suffix_token_id", 4)
+            .number("tokenizer.ggml.fim_mid_token_id", 5);
+        assert_eq!(of(&infill), [Capability::Completion, Capability::Insert]);
+        let spelled = ["<unk>", "<s>", "</s>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>"].map(str::to_owned);
+        let spelled = small().texts("tokenizer.ggml.tokens", &spelled).signeds("tokenizer.ggml.token_type", &[1; 6]);
+        assert_eq!(of(&spelled), [Capability::Completion, Capability::Insert]);
+    }
+
+    #[test]
+    fn sliding_windows_cost_as_measured() {
+        // Gemma 3 270M: 3 of 18 layers grow; llama.cpp takes 15 MiB for the windows of one sequence.
+        let gemma = small()
+            .text("general.architecture", "gemma3")
+            .number("gemma3.block_count", 18)
+            .number("gemma3.context_length", 32_768)
+            .number("gemma3.embedding_length", 640)
+            .number("gemma3.attention.head_count", 4)
+            .number("gemma3.attention.head_count_kv", 1)
+            .number("gemma3.attention.key_length", 256)
+            .number("gemma3.attention.value_length", 256)
+            .number("gemma3.attention.sliding_window", 512);
+        let card = inspect_files(&[("m.gguf", &gemma)]).unwrap();
+        assert_eq!((card.kv_bytes_per_token, card.kv_bytes_fixed), (3072, 15 << 20));
+    }
+
+    #[test]
+    fn shards_are_found_by_name_and_summed() {
+        let first = small().number("split.count", 2).number("split.no", 0).number("split.tensors.count", 2);
+        let second = Writer::new().number("split.count", 2).number("split.no", 1).tensor("x", &[8], vec![0.0; 8]);
+        let [one, two] = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+        assert_eq!(inspect_files(&[(one, &first), (two, &second)]).unwrap().parameter_count, 200);
+        let refused = |files: &[(&str, &Writer)]| inspect_files(files).unwrap_err().public;
+        assert!(refused(&[(one, &first)]).contains("m-00002-of-00002.gguf: can't be opened"));
+        assert!(refused(&[("blob", &first)]).contains("must be named"));
+        assert!(
+            refused(&[(one, &first), (two, &second.clone().number("split.no", 0))]).contains("it is not shard 2 of 2")
+        );
+        let fewer = first.clone().number("split.tensors.count", 3);
+        assert!(refused(&[(one, &fewer), (two, &second)]).contains("hold 2 tensors, not 3"));
+        assert!(refused(&[("m.gguf", &Writer::new())]).contains("general.architecture"));
+    }
+}

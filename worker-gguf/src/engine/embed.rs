@@ -26,8 +26,8 @@ pub(super) struct Embedder {
     pub(super) context_tokens: u32,
     /// Inputs computed together.
     pub(super) sequences: u32,
-    /// How the vectors of an input's tokens become one.
-    pub(super) pooling: LlamaPoolingType,
+    /// How the vectors of an input's tokens become one; `None` takes the last token's.
+    pub(super) pooling: Option<LlamaPoolingType>,
     pub(super) threads: i32,
     /// Whether an adapter is loaded, which a context made for one call would lack.
     pub(super) adapted: bool,
@@ -49,7 +49,7 @@ impl Embedder {
             .with_swa_full(false)
             .with_embeddings(true)
             .with_no_perf(true)
-            .with_pooling_type(self.pooling);
+            .with_pooling_type(self.pooling.unwrap_or(LlamaPoolingType::Unspecified));
         model.new_context(&runtime.backend, params).ok()
     }
 
@@ -63,7 +63,7 @@ impl Embedder {
         check(inputs, self.context_tokens, vocab_size)?;
         let longest = inputs.iter().map(Vec::len).max().unwrap_or_default();
         let mut own;
-        let sequences = self.sequences as usize;
+        let (sequences, pooled) = (self.sequences as usize, self.pooling.is_some());
         let context = match &mut self.context {
             Some(context) => context,
             None if self.adapted => {
@@ -82,7 +82,17 @@ impl Embedder {
         while !rest.is_empty() {
             let count = fitting(rest, capacity, sequences);
             let (now, later) = rest.split_at(count);
-            compute(context, &mut batch, now, &mut vectors)?;
+            compute(context, &mut batch, now)?;
+            let mut end = 0;
+            for (sequence, input) in (0..).zip(now) {
+                end += i32::try_from(input.len()).expect("inputs are no longer than the window");
+                let vector = if pooled {
+                    context.embeddings_seq_ith(sequence).map_err(failed)?
+                } else {
+                    context.embeddings_ith(end - 1).map_err(failed)?
+                };
+                vectors.push(vector.to_vec());
+            }
             rest = later;
         }
         Ok(vectors)
@@ -118,7 +128,6 @@ fn compute(
     context: &mut LlamaContext<'_>,
     batch: &mut LlamaBatch<'_>,
     inputs: &[Vec<TokenId>],
-    vectors: &mut Vec<Vec<f32>>,
 ) -> Result<(), EngineError> {
     context.clear_kv_cache();
     batch.clear();
@@ -130,11 +139,7 @@ fn compute(
     context.decode(batch).map_err(|error| match crate::ffi::take_errors().pop() {
         Some(why) => EngineError::Failed(format!("{error} {why}")),
         None => failed(error),
-    })?;
-    for (sequence, _) in (0..).zip(inputs) {
-        vectors.push(context.embeddings_seq_ith(sequence).map_err(failed)?.to_vec());
-    }
-    Ok(())
+    })
 }
 
 fn failed(error: impl std::fmt::Display) -> EngineError {

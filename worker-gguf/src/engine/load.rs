@@ -306,12 +306,12 @@ fn context_params(plan: &Plan) -> LlamaContextParams {
 fn embedder(model: &LlamaModel, plan: &Plan, header: &Header, adapted: bool) -> Embedder {
     let stated = header.arch_number("pooling_type").unwrap_or_default();
     let pooling = match stated {
-        1 => LlamaPoolingType::Mean,
-        2 => LlamaPoolingType::Cls,
-        3 => LlamaPoolingType::Last,
+        1 => Some(LlamaPoolingType::Mean),
+        2 => Some(LlamaPoolingType::Cls),
+        3 => Some(LlamaPoolingType::Last),
         // A model that looks both ways: all tokens know the same. One that looks back: the last knows most.
-        _ if is_encoder(header.architecture()) => LlamaPoolingType::Mean,
-        _ => LlamaPoolingType::Last,
+        _ if is_encoder(header.architecture()) => Some(LlamaPoolingType::Mean),
+        _ => None,
     };
     // A recurrent state is computed one sequence after the other anyway.
     let sequences = if model.is_recurrent() || model.is_hybrid() { 1 } else { EMBED_SEQUENCES };

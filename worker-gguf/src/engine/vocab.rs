@@ -3,7 +3,7 @@
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token_type::LlamaTokenAttr;
-use llama_cpp_2::vocab::{LlamaVocab, VocabType};
+use llama_cpp_2::vocab::LlamaVocab;
 use ollmlx_proto::TokenId;
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 
@@ -16,7 +16,7 @@ pub(super) fn vocab(model: &LlamaModel, header: &Header) -> Vocab {
         bos: id(source.bos()),
         eos: id(source.eos()),
         add_bos: source.should_add_bos(),
-        add_space_prefix: add_space_prefix(header, &source),
+        add_space_prefix: add_space_prefix(header),
         infill: infill(&source),
         ..Vocab::default()
     };
@@ -52,11 +52,11 @@ fn kind(source: &LlamaVocab<'_>, token: LlamaToken) -> TokenKind {
     }
 }
 
-fn add_space_prefix(header: &Header, source: &LlamaVocab<'_>) -> bool {
+fn add_space_prefix(header: &Header) -> bool {
     match header.get("tokenizer.ggml.add_space_prefix") {
         Some(Value::Bool(flag)) => *flag,
-        // llama.cpp's own default for the models whose words begin with a visible space.
-        _ => matches!(source.vocab_type(), VocabType::SPM | VocabType::UGM),
+        // llama.cpp's own default for the tokenizers whose words begin with a visible space.
+        _ => matches!(header.text("tokenizer.ggml.model"), Some("llama" | "t5")),
     }
 }
 
