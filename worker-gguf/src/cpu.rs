@@ -21,16 +21,6 @@ pub struct Runtime {
     pub level: &'static str,
 }
 
-/// A CPU level: its name, and whether this CPU has what it needs.
-#[derive(Clone, Copy, Debug)]
-struct Level {
-    name: &'static str,
-    /// Never taken unless it is named.
-    only_by_name: bool,
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "levels exist on x86-64 only"))]
-    has: fn() -> bool,
-}
-
 /// Starts llama.cpp at the level `wanted`, or at the best one where that is empty.
 ///
 /// # Errors
@@ -55,7 +45,7 @@ pub fn start(wanted: &str) -> Result<&'static Runtime, Failure> {
 
 /// Names of all levels, best first; empty where there are none.
 pub fn level_names() -> impl Iterator<Item = &'static str> {
-    imp::LEVELS.iter().map(|level| level.name)
+    imp::level_names()
 }
 
 /// `cpu (zen4)`, or `cpu` where there are no levels.
@@ -121,8 +111,16 @@ mod imp {
 
     use ollmlx_proto::{Failure, FailureKind};
 
-    use super::Level;
     use crate::ffi;
+
+    /// A CPU level: its name, and whether this CPU has what it needs.
+    #[derive(Clone, Copy, Debug)]
+    struct Level {
+        name: &'static str,
+        /// Never taken unless it is named.
+        only_by_name: bool,
+        has: fn() -> bool,
+    }
 
     /// True where all the features are there.
     macro_rules! has {
@@ -131,7 +129,7 @@ mod imp {
 
     /// The levels that llama.cpp builds (`ggml/src/CMakeLists.txt`), best first. Measured with SmolLM2 Q4_1: all with
     /// AVX-512 lie within a tenth of each other, `x64` and `sse42` at a third.
-    pub(super) const LEVELS: [Level; 14] = [
+    const LEVELS: [Level; 14] = [
         level(
             "zen4",
             has!("avx512f" "avx512cd" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vnni" "avx512bf16" "fma" "bmi2" "f16c"),
@@ -168,13 +166,17 @@ mod imp {
         Level { name, only_by_name: false, has }
     }
 
+    pub(super) fn level_names() -> impl Iterator<Item = &'static str> {
+        LEVELS.iter().map(|level| level.name)
+    }
+
     pub(super) fn choose(wanted: &str) -> Result<&'static str, Failure> {
         let fail = |text: String| Failure::new(FailureKind::LoadFailed, text);
         let folder = folder()
             .ok_or_else(|| fail("llama.cpp's CPU levels are missing: no ollmlx-lib beside the worker".into()))?;
         if !wanted.is_empty() {
             let level = LEVELS.iter().find(|level| level.name == wanted).ok_or_else(|| {
-                let known: Vec<_> = super::level_names().collect();
+                let known: Vec<_> = level_names().collect();
                 fail(format!("unknown CPU level {wanted:?}; known are {}", known.join(", ")))
             })?;
             return if (level.has)() && load(&folder, level.name) {
@@ -219,9 +221,9 @@ mod imp {
 mod imp {
     use ollmlx_proto::{Failure, FailureKind};
 
-    use super::Level;
-
-    pub(super) const LEVELS: [Level; 0] = [];
+    pub(super) fn level_names() -> impl Iterator<Item = &'static str> {
+        std::iter::empty()
+    }
 
     pub(super) fn choose(wanted: &str) -> Result<&'static str, Failure> {
         if wanted.is_empty() {

@@ -162,7 +162,7 @@ fn slides(header: &Header, place: usize, layer: u64) -> bool {
             let Some((_, usual, first_is_full)) = known else { return false };
             match stated.and_then(Value::as_u64).unwrap_or(*usual) {
                 0 => true,
-                period if *first_is_full => layer % period != 0,
+                period if *first_is_full => !layer.is_multiple_of(period),
                 period => layer % period < period - 1,
             }
         }
@@ -172,7 +172,7 @@ fn slides(header: &Header, place: usize, layer: u64) -> bool {
 fn attends(header: &Header, place: usize, layer: u64) -> bool {
     !RECURRENT.contains(&header.architecture())
         && header.per_layer("attention.head_count_kv", place) != Some(0)
-        && full_interval(header).is_none_or(|interval| (layer + 1) % interval == 0)
+        && full_interval(header).is_none_or(|interval| (layer + 1).is_multiple_of(interval))
 }
 
 fn full_interval(header: &Header) -> Option<u64> {
