@@ -51,8 +51,9 @@ const STREAMS_WEIGHT_BYTES_MAX: u64 = 1 << 30;
 /// Shared cells: any batch is one pass over the weights, but every token's attention looks at the masks of all cells
 /// in use, idle slots' too. A stream per slot: no such masks, but a batch whose slots have gaps between them takes a
 /// pass per run of neighbours. Masks cost per head, passes cost per weight, so streams are for small models on a CPU:
-/// SmolLM2 with eight slots of 500 tokens makes 247 tokens/s with them and 210 without; at 2000 tokens per slot the
-/// masks alone would cost as much as the weights. On a GPU masked blocks are skipped.
+/// SmolLM2 with eight slots of 450 tokens makes 247 tokens/s with them and 210 without (two cores, one run each). The
+/// cost of gaps and of longer slots was not measured; the limit of a gibibyte follows from that reasoning alone. On a
+/// GPU masked blocks are skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     Shared,
