@@ -1,17 +1,10 @@
-//! `ollmlx-worker-gguf`: serves one GGUF model on llama.cpp. Started by the supervisor, not by hand.
-
-#![deny(unsafe_op_in_unsafe_fn)]
-
-mod cpu;
-mod engine;
-mod facts;
-mod ffi;
-mod gguf;
-mod load;
-mod sanity;
+//! The GGUF engine process of ollmlx.
 
 use std::process::ExitCode;
 
+use ollmlx_worker_gguf::{GgufBackend, cpu};
+
 fn main() -> ExitCode {
-    ollmlx_worker_kit::serve::main::<load::GgufBackend>()
+    cpu::calm_threads();
+    ollmlx_worker_kit::serve::main::<GgufBackend>()
 }

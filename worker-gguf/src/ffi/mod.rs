@@ -1,47 +1,120 @@
-//! The only folder with `unsafe`: what llama-cpp-2 has no safe name for.
+//! The calls to llama.cpp that the safe crate lacks: loading one named backend module, and its log.
+//!
+//! Must not know what the engine does with them. C types stay here; a panic never crosses the boundary.
 
-#![expect(unsafe_code, reason = "llama.cpp's log callback has no safe wrapper that keeps the last error")]
+#![expect(unsafe_code, reason = "the only place where C is called directly")]
 
+use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
-use std::panic::catch_unwind;
-use std::sync::Mutex;
+use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use llama_cpp_sys_2::{GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN, ggml_log_level};
+/// Error lines kept for the failure text of a load.
+const ERRORS_KEPT_MAX: usize = 8;
+/// Bytes of a log line that are kept; llama.cpp quotes from the model file.
+const LINE_BYTES_MAX: usize = 1024;
 
-/// The last line that llama.cpp logged as an error: it says why a load returned nothing.
-static LAST_ERROR: Mutex<Option<String>> = Mutex::new(None);
-
-/// Sends llama.cpp's warnings and errors to standard error and remembers the last error.
-pub(crate) fn capture_logs() {
-    // JUSTIFICATION: the safe crate can only discard the log or hand all of it to `tracing`.
-    // SAFETY: the callback is a static function, takes no user data and does not unwind.
-    unsafe { llama_cpp_sys_2::llama_log_set(Some(log), std::ptr::null_mut()) };
-    // JUSTIFICATION: as above, for ggml's own log.
-    // SAFETY: as above.
-    unsafe { llama_cpp_sys_2::ggml_log_set(Some(log), std::ptr::null_mut()) };
+struct Log {
+    level: u32,
+    line: String,
+    errors: VecDeque<String>,
 }
 
-/// Takes the last error line, if there was one since the last call.
-pub(crate) fn take_last_error() -> Option<String> {
-    LAST_ERROR.lock().map_or_else(|poisoned| poisoned.into_inner().take(), |mut last| last.take())
+static LOG: Mutex<Log> = Mutex::new(Log::new());
+
+fn log() -> MutexGuard<'static, Log> {
+    LOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-extern "C" fn log(level: ggml_log_level, text: *const c_char, _user_data: *mut c_void) {
-    if text.is_null() || (level != GGML_LOG_LEVEL_ERROR && level != GGML_LOG_LEVEL_WARN) {
+/// Sends llama.cpp's warnings and errors to standard error and keeps the last errors for [`take_errors`]. Everything
+/// else it says is dropped.
+pub fn capture_log() {
+    // JUSTIFICATION: the safe crate either drops the log or needs a global tracing subscriber.
+    // SAFETY: the callback is a plain function that lives for ever and ignores its user data.
+    unsafe { llama_cpp_sys_2::llama_log_set(Some(on_log), std::ptr::null_mut()) }
+}
+
+/// The errors that llama.cpp logged since the last call, oldest first.
+#[must_use]
+pub fn take_errors() -> Vec<String> {
+    std::mem::take(&mut log().errors).into()
+}
+
+/// Loads a backend module, such as one CPU level. `false` where it can't be loaded or this CPU does not have what it
+/// needs; the log says why.
+#[must_use]
+pub fn load_backend(path: &CStr) -> bool {
+    // JUSTIFICATION: the safe crate loads the best module of a folder, which may be one that dies of SIGILL.
+    // SAFETY: the path is a C string that outlives the call; llama.cpp's registry is used from one thread at a time,
+    // because `crate::cpu` calls this inside a `OnceLock` initialiser.
+    let registered = unsafe { llama_cpp_sys_2::ggml_backend_load(path.as_ptr()) };
+    !registered.is_null()
+}
+
+extern "C" fn on_log(level: llama_cpp_sys_2::ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if text.is_null() {
         return;
     }
-    // No panic may cross into C.
-    let _ = catch_unwind(|| {
-        // JUSTIFICATION: C strings have no safe reader.
-        // SAFETY: llama.cpp passes a NUL-terminated string that lives for the call; null was excluded above.
-        let line = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-        let line = line.trim_end();
-        eprintln!("{line}");
-        if level == GGML_LOG_LEVEL_ERROR
-            && !line.is_empty()
-            && let Ok(mut last) = LAST_ERROR.lock()
-        {
-            *last = Some(line.to_owned());
+    // JUSTIFICATION: this is how llama.cpp hands over a line.
+    // SAFETY: not null, and llama.cpp passes a terminated string that lives until this returns.
+    let text = unsafe { CStr::from_ptr(text) };
+    let line = log().take(level, &text.to_string_lossy());
+    if let Some(line) = line {
+        // Standard error may be closed; there is nobody left to tell then.
+        let _ = writeln!(std::io::stderr(), "llama.cpp: {line}");
+    }
+}
+
+impl Log {
+    const fn new() -> Self {
+        Self { level: 0, line: String::new(), errors: VecDeque::new() }
+    }
+
+    /// Collects pieces to lines; a piece may continue the one before it. Returns a whole line that is worth showing.
+    fn take(&mut self, level: u32, text: &str) -> Option<String> {
+        if level != llama_cpp_sys_2::GGML_LOG_LEVEL_CONT {
+            self.level = level;
+            self.line.clear();
         }
-    });
+        if self.level != llama_cpp_sys_2::GGML_LOG_LEVEL_WARN && self.level != llama_cpp_sys_2::GGML_LOG_LEVEL_ERROR {
+            return None;
+        }
+        let room = LINE_BYTES_MAX.saturating_sub(self.line.len());
+        let end = (0..=room.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        self.line.push_str(&text[..end]);
+        if !text.ends_with('\n') {
+            return None;
+        }
+        let line = std::mem::take(&mut self.line).trim_end().to_owned();
+        if self.level == llama_cpp_sys_2::GGML_LOG_LEVEL_ERROR {
+            if self.errors.len() == ERRORS_KEPT_MAX {
+                self.errors.pop_front();
+            }
+            self.errors.push_back(line.clone());
+        }
+        Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_lines_are_put_together_kept_and_bounded() {
+        let error = llama_cpp_sys_2::GGML_LOG_LEVEL_ERROR;
+        let more = llama_cpp_sys_2::GGML_LOG_LEVEL_CONT;
+        let info = llama_cpp_sys_2::GGML_LOG_LEVEL_INFO;
+        let mut log = Log::new();
+        assert_eq!(log.take(info, "quiet\n"), None);
+        assert_eq!(log.take(error, "first "), None);
+        assert_eq!(log.take(more, "half\n").as_deref(), Some("first half"));
+        assert_eq!(log.errors, ["first half"]);
+        for _ in 0..20 {
+            log.take(error, &"é".repeat(2000));
+            log.take(more, "\n");
+        }
+        assert_eq!(log.errors.len(), ERRORS_KEPT_MAX);
+        assert!(log.errors.iter().all(|line| line.len() <= LINE_BYTES_MAX));
+    }
 }

@@ -1,213 +1,186 @@
-//! Hostile and honest headers, written by a small writer of our own.
+//! What hostile and damaged files lead to: a specific error, never a panic, and little memory.
 
-use super::{GgufError, Header, read_bytes};
-use crate::sanity;
+use std::io::Cursor;
 
-/// Builds files byte by byte, with lies where asked.
-#[derive(Clone, Debug)]
-pub(crate) struct Writer {
-    pub(crate) magic: [u8; 4],
-    pub(crate) version: u32,
-    pub(crate) tensor_count: Option<u64>,
-    pub(crate) entry_count: Option<u64>,
-    entries: Vec<Vec<u8>>,
-    tensors: Vec<Vec<u8>>,
-    data: Vec<u8>,
+use super::testing::{Writer, small, text};
+use super::{Header, check, parse};
+
+fn parse_bytes(bytes: &[u8]) -> Result<Header, String> {
+    let header = parse::parse(Cursor::new(bytes), bytes.len() as u64).map_err(|error| error.to_string())?;
+    check::check(&header).map_err(|error| error.to_string())?;
+    Ok(header)
 }
 
-fn string(text: &str) -> Vec<u8> {
-    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(text.bytes());
-    bytes
+#[track_caller]
+fn assert_refused(writer: &Writer, reason: &str) {
+    assert_bytes_refused(&writer.bytes(), reason);
 }
 
-impl Writer {
-    pub(crate) fn new() -> Self {
-        Self {
-            magic: *b"GGUF",
-            version: 3,
-            tensor_count: None,
-            entry_count: None,
-            entries: Vec::new(),
-            tensors: Vec::new(),
-            data: Vec::new(),
+#[track_caller]
+fn assert_bytes_refused(bytes: &[u8], reason: &str) {
+    let error = parse_bytes(bytes).expect_err("the file is refused");
+    assert!(error.contains(reason), "{error:?} does not say {reason:?}");
+}
+
+#[test]
+fn sound_file_is_read() {
+    let header = parse_bytes(&small().bytes()).unwrap();
+    assert_eq!(header.architecture(), "llama");
+    assert_eq!(header.vocab_size(), 6);
+    assert_eq!(header.tokens.types, [2, 3, 3, 6, 1, 1]);
+    assert_eq!(header.weight_bytes(), 32 * 6 * 4);
+    assert_eq!(header.arch_number("block_count"), Some(2));
+}
+
+#[test]
+fn version_two_is_read_and_others_are_refused() {
+    let with_version = |version: u32| {
+        let mut bytes = small().bytes();
+        bytes[4..8].copy_from_slice(&version.to_le_bytes());
+        parse_bytes(&bytes)
+    };
+    assert!(with_version(2).is_ok());
+    assert_eq!(with_version(3_u32.swap_bytes()).unwrap_err(), "not a GGUF file for this machine: it is big-endian");
+    assert!(with_version(1).unwrap_err().contains("version 1"));
+    assert!(with_version(4).unwrap_err().contains("version 4"));
+}
+
+#[test]
+fn short_files_and_wrong_magic_are_refused() {
+    assert_bytes_refused(b"", "not a GGUF file");
+    assert_bytes_refused(b"G", "not a GGUF file");
+    assert_bytes_refused(b"GGML\x03\0\0\0", "not a GGUF file");
+    assert_bytes_refused(b"GGUF", "truncated: the file ends at byte 4, within the version");
+    assert_bytes_refused(&small().bytes()[..8], "within the tensor count");
+    assert_bytes_refused(&small().bytes()[..23], "the tensor count at byte 8 is 1, but only 7 bytes follow");
+    assert_bytes_refused(&Writer::new().bytes()[..23], "within the metadata count");
+}
+
+#[test]
+fn every_prefix_of_a_sound_file_is_refused() {
+    let bytes = small().bytes();
+    assert!(bytes.len() > 1500, "{}", bytes.len());
+    for end in 0..bytes.len() {
+        let error = parse_bytes(&bytes[..end]).expect_err("a prefix is refused");
+        assert!(!error.is_empty());
+    }
+}
+
+#[test]
+fn any_changed_byte_is_survived() {
+    let sound = small().bytes();
+    for at in 0..sound.len() {
+        for value in [0x00, 0x01, 0x09, 0x7f, 0x80, 0xff] {
+            let mut bytes = sound.clone();
+            bytes[at] = value;
+            // Some changes are harmless; none may panic or allocate much.
+            let _ = parse_bytes(&bytes);
         }
     }
+}
 
-    pub(crate) fn raw(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
-        let mut entry = string(key);
-        entry.extend(kind.to_le_bytes());
-        entry.extend(value);
-        self.entries.push(entry);
-        self
-    }
+#[test]
+fn truncated_weights_are_refused_with_numbers() {
+    let bytes = small().bytes();
+    let error = parse_bytes(&bytes[..bytes.len() - 1]).unwrap_err();
+    assert_eq!(error, "truncated: header says 1 tensors of 768 bytes, file has 767 bytes for them");
+}
 
-    pub(crate) fn text(self, key: &str, value: &str) -> Self {
-        self.raw(key, 8, &string(value))
-    }
-
-    pub(crate) fn u32(self, key: &str, value: u32) -> Self {
-        self.raw(key, 4, &value.to_le_bytes())
-    }
-
-    pub(crate) fn array(self, key: &str, kind: u32, len: u64, elements: &[u8]) -> Self {
-        let mut value = kind.to_le_bytes().to_vec();
-        value.extend(len.to_le_bytes());
-        value.extend(elements);
-        self.raw(key, 9, &value)
-    }
-
-    pub(crate) fn tokens(self, tokens: &[&str]) -> Self {
-        let elements: Vec<u8> = tokens.iter().flat_map(|token| string(token)).collect();
-        self.array("tokenizer.ggml.tokens", 8, tokens.len() as u64, &elements)
-    }
-
-    pub(crate) fn tensor(mut self, name: &str, shape: &[u64], kind: u32, offset: u64) -> Self {
-        let mut tensor = string(name);
-        tensor.extend((shape.len() as u32).to_le_bytes());
-        for size in shape {
-            tensor.extend(size.to_le_bytes());
-        }
-        tensor.extend(kind.to_le_bytes());
-        tensor.extend(offset.to_le_bytes());
-        self.tensors.push(tensor);
-        self
-    }
-
-    pub(crate) fn data(mut self, bytes: usize) -> Self {
-        self.data = vec![0; bytes];
-        self
-    }
-
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        let mut bytes = self.magic.to_vec();
-        bytes.extend(self.version.to_le_bytes());
-        bytes.extend(self.tensor_count.unwrap_or(self.tensors.len() as u64).to_le_bytes());
-        bytes.extend(self.entry_count.unwrap_or(self.entries.len() as u64).to_le_bytes());
-        for part in self.entries.iter().chain(&self.tensors) {
-            bytes.extend(part);
-        }
-        bytes.resize(bytes.len().next_multiple_of(32), 0);
-        bytes.extend(&self.data);
+#[test]
+fn absurd_counts_are_refused_without_allocating() {
+    assert_bytes_refused(&small().bytes_with(1, 1 << 62), "the metadata count at byte 16 is 4611686018427387904");
+    assert_bytes_refused(&small().bytes_with(1 << 62, 19), "the tensor count at byte 8 is 4611686018427387904");
+    let key_of = |len: u64| {
+        let mut bytes = Writer::new().number("k", 1).bytes_with(0, 1);
+        bytes[24..32].copy_from_slice(&len.to_le_bytes());
         bytes
-    }
-
-    pub(crate) fn header(&self) -> Result<Header, GgufError> {
-        read_bytes(&self.bytes())
-    }
-}
-
-/// A small model that is legal.
-pub(crate) fn legal() -> Writer {
-    Writer::new()
-        .text("general.architecture", "llama")
-        .u32("llama.block_count", 1)
-        .u32("llama.context_length", 64)
-        .u32("llama.embedding_length", 32)
-        .u32("llama.attention.head_count", 2)
-        .tokens(&["<s>", "a", "b"])
-        .tensor("token_embd.weight", &[32, 3], 0, 0)
-        .data(32 * 3 * 4)
-}
-
-fn check(writer: &Writer, expect: &str) {
-    let text = match writer.header() {
-        Err(error) => error.to_string(),
-        Ok(header) => sanity::check(&header).expect_err("must be refused"),
     };
-    assert!(text.contains(expect), "{text:?} does not say {expect:?}");
+    assert_bytes_refused(&key_of(1 << 63), "the length of a key");
+    let array_of = |kind: u32| [&kind.to_le_bytes()[..], &(1_u64 << 60).to_le_bytes()].concat();
+    assert_refused(&small().raw("k", 8, &(1_u64 << 40).to_le_bytes()), "the length of a text");
+    assert_refused(&small().raw("k", 9, &array_of(4)), "the length of an array");
+    assert_refused(&small().raw("k", 9, &array_of(8)), "the length of an array");
+    assert_refused(&small().raw("k", 9, &array_of(9)), "key \"k\": arrays of arrays");
+    assert_refused(&small().raw("k", 9, &9_u32.to_le_bytes().repeat(1000)), "arrays of arrays");
+    assert_refused(&small().raw("k", 77, &[]), "key \"k\": unknown value type 77");
 }
 
 #[test]
-fn a_legal_file_is_read() {
-    let header = legal().header().expect("legal");
-    sanity::check(&header).expect("sane");
-    assert_eq!(header.tensors[0].bytes, 384);
-    assert_eq!(header.tensors[0].elements, 96);
+fn long_tokens_are_refused() {
+    let long = "x".repeat(3 << 20);
+    assert_refused(&small().texts("tokenizer.ggml.tokens", &[long]), "over the limit of 65536");
+    let mut items = [&8_u32.to_le_bytes()[..], &1_u64.to_le_bytes()].concat();
+    items.extend((1_u64 << 31).to_le_bytes());
+    assert_refused(&small().raw("tokenizer.ggml.tokens", 9, &items), "the length of a text in an array");
 }
 
 #[test]
-fn s19_every_prefix_is_an_error_and_never_a_panic() {
-    let whole = legal().bytes();
-    for end in 0..whole.len() {
-        assert!(read_bytes(&whole[..end]).is_err(), "{end} bytes of {} were accepted", whole.len());
-    }
-}
-
-#[test]
-fn s19_strangers_say_what_they_are() {
-    check(&Writer { magic: *b"PK\x03\x04", ..legal() }, "not a GGUF file");
-    check(&Writer { version: 3_u32.swap_bytes(), ..legal() }, "big-endian");
-    check(&Writer { version: 99, ..legal() }, "version 99");
-}
-
-#[test]
-fn s21_counts_are_not_believed() {
-    check(&Writer { entry_count: Some(1 << 62), ..legal() }, "metadata count");
-    check(&Writer { tensor_count: Some(1 << 62), ..legal() }, "tensor count");
-    let lying_key = [&u64::MAX.to_le_bytes()[..], b"x"].concat();
-    let mut bytes = Writer { entry_count: Some(1), ..Writer::new() }.bytes()[..24].to_vec();
-    bytes.extend(&lying_key);
-    assert!(read_bytes(&bytes).is_err());
-    check(&legal().raw("x", 8, &(1_u64 << 40).to_le_bytes()), "string value");
-    for kind in [4, 8, 9] {
-        check(&legal().array("x", kind, 1 << 60, &[]), "array");
-    }
-}
-
-#[test]
-fn s21_nested_arrays_end() {
-    let mut value = Vec::new();
-    for _ in 0..1000 {
-        value.extend(9_u32.to_le_bytes());
-        value.extend(1_u64.to_le_bytes());
-    }
-    value.extend([0; 64]);
-    check(&legal().raw("x", 9, &value), "nested too deeply");
-}
-
-#[test]
-fn s21_shapes_and_keys_are_checked() {
-    let odd = |shape: &[u64], kind| legal().tensor("t", shape, kind, 0);
-    check(&odd(&[1; 65], 0), "65 dimensions");
-    check(&odd(&[1 << 40, 1 << 40], 0), "impossible shape");
-    check(&odd(&[33], 2), "impossible shape");
-    check(&odd(&[1], 4), "unknown type 4");
-    check(&odd(&[1 << 40], 0), "truncated");
-    check(&legal().u32("llama.block_count", 1), "occurs twice");
-}
-
-#[test]
-fn s21_s23_absurd_models_are_refused_before_llama_cpp_sees_them() {
-    let base = |block_count| {
-        Writer::new()
-            .text("general.architecture", "llama")
-            .u32("llama.block_count", block_count)
-            .tensor("t", &[1], 0, 0)
-            .data(64)
+fn impossible_tensors_are_refused() {
+    let header = |dimensions: u32, sides: &[u64], kind: u32, offset: u64| {
+        let mut bytes = [&b"GGUF"[..], &3_u32.to_le_bytes(), &1_u64.to_le_bytes(), &0_u64.to_le_bytes()].concat();
+        bytes.extend(text(b"t"));
+        bytes.extend(dimensions.to_le_bytes());
+        bytes.extend(sides.iter().flat_map(|side| side.to_le_bytes()));
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+        bytes.resize(1024, 0);
+        bytes
     };
-    check(&Writer::new().tensor("t", &[1], 0, 0).data(64), "general.architecture is missing");
-    check(&base(600).tokens(&["a"]), "llama.block_count is 600");
-    check(&base(1), "vocabulary");
-    check(&base(1).tokens(&[&"x".repeat(70_000)]), "70000 bytes");
-    check(&base(1).tokens(&["a", "b"]).array("tokenizer.ggml.token_type", 5, 1, &[0; 4]), "token_type has 1");
-    check(&base(1).tokens(&["a", "b"]).array("tokenizer.ggml.scores", 6, 1, &[0; 4]), "scores has 1");
-    check(&base(1).tokens(&["a"]).u32("tokenizer.ggml.bos_token_id", 1), "bos_token_id is outside");
-    check(&base(1).tokens(&["a"]).u32("tokenizer.ggml.eos_token_id", 1 << 31), "eos_token_id is outside");
-    check(&Writer::new().text("general.architecture", "clip").tensor("t", &[1], 0, 0).data(64), "projector");
-    check(&Writer::new().text("general.architecture", "llama"), "no tensors");
+    assert_bytes_refused(&header(65, &[1; 65], 0, 0), "65 dimensions");
+    assert_bytes_refused(&header(2, &[1 << 40, 1 << 40], 0, 0), "too large");
+    assert_bytes_refused(&header(1, &[1 << 62], 0, 0), "too large");
+    assert_bytes_refused(&header(1, &[0], 0, 0), "zero");
+    assert_bytes_refused(&header(1, &[33], 2, 0), "no whole blocks of Q4_0");
+    assert_bytes_refused(&header(1, &[8], 4, 0), "unknown type 4");
+    assert_bytes_refused(&header(1, &[8], 0, 7), "no multiple of 32");
+    assert_bytes_refused(&header(1, &[8], 0, u64::MAX - 31), "too large");
+    assert_bytes_refused(&header(1, &[1 << 20], 0, 0), "truncated: header says 1 tensors of 4194304 bytes");
+    let twice = small().tensor("token_embd.weight", &[8], vec![0.0; 8]);
+    assert_refused(&twice, "it is there twice");
+    assert_refused(&small().tensor(&"n".repeat(64), &[8], vec![0.0; 8]), "over the limit of 63");
+    assert_refused(&small().number("general.alignment", 24), "general.alignment");
 }
 
 #[test]
-fn flipped_bytes_never_panic() {
-    let whole = legal().bytes();
-    for position in 0..whole.len() {
-        for bit in [0, 3, 7] {
-            let mut damaged = whole.clone();
-            damaged[position] ^= 1 << bit;
-            if let Ok(header) = read_bytes(&damaged) {
-                let _ = sanity::check(&header);
-            }
-        }
-    }
+fn nonsense_metadata_is_refused() {
+    assert_refused(&small().twice("llama.block_count"), "key \"llama.block_count\" is there twice");
+    assert_refused(&small().without("general.architecture"), "key \"general.architecture\" is missing");
+    assert_refused(&small().number("general.architecture", 1), "an unsigned integer where a text belongs");
+    assert_refused(&small().text("general.architecture", "../x"), "not a name");
+    assert_refused(&small().number("llama.block_count", 600), "600, which is not between 1 and 512");
+    assert_refused(&small().number("llama.embedding_length", 0), "llama.embedding_length");
+    assert_refused(&small().without("llama.context_length"), "key \"llama.context_length\" is missing");
+    assert_refused(&small().numbers("llama.attention.head_count_kv", &[1; 600]), "600 elements for 2 layers");
+    assert_refused(&small().numbers("llama.attention.head_count", &[1]), "1 elements for 2 layers");
+    assert_refused(&small().number("llama.attention.head_count", u32::MAX), "absurd");
+}
+
+#[test]
+fn other_kinds_of_files_are_named() {
+    assert_refused(&small().text("general.architecture", "clip"), "this is a projector");
+    assert_refused(&small().text("general.type", "mmproj"), "this is a projector");
+    assert_refused(&small().text("general.type", "adapter"), "this is an adapter");
+    assert_refused(&small().text("general.architecture", "t5"), "encoder-decoder");
+    assert_refused(&small().text("tokenizer.ggml.model", "no_vocab"), "no vocabulary");
+}
+
+#[test]
+fn broken_vocabularies_are_refused() {
+    assert_refused(&small().without("tokenizer.ggml.tokens"), "key \"tokenizer.ggml.tokens\" is missing");
+    assert_refused(&small().without("tokenizer.ggml.scores"), "key \"tokenizer.ggml.scores\" is missing");
+    assert_refused(&small().text("tokenizer.ggml.model", "gpt2"), "key \"tokenizer.ggml.merges\" is missing");
+    let merges_only = small().without("tokenizer.ggml.tokens").texts("tokenizer.ggml.merges", &["a b".to_owned()]);
+    assert_refused(&merges_only, "key \"tokenizer.ggml.tokens\" is missing");
+    assert_refused(&small().signeds("tokenizer.ggml.token_type", &[1, 1]), "2 elements for 6 tokens");
+    assert_refused(&small().floats("tokenizer.ggml.scores", &[0.0]), "1 elements for 6 tokens");
+    let tokens = ["<unk>", "<s>", "</s>", "<0x-1>", "a", "b"].map(str::to_owned);
+    assert_refused(&small().texts("tokenizer.ggml.tokens", &tokens), "token 3 is a byte token but not spelled as one");
+}
+
+#[test]
+fn special_ids_outside_the_vocabulary_are_refused() {
+    assert_refused(&small().signed("tokenizer.ggml.bos_token_id", -1), "not a token id");
+    assert_refused(&small().number("tokenizer.ggml.bos_token_id", 1 << 31), "2147483648, but there are 6 tokens");
+    assert_refused(&small().number("tokenizer.ggml.eos_token_id", 6), "6, but there are 6 tokens");
+    assert!(parse_bytes(&small().number("tokenizer.ggml.padding_token_id", 6).bytes()).is_ok());
 }

@@ -1,0 +1,252 @@
+//! The engine against a tiny model with random weights: what the contract says of slots, whatever the layout.
+
+use std::path::PathBuf;
+
+use ollmlx_proto::{FailureKind, LoadSpec, SlotId};
+use ollmlx_worker_kit::engine::{Engine, EngineError, SlotInput};
+use ollmlx_worker_kit::vocab::TokenKind;
+
+use super::GgufEngine;
+use super::load::{Layout, load, load_as};
+use crate::gguf::testing::{Writer, tiny_llama};
+
+const LAYOUTS: [Layout; 2] = [Layout::Shared, Layout::Streams];
+
+fn spec(writer: &Writer) -> (LoadSpec, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    std::fs::write(&path, writer.bytes()).unwrap();
+    let spec = LoadSpec {
+        weights: vec![path],
+        adapters: Vec::new(),
+        go_template: None,
+        slots: 4,
+        context_tokens: 128,
+        batch_tokens: 64,
+        threads: 1,
+        gpu_layers: 0,
+        kv_type: "f16".into(),
+        embedding: false,
+        cpu_level: String::new(),
+    };
+    (spec, folder)
+}
+
+fn engine(layout: Layout) -> GgufEngine {
+    let (spec, _folder) = spec(&tiny_llama());
+    load_as(&spec, &mut |_, _| true, Some(layout)).unwrap()
+}
+
+fn forward(engine: &mut GgufEngine, slot: u16, tokens: &[u32]) -> Vec<f32> {
+    engine.forward(&[SlotInput { slot: SlotId(slot), tokens, logits: true }]).unwrap();
+    engine.logits(0).to_vec()
+}
+
+#[track_caller]
+fn assert_close(left: &[f32], right: &[f32]) {
+    assert_eq!(left.len(), right.len());
+    let largest = left.iter().map(|it| it.abs()).fold(1.0, f32::max);
+    let error = left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max);
+    // The cache has 16 bits.
+    assert!(error < 0.01 * largest, "{error} of {largest}");
+}
+
+fn differ(left: &[f32], right: &[f32]) -> bool {
+    left.iter().zip(right).any(|(left, right)| (left - right).abs() > 0.1)
+}
+
+#[test]
+fn vocabulary_is_read() {
+    let engine = engine(Layout::Shared);
+    let vocab = &engine.facts().vocab;
+    assert_eq!(vocab.len(), 267);
+    assert_eq!((vocab.bos, vocab.eos), (Some(1), Some(2)));
+    assert!(vocab.add_bos && vocab.add_space_prefix);
+    assert!(vocab.ends.contains(&2) && vocab.ends.contains(&3), "{:?}", vocab.ends);
+    assert_eq!(vocab.kinds[1], TokenKind::Control);
+    assert_eq!(vocab.spelling(1), b"<s>");
+    assert_eq!(vocab.text_bytes(1), b"");
+    assert_eq!(vocab.text_bytes(4 + 0x0a), b"\n");
+    assert_eq!(vocab.text_bytes(261), b" hello");
+    assert_eq!(engine.facts().chat.jinja.as_deref(), Some("{{ messages }}"));
+    assert_eq!(engine.facts().chat.architecture, "llama");
+    let tokens = engine.tokenize("hello</s>", true, true).unwrap();
+    assert_eq!(tokens.first(), Some(&1));
+    assert_eq!(tokens.last(), Some(&2));
+    assert_ne!(engine.tokenize("hello</s>", true, false).unwrap().last(), Some(&2));
+}
+
+#[test]
+fn ragged_batches_equal_single_ones() {
+    for layout in LAYOUTS {
+        let mut engine = engine(layout);
+        let (long, short, one): (Vec<u32>, Vec<u32>, Vec<u32>) = ((4..40).collect(), vec![1, 7, 9], vec![30]);
+        let alone = [forward(&mut engine, 0, &long), forward(&mut engine, 1, &short), forward(&mut engine, 3, &one)];
+        (0..4).for_each(|slot| assert_eq!(engine.truncate(SlotId(slot), 0), 0));
+        let input = |slot, tokens, logits| SlotInput { slot: SlotId(slot), tokens, logits };
+        engine.forward(&[input(3, &one, true), input(0, &long, true), input(1, &short, true)]).unwrap();
+        for (index, expected) in [(1, 0), (2, 1), (0, 2)] {
+            assert_close(engine.logits(index), &alone[expected]);
+        }
+    }
+}
+
+#[test]
+fn truncated_slot_goes_on_as_if_it_never_saw_the_rest() {
+    for layout in LAYOUTS {
+        let mut engine = engine(layout);
+        forward(&mut engine, 0, &[1, 20, 21]);
+        let expected = forward(&mut engine, 0, &[22]);
+        forward(&mut engine, 1, &[1, 20, 21, 90, 91, 92]);
+        assert_eq!(engine.truncate(SlotId(1), 3), 3);
+        assert_close(&forward(&mut engine, 1, &[22]), &expected);
+        assert_eq!(engine.truncate(SlotId(1), 99), 4, "more than there is");
+        assert_eq!(engine.truncate(SlotId(1), 0), 0);
+        assert_eq!(engine.truncate(SlotId(77), 5), 0, "no such slot");
+    }
+}
+
+#[test]
+fn copied_prefix_is_independent() {
+    for layout in LAYOUTS {
+        let mut engine = engine(layout);
+        forward(&mut engine, 0, &[1, 20, 21]);
+        let expected = forward(&mut engine, 0, &[22]);
+        forward(&mut engine, 0, &[50, 51]);
+        forward(&mut engine, 2, &[60, 61]);
+        assert!(engine.copy_prefix(SlotId(0), SlotId(2), 3));
+        engine.truncate(SlotId(0), 0);
+        forward(&mut engine, 0, &[99, 98, 97]);
+        assert_close(&forward(&mut engine, 2, &[22]), &expected);
+        assert!(!engine.copy_prefix(SlotId(0), SlotId(1), 4), "more than there is");
+        assert_eq!(engine.truncate(SlotId(1), 9), 0, "the target is empty then");
+    }
+}
+
+#[test]
+fn shifted_slot_goes_on_from_the_new_positions() {
+    for layout in LAYOUTS {
+        let mut engine = engine(layout);
+        forward(&mut engine, 0, &(1..61).collect::<Vec<_>>());
+        forward(&mut engine, 0, &(61..100).collect::<Vec<_>>());
+        assert!(engine.shift(SlotId(0), 1, 50));
+        assert_eq!(engine.truncate(SlotId(0), 200), 49);
+        let after = forward(&mut engine, 0, &[5]);
+        assert!(after.iter().all(|logit| logit.is_finite()));
+        assert!(!engine.shift(SlotId(0), 40, 40), "not so many tokens");
+    }
+}
+
+#[test]
+fn shared_cells_are_never_shifted() {
+    let mut engine = engine(Layout::Shared);
+    forward(&mut engine, 0, &(1..60).collect::<Vec<_>>());
+    assert!(engine.copy_prefix(SlotId(0), SlotId(1), 40));
+    assert!(!engine.shift(SlotId(0), 1, 20), "the other slot's positions would move too");
+    assert!(!engine.shift(SlotId(1), 1, 20));
+    engine.truncate(SlotId(1), 0);
+    assert!(engine.shift(SlotId(0), 1, 20), "nobody shares any more");
+}
+
+#[test]
+fn impossible_batches_fail_before_llama_cpp_sees_them() {
+    let mut engine = engine(Layout::Streams);
+    let input = |slot, tokens| SlotInput { slot: SlotId(slot), tokens, logits: true };
+    let many: Vec<u32> = vec![5; 65];
+    let batches: [&[SlotInput<'_>]; 6] = [
+        &[input(0, &[267])],
+        &[input(0, &[u32::MAX])],
+        &[input(4, &[5])],
+        &[input(0, &[])],
+        &[input(0, &[5]), input(0, &[6])],
+        &[input(0, &many)],
+    ];
+    for batch in batches {
+        assert!(matches!(engine.forward(batch), Err(EngineError::Failed(_))), "{batch:?}");
+    }
+    for _ in 0..2 {
+        engine.forward(&[input(0, &many[..64])]).unwrap();
+    }
+    assert!(matches!(engine.forward(&[input(0, &[5])]), Err(EngineError::Failed(_))), "the window is full");
+    assert_eq!(engine.truncate(SlotId(0), 999), 128, "nothing was lost");
+}
+
+#[test]
+fn generative_model_embeds() {
+    let mut engine = engine(Layout::Streams);
+    let inputs = [vec![1, 20, 21], vec![1, 90], (1..100).collect()];
+    let together = engine.embed(&inputs).unwrap();
+    assert!(together.iter().all(|vector| vector.len() == 32));
+    assert!(differ(&together[0], &together[1]));
+    for (input, vector) in inputs.iter().zip(&together) {
+        assert_close(&engine.embed(std::slice::from_ref(input)).unwrap()[0], vector);
+    }
+    assert!(engine.embed(&[vec![]]).is_err());
+    assert!(engine.embed(&[vec![1; 129]]).is_err());
+    assert!(engine.embed(&[vec![9999]]).is_err());
+    forward(&mut engine, 0, &[1]);
+}
+
+#[test]
+fn embedding_model_only_embeds() {
+    let (mut spec, _folder) = spec(&tiny_llama().number("llama.pooling_type", 3));
+    spec.embedding = true;
+    let mut engine = load(&spec, &mut |_, _| true).unwrap();
+    assert!(engine.facts().embedding);
+    assert_eq!(engine.embed(&[vec![1, 5], vec![7]]).unwrap().len(), 2);
+    let input = SlotInput { slot: SlotId(0), tokens: &[1], logits: true };
+    assert!(matches!(engine.forward(&[input]), Err(EngineError::Unsupported(_))));
+}
+
+#[test]
+fn facts_and_memory_are_those_of_the_order() {
+    let (mut spec, _folder) = spec(&tiny_llama());
+    spec.context_tokens = 9999;
+    spec.kv_type = "q8_0".into();
+    let mut reports = Vec::new();
+    let failure = load(&spec, &mut |done, total| {
+        reports.push((done, total));
+        true
+    });
+    // Heads of 16 elements make no blocks of 32: llama.cpp's own refusal reaches the client.
+    let failure = failure.unwrap_err();
+    assert!(failure.public.contains("llama.cpp refuses"), "{failure}");
+    spec.kv_type = "f16".into();
+    let engine = load(&spec, &mut |_, _| true).unwrap();
+    assert_eq!(engine.facts().context_tokens, 512, "what the model was trained for");
+    assert_eq!(engine.memory().kv, 4 * 512 * 2 * 2 * 16 * 2, "slots, window, layers, keys and values, width, bytes");
+    assert_eq!(engine.memory().weights, 142_720);
+    assert!(reports.iter().all(|(done, total)| done <= total && *total == 142_720), "{reports:?}");
+}
+
+#[test]
+fn failed_loads_say_why() {
+    let (mut spec, _folder) = spec(&tiny_llama());
+    let aborted = load(&spec, &mut |_, _| false);
+    assert_eq!(aborted.unwrap_err().kind, FailureKind::Cancelled);
+    spec.kv_type = "q9".into();
+    assert!(load(&spec, &mut |_, _| true).unwrap_err().public.contains("q9"));
+    spec.kv_type = "f16".into();
+    spec.adapters = vec![PathBuf::from("a"), PathBuf::from("b")];
+    assert_eq!(load(&spec, &mut |_, _| true).unwrap_err().kind, FailureKind::Unsupported);
+    spec.adapters = spec.weights.clone();
+    assert!(load(&spec, &mut |_, _| true).unwrap_err().public.contains("adapter"));
+    spec.weights = vec![PathBuf::from("/nonexistent/model.gguf")];
+    let missing = load(&spec, &mut |_, _| true).unwrap_err();
+    assert_eq!(missing.kind, FailureKind::ModelInvalid);
+    assert!(missing.public.starts_with("model file model.gguf: can't be opened"), "{missing}");
+}
+
+#[test]
+fn llama_cpps_own_refusal_is_passed_on() {
+    let (spec, _folder) = spec(
+        &tiny_llama()
+            .text("general.architecture", "llama9000")
+            .number("llama9000.block_count", 2)
+            .number("llama9000.context_length", 512)
+            .number("llama9000.embedding_length", 32),
+    );
+    let failure = load(&spec, &mut |_, _| true).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::ModelInvalid);
+    assert!(failure.public.contains("unknown model architecture: 'llama9000'"), "{failure}");
+}
