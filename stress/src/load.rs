@@ -26,13 +26,13 @@ pub(crate) struct Seen {
     pub(crate) tokens: u64,
 }
 
-/// One greedy completion, streamed. Both servers speak this dialect.
+/// One greedy answer, streamed. Both servers speak this dialect and render the model's own template.
 pub(crate) async fn complete(address: SocketAddr, model: &str, prompt: &str, tokens: u32) -> Result<Seen> {
     let body = json!({
-        "model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": true,
-        "stream_options": {"include_usage": true},
+        "model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "temperature": 0,
+        "stream": true, "stream_options": {"include_usage": true},
     });
-    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, "/v1/completions", &body))
+    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, "/v1/chat/completions", &body))
         .await
         .context("the answer took too long")?
 }
@@ -68,7 +68,7 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
             if let Some(error) = event.get("error") {
                 bail!("in the stream: {error}");
             }
-            if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
+            if event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()) {
                 first.get_or_insert(now);
                 last = Some(now);
             }

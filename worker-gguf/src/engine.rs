@@ -88,7 +88,10 @@ impl Generator {
     fn forward(&mut self, inputs: &[SlotInput<'_>]) -> Result<(), EngineError> {
         self.check(inputs)?;
         self.batch.clear();
-        for input in inputs {
+        // llama.cpp computes neighbouring sequences in one pass only if they come in ascending order.
+        let mut order: Vec<usize> = (0..inputs.len()).collect();
+        order.sort_unstable_by_key(|&index| inputs[index].slot.0);
+        for input in order.iter().map(|&index| &inputs[index]) {
             let used = self.slots.used(input.slot.0.into());
             let last = input.tokens.len() - 1;
             for (position, (index, token)) in (used..).zip(input.tokens.iter().enumerate()) {
@@ -117,7 +120,8 @@ impl Generator {
         self.logits.resize_with(self.logits.len().max(inputs.len()), Vec::new);
         self.logits.iter_mut().for_each(Vec::clear);
         let mut end = 0;
-        for (input, logits) in inputs.iter().zip(&mut self.logits) {
+        for index in order {
+            let (input, logits) = (&inputs[index], &mut self.logits[index]);
             end += i32::try_from(input.tokens.len()).expect("a batch has some thousand tokens");
             self.slots.grow(input.slot.0.into(), input.tokens.len());
             if input.logits {

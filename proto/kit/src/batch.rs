@@ -39,6 +39,9 @@ use crate::grammar::GrammarFactory;
 use crate::sampler::{Choice, Scratch};
 use crate::vocab::Vocab;
 
+/// The oldest unfinished prompt gets at least one part in this many of what a step has for prompts.
+const OLDEST_SHARE: usize = 4;
+
 /// Requests that may wait for a slot. The supervisor sends no more than there are slots, but one that ends and one that
 /// starts may cross.
 const ARRIVALS_LEN_MAX: usize = 2 * SLOTS_MAX as usize;
@@ -314,13 +317,17 @@ impl<E: Engine> Batcher<E> {
         if !plan.is_empty() {
             left = left.min(PREFILL_CHUNK_TOKENS as usize);
         }
+        // Short prompts first, whole, so that most first tokens come early; the oldest prompt always gets its part, so that
+        // no long one starves.
+        let oldest = prefilling.iter().copied().min_by_key(|&slot| self.slots[slot].arrived());
+        let kept = oldest.map_or(0, |slot| self.slots[slot].waiting().min(left.div_ceil(OLDEST_SHARE)));
+        left -= kept;
         prefilling.sort_by_key(|&slot| self.slots[slot].waiting());
-        let mut sharers = prefilling.len();
         for slot in prefilling {
-            let tokens = self.slots[slot].waiting().min(left.div_ceil(sharers));
-            sharers -= 1;
+            let own = if Some(slot) == oldest { kept } else { 0 };
+            let tokens = self.slots[slot].waiting().min(left + own);
             if tokens > 0 {
-                left -= tokens;
+                left -= tokens.saturating_sub(own);
                 plan.push(Share { slot, tokens });
             }
         }

@@ -25,6 +25,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// When its request came; the far past where it has none.
+    pub(super) fn arrived(&self) -> Option<std::time::Instant> {
+        self.job.as_ref().map(|job| job.clock.arrived)
+    }
+
     pub(super) fn empty() -> Self {
         Self { tokens: Vec::new(), computed: 0, exact: usize::MAX, used: 0, job: None }
     }
