@@ -113,7 +113,7 @@ impl Task {
 
     fn send(&mut self, worker: &WorkerId, message: ToWorker) {
         let Some(process) = self.processes.get(worker) else { return };
-        let sent = process.link.as_ref().map(|link| link.messages.try_send(message));
+        let sent = process.link.as_ref().map(|link| link.messages.try_send(message).map_err(|_| ()));
         if let Some(Err(_full_or_closed)) = sent {
             // A writer that has ended found the socket broken, which the reader reports as well.
             warn!(%worker, "message was not sent");
