@@ -1,0 +1,5 @@
+//! The worker process of MLX models.
+
+#![forbid(unsafe_code)]
+
+fn main() {}
