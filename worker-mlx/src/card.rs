@@ -60,7 +60,7 @@ pub fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
     let label = quantisation_label(&view)?;
     let template = chat_template(&checkpoint.folder)?;
     let architecture = view.text("model_type")?.unwrap_or_default().to_owned();
-    let parameter_count = parameter_count(&checkpoint.tensors);
+    let parameter_count = parameter_count(&checkpoint.tensors, &config);
     let mut card = ModelCard {
         format: "safetensors".to_owned(),
         architecture,
@@ -115,42 +115,37 @@ fn tensor_info(name: &str, meta: &TensorMeta) -> TensorInfo {
     TensorInfo { name: name.to_owned(), dtype: meta.dtype.clone(), shape: meta.shape.clone() }
 }
 
-/// Weights, packed ones unpacked: a packed row has `groups · group_size` values; scales and biases are none.
-fn parameter_count(tensors: &BTreeMap<String, TensorMeta>) -> u64 {
+/// Weights, packed ones unpacked; scales and biases of a packed one are none.
+fn parameter_count(tensors: &BTreeMap<String, TensorMeta>, config: &Map<String, Value>) -> u64 {
     let mut count: u64 = 0;
     for (name, meta) in tensors {
-        let product = |shape: &[u64]| shape.iter().fold(1_u64, |product, &dimension| product.saturating_mul(dimension));
         let base = |suffix: &str| name.strip_suffix(suffix);
-        if let Some(path) = base(".scales").or_else(|| base(".biases")) {
-            if tensors.contains_key(&format!("{path}.weight")) {
-                continue;
-            }
+        if let Some(path) = base(".scales").or_else(|| base(".biases"))
+            && tensors.contains_key(&format!("{path}.weight"))
+        {
+            continue;
         }
-        let values = match base(".weight") {
-            Some(path) if tensors.contains_key(&format!("{path}.scales")) && meta.dtype == "U32" => {
-                unpacked(tensors, path, meta)
-            }
-            _ => product(&meta.shape),
+        let scales = base(".weight").and_then(|path| Some((path, tensors.get(&format!("{path}.scales"))?)));
+        let values = match scales {
+            // A row has as many values as it has groups times their size.
+            Some((path, scales)) => product(&scales.shape).saturating_mul(group_size(config, path)),
+            None => product(&meta.shape),
         };
         count = count.saturating_add(values);
     }
     count
 }
 
-/// `32 · words` is `bits · values` and `groups · group_size` is `values`: the one pair of a known size and number of
-/// bits that fits tells it.
-fn unpacked(tensors: &BTreeMap<String, TensorMeta>, path: &str, meta: &TensorMeta) -> u64 {
-    let groups = tensors.get(&format!("{path}.scales")).and_then(|scales| scales.shape.last().copied()).unwrap_or(0);
-    let words = meta.shape.last().copied().unwrap_or(0);
-    let rows = meta.shape.iter().rev().skip(1).fold(1_u64, |product, &dimension| product.saturating_mul(dimension));
-    for group_size in [64_u64, 32, 128] {
-        let values = groups.saturating_mul(group_size);
-        let bits = words.saturating_mul(32).checked_div(values).unwrap_or(0);
-        if matches!(bits, 4 | 8 | 6 | 5 | 3 | 2) && bits * values == words.saturating_mul(32) {
-            return rows.saturating_mul(values);
-        }
-    }
-    rows.saturating_mul(words)
+fn product(shape: &[u64]) -> u64 {
+    shape.iter().fold(1_u64, |product, &dimension| product.saturating_mul(dimension))
+}
+
+/// The group size of a layer: its own entry, else the one for all, else MLX's default.
+fn group_size(config: &Map<String, Value>, path: &str) -> u64 {
+    let block = config.get("quantization");
+    let own = block.and_then(|block| block.get(path)).and_then(|entry| entry.get("group_size"));
+    let all = || block.and_then(|block| block.get("group_size"));
+    own.or_else(all).and_then(Value::as_u64).unwrap_or(64)
 }
 
 /// The element type that most bytes have, as Ollama writes it.

@@ -225,7 +225,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut header = Header::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                map.next_value::<BTreeMap<String, String>>()
+                // MLX itself writes null where there is none.
+                map.next_value::<Option<BTreeMap<String, String>>>()
                     .map_err(|_| A::Error::custom("__metadata__ is not a map of texts"))?;
                 continue;
             }

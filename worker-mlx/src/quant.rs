@@ -152,6 +152,17 @@ impl Linear {
         Ok(Some(Self { weight, bias, on_cpu }))
     }
 
+    /// Lays a dense weight of a CPU out by inputs, which BLAS multiplies up to three times faster for a few rows.
+    ///
+    /// # Errors
+    /// MLX refused the memory.
+    pub fn laid_out(mut self) -> Result<Self> {
+        if let (Weight::Dense(weight), true) = (&self.weight, self.on_cpu) {
+            self.weight = Weight::Dense(weight.transpose()?.contiguous()?.transpose()?);
+        }
+        Ok(self)
+    }
+
     /// The arrays it holds, to be evaluated.
     pub fn arrays(&self) -> Vec<&Array> {
         let mut arrays = self.weight.arrays();

@@ -152,6 +152,35 @@ impl Weights {
         Ok(Linear { weight, bias, on_cpu: self.placement.on_cpu })
     }
 
+    /// A linear layer that is used as it is, laid out for its device.
+    ///
+    /// # Errors
+    /// Tensors are missing or have other shapes.
+    pub fn final_linear(&mut self, path: &str, out: i32, input: i32) -> Result<Linear, Failure> {
+        self.linear(path, out, input)?.laid_out().map_err(|error| load_failed(&error))
+    }
+
+    /// Several linear layers of one input as one, where their weights are held alike.
+    ///
+    /// # Errors
+    /// Tensors are missing or have other shapes.
+    pub fn side_by_side(
+        &mut self,
+        parts: &[(String, i32)],
+        input: i32,
+    ) -> Result<Result<Linear, Vec<Linear>>, Failure> {
+        let mut layers = Vec::new();
+        for (path, out) in parts {
+            layers.push(self.linear(path, *out, input)?);
+        }
+        let fault = |error| load_failed(&error);
+        let joined = Linear::side_by_side(&layers.iter().collect::<Vec<_>>()).map_err(fault)?;
+        match joined {
+            Some(joined) => joined.laid_out().map(Ok).map_err(fault),
+            None => layers.into_iter().map(Linear::laid_out).collect::<Result<_, _>>().map(Err).map_err(fault),
+        }
+    }
+
     /// A table of `count` vectors.
     ///
     /// # Errors

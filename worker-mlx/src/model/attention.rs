@@ -13,7 +13,7 @@ use crate::kv::SlotCache;
 use crate::model::decoder::{Batch, DecoderSpec, norm, soft_cap};
 use crate::model::rope::Rope;
 use crate::quant::{Linear, split_last};
-use crate::weights::{Weights, load_failed};
+use crate::weights::Weights;
 
 /// The rows of a batch that belong to one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Masks {
 enum Projection {
     /// q, k and v side by side.
     Fused(Linear),
-    Apart(Box<[Linear; 3]>),
+    Apart(Vec<Linear>),
 }
 
 /// The attention of one layer.
@@ -78,14 +78,13 @@ impl Attention {
         let path = format!("model.layers.{index}.self_attn");
         let (q_width, kv_width) = (spec.heads * spec.head_width, spec.kv_heads * spec.head_width);
         let projection = if spec.fused {
-            Projection::Fused(weights.linear(&format!("{path}.qkv_proj"), q_width + 2 * kv_width, spec.hidden)?)
+            Projection::Fused(weights.final_linear(&format!("{path}.qkv_proj"), q_width + 2 * kv_width, spec.hidden)?)
         } else {
-            let q = weights.linear(&format!("{path}.q_proj"), q_width, spec.hidden)?;
-            let k = weights.linear(&format!("{path}.k_proj"), kv_width, spec.hidden)?;
-            let v = weights.linear(&format!("{path}.v_proj"), kv_width, spec.hidden)?;
-            match Linear::side_by_side(&[&q, &k, &v]).map_err(|error| load_failed(&error))? {
-                Some(fused) => Projection::Fused(fused),
-                None => Projection::Apart(Box::new([q, k, v])),
+            let part = |name: &str, width| (format!("{path}.{name}"), width);
+            let parts = [part("q_proj", q_width), part("k_proj", kv_width), part("v_proj", kv_width)];
+            match weights.side_by_side(&parts, spec.hidden)? {
+                Ok(joined) => Projection::Fused(joined),
+                Err(apart) => Projection::Apart(apart),
             }
         };
         let mut head_norm = |name: &str| {
@@ -100,7 +99,7 @@ impl Attention {
         };
         Ok(Self {
             projection,
-            output: weights.linear(&format!("{path}.o_proj"), spec.hidden, q_width)?,
+            output: weights.final_linear(&format!("{path}.o_proj"), spec.hidden, q_width)?,
             norm_queries,
             norm_keys,
             rope,

@@ -105,18 +105,16 @@ struct Layer {
 impl Layer {
     fn load(weights: &mut Weights, spec: &BertSpec, path: &str) -> Result<Self, Failure> {
         let width = spec.hidden;
-        let q = weights.linear(&format!("{path}.attention.self.query"), width, width)?;
-        let k = weights.linear(&format!("{path}.attention.self.key"), width, width)?;
-        let v = weights.linear(&format!("{path}.attention.self.value"), width, width)?;
-        let projection = Linear::side_by_side(&[&q, &k, &v])
-            .map_err(|error| load_failed(&error))?
-            .ok_or_else(|| invalid(format!("{path}.attention is quantised in different ways")))?;
+        let part = |name: &str| (format!("{path}.attention.self.{name}"), width);
+        let projection = weights
+            .side_by_side(&[part("query"), part("key"), part("value")], width)?
+            .map_err(|_| invalid(format!("{path}.attention is quantised in different ways")))?;
         Ok(Self {
             projection,
-            output: weights.linear(&format!("{path}.attention.output.dense"), width, width)?,
+            output: weights.final_linear(&format!("{path}.attention.output.dense"), width, width)?,
             norm_attention: Norm::load(weights, &format!("{path}.attention.output.LayerNorm"), spec)?,
-            inner: weights.linear(&format!("{path}.intermediate.dense"), spec.feed_forward, width)?,
-            outer: weights.linear(&format!("{path}.output.dense"), width, spec.feed_forward)?,
+            inner: weights.final_linear(&format!("{path}.intermediate.dense"), spec.feed_forward, width)?,
+            outer: weights.final_linear(&format!("{path}.output.dense"), width, spec.feed_forward)?,
             norm_out: Norm::load(weights, &format!("{path}.output.LayerNorm"), spec)?,
         })
     }

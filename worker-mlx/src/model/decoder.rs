@@ -261,7 +261,7 @@ impl Decoder {
         }
         let norm = norm(weights, "model.norm", spec.hidden, spec.norm_plus_one)?;
         let tied = spec.tied.unwrap_or_else(|| !weights.has("lm_head.weight"));
-        let head = if tied { None } else { Some(weights.linear("lm_head", spec.vocab, spec.hidden)?) };
+        let head = if tied { None } else { Some(weights.final_linear("lm_head", spec.vocab, spec.hidden)?) };
         let mut rest = vec![&norm];
         rest.extend(head.iter().flat_map(Linear::arrays));
         mlx_rs::transforms::eval(rest).map_err(fault)?;

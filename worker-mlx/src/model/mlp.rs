@@ -108,16 +108,18 @@ impl Gated {
     fn load(weights: &mut Weights, spec: &DecoderSpec, path: &str) -> Result<Self, Failure> {
         let width = spec.feed_forward;
         let inner = if spec.fused {
-            (weights.linear(&format!("{path}.gate_up_proj"), 2 * width, spec.hidden)?, None)
+            (weights.final_linear(&format!("{path}.gate_up_proj"), 2 * width, spec.hidden)?, None)
         } else {
-            let gate = weights.linear(&format!("{path}.gate_proj"), width, spec.hidden)?;
-            let up = weights.linear(&format!("{path}.up_proj"), width, spec.hidden)?;
-            match Linear::side_by_side(&[&gate, &up]).map_err(|error| load_failed(&error))? {
-                Some(both) => (both, None),
-                None => (gate, Some(up)),
+            let parts = [(format!("{path}.gate_proj"), width), (format!("{path}.up_proj"), width)];
+            match weights.side_by_side(&parts, spec.hidden)? {
+                Ok(both) => (both, None),
+                Err(mut apart) => {
+                    let up = apart.pop();
+                    (apart.pop().expect("two layers were given"), up)
+                }
             }
         };
-        let down = weights.linear(&format!("{path}.down_proj"), spec.hidden, width)?;
+        let down = weights.final_linear(&format!("{path}.down_proj"), spec.hidden, width)?;
         Ok(Self { inner, down, width, activation: spec.activation })
     }
 
@@ -168,7 +170,7 @@ impl Experts {
         let gate = stack("gate_proj", moe.width, spec.hidden)?;
         let up = stack("up_proj", moe.width, spec.hidden)?;
         let down = stack("down_proj", spec.hidden, moe.width)?;
-        let router = weights.linear(&format!("{path}.gate"), moe.experts, spec.hidden)?;
+        let router = weights.final_linear(&format!("{path}.gate"), moe.experts, spec.hidden)?;
         Ok(Self { router, gate, up, down, spec: moe, activation: spec.activation })
     }
 
