@@ -1,1 +1,488 @@
-//! (to be written)
+//! Continuous batching: many requests, one forward pass per step.
+//!
+//! [`Batcher`] is driven by the one thread that owns the engine: [`Batcher::run`] and [`Batcher::cancel`] only take
+//! notes, [`Batcher::step`] does the work of one forward pass and says everything it led to. A step computes one token
+//! for every generating slot, and fills the rest of the batch with prompt tokens; while others generate, prompts
+//! get `PREFILL_CHUNK_TOKENS` per step, so that nobody waits long for the next token.
+//!
+//! Requests start in the order they came. Embeddings use all slots, so they wait until nothing generates, and what
+//! came after them waits for them. A request that fails takes nobody with it, except those whose forward pass failed
+//! together with its own. Knows nothing of sockets; the clock is only read for timings and proof of life.
+
+mod embed;
+mod job;
+mod prompt;
+mod slots;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod toy;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ollmlx_proto::limits::{PREFILL_CHUNK_TOKENS, PROGRESS_INTERVAL_MS, SLOTS_MAX};
+use ollmlx_proto::{
+    Failure, FailureKind, FinishReason, Finished, Output, Request, RequestId, SlotId, Started, TokenId, Work,
+};
+
+use self::embed::EmbedJob;
+use self::job::{Clock, Ending, Job};
+use self::prompt::{Prepared, Renderer};
+use self::slots::{Placement, Slot, place};
+use crate::chat::ChatFormat;
+use crate::engine::{Engine, EngineError, SlotInput};
+use crate::grammar::GrammarFactory;
+use crate::sampler::{Choice, Scratch};
+use crate::vocab::Vocab;
+
+/// Requests that may wait for a slot. The supervisor sends no more than there are slots, but one that ends and one that
+/// starts may cross.
+const ARRIVALS_LEN_MAX: usize = 2 * SLOTS_MAX as usize;
+/// A long prefill is told of this often: twice as often as a silence would be noticed.
+const PREFILL_TOLD_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS / 2);
+
+/// What a step found to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepOutcome {
+    /// Work is outstanding: step again.
+    Busy,
+    /// Nothing is outstanding until [`Batcher::run`].
+    Idle,
+}
+
+/// Outputs of a step, in the order in which they are to be sent.
+pub type Outputs = Vec<(RequestId, Output)>;
+
+/// All requests of one loaded model.
+pub struct Batcher<E> {
+    engine: E,
+    vocab: Arc<Vocab>,
+    format: ChatFormat,
+    grammars: GrammarFactory,
+    arrivals: VecDeque<Arrival>,
+    /// Turned away because too many wait.
+    refused: Vec<RequestId>,
+    slots: Vec<Slot>,
+    embeds: Vec<EmbedJob>,
+    scratch: Scratch,
+    steps: u64,
+    /// Plans made so far; says whose turn it is to be first.
+    plans: u64,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Arrival {
+    request: Request,
+    at: Instant,
+    cancelled: bool,
+}
+
+/// Tokens that one slot computes in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share {
+    slot: usize,
+    tokens: usize,
+}
+
+impl<E: Engine> Batcher<E> {
+    /// With all slots empty.
+    #[must_use]
+    pub fn new(engine: E) -> Self {
+        let facts = engine.facts();
+        let vocab = Arc::clone(&facts.vocab);
+        let slots = (0..facts.slots.clamp(1, SLOTS_MAX)).map(|_| Slot::empty()).collect();
+        Self {
+            format: ChatFormat::new(&facts.chat, &vocab),
+            grammars: GrammarFactory::new(Arc::clone(&vocab)),
+            engine,
+            vocab,
+            arrivals: VecDeque::new(),
+            refused: Vec::new(),
+            slots,
+            embeds: Vec::new(),
+            scratch: Scratch::default(),
+            steps: 0,
+            plans: 0,
+            uses: 0,
+        }
+    }
+
+    /// The engine, for its facts and its memory.
+    pub fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// Forward passes computed so far.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Whether nothing is outstanding.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.arrivals.is_empty() && self.refused.is_empty() && self.embeds.is_empty() && !self.any_job()
+    }
+
+    /// Takes a request in. Whatever it says, it says in later steps.
+    pub fn run(&mut self, request: Request) {
+        if self.arrivals.len() >= ARRIVALS_LEN_MAX {
+            // One answer each; the supervisor that overruns this has a defect, and memory must stay bounded.
+            self.refused.push(request.id);
+            return;
+        }
+        self.arrivals.push_back(Arrival { request, at: Instant::now(), cancelled: false });
+    }
+
+    /// Ends a request in the next step. Unknown ids are ignored.
+    pub fn cancel(&mut self, id: RequestId) {
+        for arrival in self.arrivals.iter_mut().filter(|arrival| arrival.request.id == id) {
+            arrival.cancelled = true;
+        }
+        for job in self.slots.iter_mut().filter_map(|slot| slot.job.as_mut()).filter(|job| job.id == id) {
+            job.cancelled = true;
+        }
+        for job in self.embeds.iter_mut().filter(|job| job.id == id) {
+            job.cancelled = true;
+        }
+    }
+
+    /// Does the work of one forward pass and appends what it led to.
+    ///
+    /// # Errors
+    /// The engine is broken: the worker must exit.
+    pub fn step(&mut self, out: &mut Outputs) -> Result<StepOutcome, Failure> {
+        self.end_cancelled(out);
+        self.admit(out);
+        if self.any_job() {
+            self.generate(out)?;
+        } else if !self.embeds.is_empty() {
+            self.embed(out)?;
+        }
+        Ok(if self.is_idle() { StepOutcome::Idle } else { StepOutcome::Busy })
+    }
+
+    fn any_job(&self) -> bool {
+        self.slots.iter().any(|slot| slot.job.is_some())
+    }
+
+    fn end_cancelled(&mut self, out: &mut Outputs) {
+        for id in self.refused.drain(..) {
+            out.push((id, Output::Failed(Failure::new(FailureKind::Busy, "the worker has no free slot"))));
+        }
+        self.arrivals.retain(|arrival| {
+            if arrival.cancelled {
+                out.push((arrival.request.id, cancelled(&Clock::new(arrival.at))));
+            }
+            !arrival.cancelled
+        });
+        self.embeds.retain(|job| {
+            if job.cancelled {
+                out.push((job.id, cancelled(&job.clock)));
+            }
+            !job.cancelled
+        });
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].job.as_ref().is_some_and(|job| job.cancelled) {
+                self.finish(slot, Ending::because(FinishReason::Cancelled), out);
+            }
+        }
+    }
+
+    /// Starts what can start, in order of arrival.
+    fn admit(&mut self, out: &mut Outputs) {
+        while let Some(Arrival { request, .. }) = self.arrivals.front() {
+            let free = self.slots.iter().any(|slot| slot.job.is_none());
+            let may_start = match &request.work {
+                Work::Embed(_) => true,
+                Work::Chat(chat) if chat.render_only => true,
+                _ => free && self.embeds.is_empty(),
+            };
+            if !may_start {
+                return;
+            }
+            let Some(arrival) = self.arrivals.pop_front() else { return };
+            let id = arrival.request.id;
+            if let Err(failure) = self.begin(arrival, out) {
+                out.push((id, Output::Failed(failure)));
+            }
+        }
+    }
+
+    fn begin(&mut self, arrival: Arrival, out: &mut Outputs) -> Result<(), Failure> {
+        let Arrival { request, at, .. } = arrival;
+        if let Work::Embed(embed) = &request.work {
+            self.embeds.push(EmbedJob::new(&request, embed, &self.engine, at)?);
+            return Ok(());
+        }
+        let renderer = Renderer { engine: &self.engine, format: &self.format };
+        let prompt = match renderer.prepare(&request)? {
+            Prepared::Rendered(text) => {
+                out.push((request.id, Output::Rendered(text)));
+                return Ok(());
+            }
+            Prepared::Prompt(prompt) => prompt,
+        };
+        let grammar = self.grammars.compile(&request.format)?;
+        let mut tokens = prompt.tokens.clone();
+        let mut job = Job::new(&request, prompt, grammar, at);
+        let ending = replay(&mut job, &request.produced, &mut tokens, &self.vocab)?;
+        let Some(placement) = place(&self.slots, &tokens) else {
+            return Err(Failure::new(FailureKind::Internal, "no slot is free"));
+        };
+        let slot = placement.slot;
+        let computed = self.reuse(placement);
+        job.usage.cached_tokens = u32::try_from(computed).unwrap_or(u32::MAX).min(job.usage.prompt_tokens);
+        let started = Started {
+            slot: slot_id(slot),
+            prompt_tokens: job.usage.prompt_tokens,
+            cached_tokens: job.usage.cached_tokens,
+        };
+        out.push((request.id, Output::Started(started)));
+        self.uses += 1;
+        self.slots[slot] = Slot { tokens, computed, exact: usize::MAX, used: self.uses, job: Some(job) };
+        if let Some(ending) = ending {
+            self.finish(slot, ending, out);
+        }
+        Ok(())
+    }
+
+    /// Prepares a slot's cache; returns how many tokens it really holds then.
+    fn reuse(&mut self, placement: Placement) -> usize {
+        let Placement { slot, keep, copy_from } = placement;
+        let tokens = u32::try_from(keep).expect("a window's tokens have 32 bits");
+        let kept = match copy_from {
+            Some(from) if self.engine.copy_prefix(slot_id(from), slot_id(slot), tokens) => tokens,
+            // A failed copy leaves nothing; a truncation to nothing is always possible and makes sure of it.
+            Some(_) => self.engine.truncate(slot_id(slot), 0),
+            None => self.engine.truncate(slot_id(slot), tokens),
+        };
+        keep.min(kept as usize)
+    }
+
+    fn generate(&mut self, out: &mut Outputs) -> Result<(), Failure> {
+        let plan = self.plan();
+        let Some(computed) = self.forward(plan, out)? else { return Ok(()) };
+        for (input, share) in computed.into_iter().enumerate() {
+            let slot = &mut self.slots[share.slot];
+            slot.computed += share.tokens;
+            let (done, total) = (slot.computed, slot.tokens.len());
+            let Some(job) = &mut slot.job else { continue };
+            if done < total {
+                tell_prefill(job, done, total, out);
+                continue;
+            }
+            job.clock.decode.get_or_insert_with(Instant::now);
+            if job.is_full() {
+                self.finish(share.slot, Ending::because(FinishReason::Length), out);
+                continue;
+            }
+            let (id, vocab) = (job.id, &self.vocab);
+            let next = job.sample(self.engine.logits(input), vocab, &mut self.scratch).and_then(|choice| {
+                let token = choice.token;
+                job.accept(choice, vocab, &mut |output| out.push((id, output))).map(|ending| (token, ending))
+            });
+            match next {
+                Ok((token, None)) => self.append(share.slot, token, out),
+                Ok((_, Some(ending))) => self.finish(share.slot, ending, out),
+                Err(failure) => self.fail(share.slot, failure, out),
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares a batch out: one token for every generating slot, the rest for prompts, evenly.
+    fn plan(&mut self) -> Vec<Share> {
+        let limit = self.engine.facts().batch_tokens.max(1) as usize;
+        let count = self.slots.len();
+        let offset = usize::try_from(self.plans % count as u64).unwrap_or(0);
+        self.plans += 1;
+        // Whoever does not fit into a small batch is first another time.
+        let busy = (0..count).map(|index| (index + offset) % count).filter(|&slot| self.slots[slot].waiting() > 0);
+        let generating = |slot: usize| {
+            let slot = &self.slots[slot];
+            slot.waiting() == 1 && slot.job.as_ref().is_some_and(|job| job.clock.decode.is_some())
+        };
+        let (decoding, mut prefilling): (Vec<usize>, Vec<usize>) = busy.partition(|&slot| generating(slot));
+        let mut plan: Vec<Share> = decoding.into_iter().take(limit).map(|slot| Share { slot, tokens: 1 }).collect();
+        let mut left = limit - plan.len();
+        if !plan.is_empty() {
+            left = left.min(PREFILL_CHUNK_TOKENS as usize);
+        }
+        prefilling.sort_by_key(|&slot| self.slots[slot].waiting());
+        let mut sharers = prefilling.len();
+        for slot in prefilling {
+            let tokens = self.slots[slot].waiting().min(left.div_ceil(sharers));
+            sharers -= 1;
+            if tokens > 0 {
+                left -= tokens;
+                plan.push(Share { slot, tokens });
+            }
+        }
+        plan
+    }
+
+    /// Computes as much of the plan as the cache has room for. `None` where the failure has been told already.
+    fn forward(&mut self, mut plan: Vec<Share>, out: &mut Outputs) -> Result<Option<Vec<Share>>, Failure> {
+        let now = Instant::now();
+        for share in &plan {
+            if let Some(job) = &mut self.slots[share.slot].job {
+                job.clock.prefill.get_or_insert(now);
+            }
+        }
+        while !plan.is_empty() {
+            let slots = &self.slots;
+            let input = |share: &Share| {
+                let Slot { tokens, computed, .. } = &slots[share.slot];
+                let end = computed + share.tokens;
+                SlotInput { slot: slot_id(share.slot), tokens: &tokens[*computed..end], logits: end == tokens.len() }
+            };
+            let batch: Vec<SlotInput<'_>> = plan.iter().map(input).collect();
+            let result = self.engine.forward(&batch);
+            self.steps += 1;
+            match result {
+                Ok(()) => return Ok(Some(plan)),
+                Err(EngineError::NoRoom) if self.drop_idle_caches() => {}
+                Err(EngineError::NoRoom) if plan.len() > 1 => plan.truncate(plan.len() / 2),
+                Err(EngineError::Broken(detail)) => return Err(broken(detail)),
+                Err(error) => {
+                    for share in plan {
+                        self.fail(share.slot, failure(&error), out);
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes room by forgetting what is only kept for reuse. `false` where there is nothing of that kind.
+    fn drop_idle_caches(&mut self) -> bool {
+        let mut any = false;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.job.is_none() && slot.computed > 0 {
+                self.engine.truncate(slot_id(index), 0);
+                slot.forget();
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Puts a generated token in line, and makes room for it where the window is full.
+    fn append(&mut self, index: usize, token: TokenId, out: &mut Outputs) {
+        let slot = &mut self.slots[index];
+        slot.tokens.push(token);
+        let Some(job) = &slot.job else { return };
+        if slot.tokens.len() <= job.window {
+            return;
+        }
+        if let Some((keep, discard)) = job.slide(slot.computed)
+            && self.engine.shift(slot_id(index), keep as u32, discard as u32)
+        {
+            slot.tokens.drain(keep..keep + discard);
+            slot.computed -= discard;
+            slot.exact = slot.exact.min(keep);
+            return;
+        }
+        self.finish(index, Ending::because(FinishReason::Length), out);
+    }
+
+    /// Ends a request and frees its slot; what it computed stays for the next one.
+    fn finish(&mut self, index: usize, ending: Ending, out: &mut Outputs) {
+        let slot = &mut self.slots[index];
+        let Some(job) = slot.job.take() else { return };
+        let id = job.id;
+        job.finish(ending, &mut |output| out.push((id, output)));
+        slot.tokens.truncate(slot.computed);
+        if slot.exact < slot.computed {
+            let kept = self.engine.truncate(slot_id(index), slot.exact as u32) as usize;
+            slot.tokens.truncate(kept);
+            slot.computed = slot.tokens.len();
+        }
+        slot.exact = usize::MAX;
+    }
+
+    /// Ends a request that failed and forgets its cache, which may be the reason.
+    fn fail(&mut self, index: usize, failure: Failure, out: &mut Outputs) {
+        if let Some(job) = self.slots[index].job.take() {
+            out.push((job.id, Output::Failed(failure)));
+        }
+        self.engine.truncate(slot_id(index), 0);
+        self.slots[index].forget();
+    }
+
+    fn embed(&mut self, out: &mut Outputs) -> Result<(), Failure> {
+        self.slots.iter_mut().for_each(Slot::forget);
+        self.steps += 1;
+        embed::step(&mut self.engine, &mut self.embeds, out)
+    }
+}
+
+/// Brings a fresh job to where an earlier worker left it, silently: `tokens` becomes what its slot must hold.
+/// Returns the ending that the earlier worker had no time to tell.
+fn replay(
+    job: &mut Job,
+    produced: &[TokenId],
+    tokens: &mut Vec<TokenId>,
+    vocab: &Vocab,
+) -> Result<Option<Ending>, Failure> {
+    for &token in produced {
+        if token as usize >= vocab.len() {
+            return Err(Failure::new(FailureKind::Internal, "a produced token is not in the vocabulary"));
+        }
+        let ending = job.accept(Choice { token, logprob: None }, vocab, &mut |_| {})?;
+        if ending.is_some() {
+            return Ok(ending);
+        }
+        tokens.push(token);
+        if tokens.len() > job.window {
+            let Some((keep, discard)) = job.slide(tokens.len() - 1) else {
+                return Ok(Some(Ending::because(FinishReason::Length)));
+            };
+            tokens.drain(keep..keep + discard);
+        }
+    }
+    Ok(None)
+}
+
+fn tell_prefill(job: &mut Job, done: usize, total: usize, out: &mut Outputs) {
+    let now = Instant::now();
+    if now.saturating_duration_since(job.clock.told) >= PREFILL_TOLD_EVERY {
+        job.clock.told = now;
+        let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+        out.push((job.id, Output::Prefill { done: count(done), total: count(total) }));
+    }
+}
+
+fn slot_id(index: usize) -> SlotId {
+    SlotId(u16::try_from(index).expect("there are at most SLOTS_MAX slots"))
+}
+
+fn cancelled(clock: &Clock) -> Output {
+    Output::Finished(Finished {
+        reason: FinishReason::Cancelled,
+        stop_string: None,
+        usage: ollmlx_proto::Usage::default(),
+        timings: clock.timings(),
+        context: Vec::new(),
+    })
+}
+
+fn broken(detail: String) -> Failure {
+    Failure::new(FailureKind::EngineFailed, "the engine is broken").with_detail(detail)
+}
+
+/// What a client hears of an engine's error.
+fn failure(error: &EngineError) -> Failure {
+    match error {
+        EngineError::NoRoom => Failure::new(FailureKind::EngineFailed, "no room in the key-value cache"),
+        EngineError::Unsupported(reason) => Failure::new(FailureKind::Unsupported, reason.clone()),
+        EngineError::Failed(detail) | EngineError::Broken(detail) => {
+            Failure::new(FailureKind::EngineFailed, "the engine failed in a computation").with_detail(detail.clone())
+        }
+    }
+}

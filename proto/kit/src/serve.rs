@@ -1,1 +1,359 @@
-//! (to be written)
+//! A worker process: its arguments, its two threads, its end.
+//!
+//! ```text
+//! worker                    dials OLLMLX_SOCKET and serves one model
+//! worker inspect PATH…      prints the model's facts, see [`crate::inspect`]
+//! worker --version
+//! ```
+//!
+//! One thread reads the socket into a bounded channel; the other, the main one (accelerators like that), owns the
+//! engine and drains the channel between two steps, so that a cancel takes effect before the next one. The end of the
+//! socket is the end of the supervisor: the reader ends the process at once, even in the middle of a computation, so
+//! that no orphan holds gigabytes. All frames of a step travel in one write; a write that fails, or that nobody takes
+//! for [`WRITE_TIMEOUT`], means the same.
+//!
+//! Knows nothing of scheduling: how many requests come, and when to leave, is the supervisor's decision.
+
+mod link;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod toy_backend;
+
+use std::io::{self, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use ollmlx_proto::limits::{HELLO_TIMEOUT_MS, PROGRESS_INTERVAL_MS};
+use ollmlx_proto::version::PROTOCOL_VERSIONS;
+use ollmlx_proto::{
+    Failure, FailureKind, FromWorker, Incarnation, LoadSpec, MemoryReport, ModelId, Output, Ready, RequestId, ToWorker,
+    WorkerHello, WorkerId,
+};
+
+use self::link::{Gone, Sender, dial, read_in_background};
+use crate::batch::{Batcher, StepOutcome};
+use crate::engine::{Backend, Engine};
+use crate::inspect;
+
+/// A supervisor that takes no bytes for this long is as good as dead.
+pub const WRITE_TIMEOUT: Duration = Duration::from_millis(ollmlx_proto::limits::SILENCE_MS);
+/// Load progress is told at most this often.
+const LOAD_PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Life and memory are told at most this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
+
+/// How a worker ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Drained, as asked.
+    Drained,
+    /// The supervisor is gone.
+    Gone,
+    /// The model could not be loaded; the supervisor knows why.
+    LoadFailed,
+    /// The engine is of no use any more.
+    Broken(String),
+    /// A defect of ours; the panic's own words are on standard error already.
+    Panicked,
+    /// The supervisor said something unexpected, or nothing in time.
+    Protocol(String),
+    /// The environment does not say whom to serve.
+    Environment(String),
+}
+
+impl Exit {
+    /// The process's exit status.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Drained | Self::Gone => 0,
+            Self::Environment(_) => 2,
+            Self::LoadFailed => 3,
+            Self::Broken(_) => 4,
+            Self::Protocol(_) => 5,
+            Self::Panicked => 101,
+        }
+    }
+}
+
+impl From<Gone> for Exit {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+/// Who this process is, from its environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Which model, and which of its processes.
+    pub worker: WorkerId,
+    /// Proves that the supervisor started us.
+    pub token: [u8; 32],
+}
+
+/// The whole of a worker's `main`.
+#[must_use]
+pub fn main<B: Backend>() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next();
+    let status = match first.as_ref().and_then(|first| first.to_str()) {
+        Some("inspect") => {
+            let paths: Vec<PathBuf> = arguments.map(PathBuf::from).collect();
+            inspect::run::<B>(&paths, &mut io::stdout().lock()).unwrap_or(inspect::EXIT_FAILED)
+        }
+        Some("--version" | "-V") => {
+            let written = writeln!(io::stdout(), "{} (protocol {PROTOCOL_VERSIONS:?})", build());
+            u8::from(written.is_err())
+        }
+        None if first.is_none() => worker::<B>(),
+        _ => {
+            eprintln!("usage: (inspect PATH... | --version); without arguments the supervisor must have started this");
+            2
+        }
+    };
+    ExitCode::from(status)
+}
+
+fn worker<B: Backend>() -> u8 {
+    let exit = match environment() {
+        Err(reason) => Exit::Environment(reason),
+        Ok((socket, identity)) => match dial(&socket) {
+            Err(error) => Exit::Protocol(format!("the supervisor can't be reached: {error}")),
+            Ok((reader, writer)) => run::<B>(reader, writer, &identity, || std::process::exit(0)),
+        },
+    };
+    match &exit {
+        Exit::Broken(reason) | Exit::Protocol(reason) | Exit::Environment(reason) => eprintln!("worker ends: {reason}"),
+        Exit::Drained | Exit::Gone | Exit::LoadFailed | Exit::Panicked => {}
+    }
+    exit.status()
+}
+
+fn environment() -> Result<(PathBuf, Identity), String> {
+    let variable = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
+    let socket = std::env::var_os("OLLMLX_SOCKET").ok_or("OLLMLX_SOCKET is not set")?;
+    let identity = Identity {
+        worker: WorkerId {
+            model: ModelId(variable("OLLMLX_MODEL")?),
+            incarnation: Incarnation(
+                variable("OLLMLX_INCARNATION")?.parse().map_err(|error| format!("OLLMLX_INCARNATION: {error}"))?,
+            ),
+        },
+        token: parse_token(&variable("OLLMLX_TOKEN")?).ok_or("OLLMLX_TOKEN is not 64 hexadecimal digits")?,
+    };
+    Ok((PathBuf::from(socket), identity))
+}
+
+fn parse_token(digits: &str) -> Option<[u8; 32]> {
+    let mut token = [0; 32];
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    if pairs.len() != token.len() || !rest.is_empty() {
+        return None;
+    }
+    for (byte, pair) in token.iter_mut().zip(pairs) {
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
+    }
+    Some(token)
+}
+
+fn build() -> String {
+    format!("ollmlx worker {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Serves one model over a stream until something ends it. `gone` is called on the reading thread when the
+/// stream ends; the real one ends the process there.
+pub fn run<B: Backend>(
+    reader: impl Read + Send + 'static,
+    writer: impl Write,
+    identity: &Identity,
+    gone: impl FnOnce() + Send + 'static,
+) -> Exit {
+    let mut sender = Sender::new(writer);
+    let inbox = match read_in_background(reader, gone) {
+        Ok(inbox) => inbox,
+        Err(error) => return Exit::Protocol(format!("no thread could be started: {error}")),
+    };
+    // Unwinding ends here; nothing that was touched is used afterwards.
+    match catch_unwind(AssertUnwindSafe(|| serve::<B>(&mut sender, &inbox, identity))) {
+        Ok(Ok(exit) | Err(exit)) => exit,
+        Err(_) => Exit::Panicked,
+    }
+}
+
+fn serve<B: Backend>(
+    sender: &mut Sender<impl Write>,
+    inbox: &Receiver<ToWorker>,
+    identity: &Identity,
+) -> Result<Exit, Exit> {
+    sender.send(&FromWorker::Hello(WorkerHello {
+        versions: PROTOCOL_VERSIONS.to_vec(),
+        build: build(),
+        worker: identity.worker.clone(),
+        pid: std::process::id(),
+        token: identity.token,
+    }))?;
+    match expect(inbox)? {
+        ToWorker::Hello { version, .. } if PROTOCOL_VERSIONS.contains(&version) => {}
+        ToWorker::Hello { version, .. } => {
+            return Err(Exit::Protocol(format!("protocol {version} is not spoken here")));
+        }
+        other => return Err(unexpected(&other)),
+    }
+    let spec = match expect(inbox)? {
+        ToWorker::Load(spec) => spec,
+        ToWorker::Drain => return leave(sender),
+        other => return Err(unexpected(&other)),
+    };
+    let engine = match load::<B>(sender, &spec) {
+        Ok(engine) => engine,
+        Err(failure) => {
+            eprintln!("load failed: {failure} {}", failure.detail);
+            sender.send(&FromWorker::LoadFailed(failure))?;
+            return Ok(Exit::LoadFailed);
+        }
+    };
+    let mut session = Session::new(Batcher::new(engine));
+    sender.send(&FromWorker::Ready(session.ready()))?;
+    session.serve(sender, inbox)
+}
+
+/// What must come, and soon.
+fn expect(inbox: &Receiver<ToWorker>) -> Result<ToWorker, Exit> {
+    inbox.recv_timeout(Duration::from_millis(HELLO_TIMEOUT_MS)).map_err(|error| match error {
+        RecvTimeoutError::Disconnected => Exit::Gone,
+        RecvTimeoutError::Timeout => Exit::Protocol("the supervisor fell silent before the load".to_owned()),
+    })
+}
+
+fn unexpected(message: &ToWorker) -> Exit {
+    let name = match message {
+        ToWorker::Hello { .. } => "hello",
+        ToWorker::Load(_) => "load",
+        ToWorker::Run(_) => "run",
+        ToWorker::Cancel(_) => "cancel",
+        ToWorker::Drain => "drain",
+    };
+    Exit::Protocol(format!("{name} is not expected here"))
+}
+
+fn leave(sender: &mut Sender<impl Write>) -> Result<Exit, Exit> {
+    sender.send(&FromWorker::Bye)?;
+    Ok(Exit::Drained)
+}
+
+fn load<B: Backend>(sender: &mut Sender<impl Write>, spec: &LoadSpec) -> Result<B::Engine, Failure> {
+    let mut last: Option<Instant> = None;
+    let mut progress = |done: u64, total: u64| {
+        let now = Instant::now();
+        if last.is_some_and(|last| now.saturating_duration_since(last) < LOAD_PROGRESS_EVERY) {
+            return true;
+        }
+        last = Some(now);
+        sender.send(&FromWorker::LoadProgress { done, total }).is_ok()
+    };
+    catch_unwind(AssertUnwindSafe(|| B::load(spec, &mut progress))).unwrap_or_else(|_| {
+        Err(Failure::new(FailureKind::LoadFailed, "the model could not be loaded")
+            .with_detail("the engine panicked; see standard error"))
+    })
+}
+
+/// A loaded worker.
+struct Session<E> {
+    batcher: Batcher<E>,
+    draining: bool,
+    outputs: Vec<(RequestId, Output)>,
+    memory: MemoryReport,
+    told: Instant,
+}
+
+impl<E: Engine> Session<E> {
+    fn new(batcher: Batcher<E>) -> Self {
+        let memory = batcher.engine().memory();
+        Self { batcher, draining: false, outputs: Vec::new(), memory, told: Instant::now() }
+    }
+
+    fn ready(&self) -> Ready {
+        let facts = self.batcher.engine().facts();
+        Ready {
+            slots: facts.slots,
+            context_tokens: facts.context_tokens,
+            memory: self.memory,
+            device: facts.device.clone(),
+            accelerator_bytes: facts.accelerator_bytes,
+        }
+    }
+
+    fn serve(&mut self, sender: &mut Sender<impl Write>, inbox: &Receiver<ToWorker>) -> Result<Exit, Exit> {
+        loop {
+            if self.batcher.is_idle() {
+                if self.draining {
+                    return leave(sender);
+                }
+                // Without a deadline on purpose: an idle worker may idle, and the reader sees the supervisor go.
+                let message = inbox.recv().map_err(|_| Exit::Gone)?;
+                // Life is told of from now on, not for the time that nothing was to do.
+                self.told = Instant::now();
+                self.take(message)?;
+            }
+            loop {
+                match inbox.try_recv() {
+                    Ok(message) => self.take(message)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Err(Exit::Gone),
+                }
+            }
+            self.step(sender)?;
+        }
+    }
+
+    fn take(&mut self, message: ToWorker) -> Result<(), Exit> {
+        match message {
+            ToWorker::Run(request) if self.draining => Err(unexpected(&ToWorker::Run(request))),
+            ToWorker::Run(request) => {
+                self.batcher.run(*request);
+                Ok(())
+            }
+            ToWorker::Cancel(id) => {
+                self.batcher.cancel(id);
+                Ok(())
+            }
+            ToWorker::Drain => {
+                self.draining = true;
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn step(&mut self, sender: &mut Sender<impl Write>) -> Result<(), Exit> {
+        let stepped = self.batcher.step(&mut self.outputs);
+        for (id, output) in self.outputs.drain(..) {
+            sender.queue_output(id, output);
+        }
+        let outcome = match stepped {
+            Ok(outcome) => outcome,
+            Err(failure) => {
+                sender.flush()?;
+                return Err(Exit::Broken(format!("{failure}: {}", failure.detail)));
+            }
+        };
+        let now = Instant::now();
+        if now.saturating_duration_since(self.told) >= PROGRESS_EVERY {
+            self.told = now;
+            if outcome == StepOutcome::Busy {
+                sender.queue(&FromWorker::Progress { steps: self.batcher.steps() });
+            }
+            let memory = self.batcher.engine().memory();
+            if memory != self.memory {
+                self.memory = memory;
+                sender.queue(&FromWorker::Memory(memory));
+            }
+        }
+        Ok(sender.flush()?)
+    }
+}

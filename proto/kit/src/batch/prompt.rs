@@ -1,0 +1,224 @@
+//! Work to prompt tokens: rendering, tokenising, and shortening what does not fit.
+//!
+//! Shortening follows Ollama: the oldest turns of a chat are dropped until the rest fits, system messages and the last
+//! message always stay; then, if the window may slide, the tokens are cut in the middle. Knows nothing of slots.
+
+use ollmlx_proto::limits::CONTEXT_TOKENS_MIN;
+use ollmlx_proto::{Chat, Complete, ContentPart, Failure, FailureKind, Limits, Request, Role, TokenId, Work};
+
+use crate::chat::{ChatFormat, OutputParser, RenderedPrompt};
+use crate::engine::{Engine, EngineFacts};
+
+/// Ollama's words for a prompt that does not fit.
+const TOO_LONG: &str = "the prompt is longer than the context length currently available to the model; shorten the \
+                        prompt, adjust the context length in settings, or use a model with a longer context length";
+
+/// What a request's work turned into.
+pub(super) enum Prepared {
+    /// Only the text was wanted.
+    Rendered(String),
+    /// To be computed.
+    Prompt(Prompt),
+}
+
+/// A prompt that fits its window.
+pub(super) struct Prompt {
+    /// Not empty, and less than `window`.
+    pub(super) tokens: Vec<TokenId>,
+    /// Tokens of this request's window.
+    pub(super) window: usize,
+    /// Tokens at the start that a slide keeps.
+    pub(super) keep: usize,
+    /// Reads the answer.
+    pub(super) parser: OutputParser,
+    /// Whether the tokens are reported at the end.
+    pub(super) wants_context: bool,
+}
+
+/// What this needs of the batcher.
+pub(super) struct Renderer<'a, E> {
+    pub(super) engine: &'a E,
+    pub(super) format: &'a ChatFormat,
+}
+
+impl<E: Engine> Renderer<'_, E> {
+    /// Turns work into a prompt.
+    ///
+    /// # Errors
+    /// The template failed, the prompt does not fit, or something in it is impossible.
+    pub(super) fn prepare(&self, request: &Request) -> Result<Prepared, Failure> {
+        let facts = self.engine.facts();
+        if facts.embedding {
+            return Err(Failure::new(FailureKind::Unsupported, "this model only makes embeddings"));
+        }
+        let window = window(&request.limits, facts);
+        let (tokens, parser, wants_context) = match &request.work {
+            Work::Chat(chat) if chat.render_only => {
+                return self.format.render(chat).map(|rendered| Prepared::Rendered(rendered.text));
+            }
+            Work::Chat(chat) => self.chat(chat, &request.limits, window)?,
+            Work::Complete(complete) => (self.complete(complete)?, OutputParser::passthrough(), false),
+            Work::Embed(_) => return Err(Failure::new(FailureKind::Internal, "embeddings have no prompt")),
+        };
+        let tokens = self.never_empty(tokens)?;
+        let keep = keep(&request.limits, facts, tokens.len());
+        let tokens = fit(tokens, keep, window, &request.limits)?;
+        Ok(Prepared::Prompt(Prompt { tokens, window, keep, parser, wants_context }))
+    }
+
+    fn complete(&self, complete: &Complete) -> Result<Vec<TokenId>, Failure> {
+        match complete.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
+            None => self.engine.tokenize(&complete.prompt, true, true),
+            Some(suffix) => {
+                let vocab = &self.engine.facts().vocab;
+                self.tokenize(&self.format.render_suffix(&complete.prompt, suffix, vocab)?)
+            }
+        }
+    }
+
+    fn chat(&self, chat: &Chat, limits: &Limits, window: usize) -> Result<(Vec<TokenId>, OutputParser, bool), Failure> {
+        self.check(chat)?;
+        let (tokens, rendered) = self.turns(chat)?;
+        let parser = self.format.parser(chat, &rendered);
+        if !limits.truncate || tokens.len() < window || chat.suffix.is_some() {
+            return Ok((tokens, parser, chat.single_turn));
+        }
+        let (tokens, parser) = self.drop_turns(chat, window)?.unwrap_or((tokens, parser));
+        Ok((tokens, parser, chat.single_turn))
+    }
+
+    fn check(&self, chat: &Chat) -> Result<(), Failure> {
+        let mut parts = chat.messages.iter().flat_map(|message| &message.content);
+        if parts.any(|part| matches!(part, ContentPart::Image(_))) {
+            return Err(Failure::new(FailureKind::Unsupported, "this model does not support image input"));
+        }
+        let size = self.engine.facts().vocab.len();
+        match chat.context.iter().find(|&&token| token as usize >= size) {
+            None => Ok(()),
+            Some(token) => Err(Failure::new(
+                FailureKind::InvalidRequest,
+                format!("context holds {token}, but the model has only {size} tokens"),
+            )),
+        }
+    }
+
+    /// All turns, with the tokens of an earlier exchange in front.
+    fn turns(&self, chat: &Chat) -> Result<(Vec<TokenId>, RenderedPrompt), Failure> {
+        let vocab = &self.engine.facts().vocab;
+        let mut rendered = self.format.render(chat)?;
+        if chat.context.is_empty() {
+            return Ok((self.tokenize(&rendered)?, rendered));
+        }
+        rendered.add_special = false;
+        let new = self.tokenize(&rendered)?;
+        // A template that prints the beginning-of-sequence token does so once too often here.
+        let new = new.strip_prefix(vocab.bos.as_slice()).unwrap_or(&new);
+        Ok(([&chat.context, new].concat(), rendered))
+    }
+
+    /// Drops as few of the oldest messages as will do. Templates may refuse some of the shorter chats (roles that
+    /// do not alternate); those count as too long. `None` where no chat works.
+    fn drop_turns(&self, chat: &Chat, window: usize) -> Result<Option<(Vec<TokenId>, OutputParser)>, Failure> {
+        let last = chat.messages.len().saturating_sub(1);
+        let droppable: Vec<usize> = (0..last).filter(|&index| chat.messages[index].role != Role::System).collect();
+        let attempt = |dropped: usize| -> Option<(Vec<TokenId>, RenderedPrompt, Chat)> {
+            let gone = &droppable[..dropped];
+            let kept = chat.messages.iter().enumerate().filter(|(index, _)| gone.binary_search(index).is_err());
+            let shorter = Chat { messages: kept.map(|(_, message)| message.clone()).collect(), ..chat.clone() };
+            let (tokens, rendered) = self.turns(&shorter).ok()?;
+            Some((tokens, rendered, shorter))
+        };
+        let fits = |dropped: usize| attempt(dropped).is_some_and(|(tokens, ..)| tokens.len() < window);
+        let (mut too_few, mut enough) = (0, droppable.len());
+        while enough > too_few + 1 {
+            let middle = too_few.midpoint(enough);
+            if fits(middle) { enough = middle } else { too_few = middle }
+        }
+        let best = (enough..=droppable.len()).find_map(attempt);
+        Ok(best.map(|(tokens, rendered, shorter)| (tokens, self.format.parser(&shorter, &rendered))))
+    }
+
+    /// The pieces between the cuts one by one: what a client typed can't become a control token across a cut.
+    fn tokenize(&self, rendered: &RenderedPrompt) -> Result<Vec<TokenId>, Failure> {
+        let text = rendered.text.as_str();
+        let mut tokens = Vec::new();
+        let mut start = 0;
+        for end in rendered.cuts.iter().copied().chain([text.len()]) {
+            let Some(piece) = text.get(start..end) else { continue };
+            if piece.is_empty() && !(start == 0 && end == text.len()) {
+                continue;
+            }
+            let add_special = rendered.add_special && start == 0;
+            tokens.append(&mut self.engine.tokenize(piece, add_special, true)?);
+            start = end;
+        }
+        Ok(tokens)
+    }
+
+    /// The engine can't continue nothing: an empty prompt is the beginning of a sequence.
+    fn never_empty(&self, tokens: Vec<TokenId>) -> Result<Vec<TokenId>, Failure> {
+        let vocab = &self.engine.facts().vocab;
+        match vocab.bos.or(vocab.eos) {
+            _ if !tokens.is_empty() => Ok(tokens),
+            Some(beginning) => Ok(vec![beginning]),
+            None => Err(Failure::new(FailureKind::InvalidRequest, "the prompt is empty")),
+        }
+    }
+}
+
+/// The request's window: what it asked for, within what its slot has.
+pub(super) fn window(limits: &Limits, facts: &EngineFacts) -> usize {
+    limits.context_tokens.max(CONTEXT_TOKENS_MIN).min(facts.context_tokens) as usize
+}
+
+fn keep(limits: &Limits, facts: &EngineFacts, prompt: usize) -> usize {
+    match usize::try_from(limits.keep_tokens) {
+        Ok(keep) => keep + usize::from(facts.vocab.add_bos),
+        Err(_) => prompt,
+    }
+}
+
+/// Cuts tokens out of the middle where that is allowed: the first `keep` stay, and so many of the last that about half
+/// of the rest of the window is free.
+fn fit(tokens: Vec<TokenId>, keep: usize, window: usize, limits: &Limits) -> Result<Vec<TokenId>, Failure> {
+    if tokens.len() < window {
+        return Ok(tokens);
+    }
+    if !(limits.truncate && limits.shift) {
+        return Err(Failure::new(FailureKind::ContextExceeded, TOO_LONG)
+            .with_detail(format!("{} prompt tokens, window of {window}", tokens.len())));
+    }
+    let keep = keep.min(window.saturating_sub(1));
+    let target = window - ((window - keep) / 2).max(1);
+    let tail = tokens.len() - (target - keep);
+    Ok([&tokens[..keep], &tokens[tail..]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits { max_tokens: None, context_tokens: 10, truncate: true, shift: true, keep_tokens: 4 }
+    }
+
+    #[test]
+    fn the_cut_follows_ollamas_arithmetic() {
+        let tokens: Vec<TokenId> = (0..30).collect();
+        // 10 − (10 − 4) / 2 = 7 tokens: 4 from the start, 3 from the end.
+        assert_eq!(fit(tokens.clone(), 4, 10, &limits()), Ok(vec![0, 1, 2, 3, 27, 28, 29]));
+        assert_eq!(fit(tokens.clone(), 0, 10, &limits()), Ok(vec![25, 26, 27, 28, 29]));
+        assert_eq!(fit(tokens.clone(), 30, 10, &limits()), Ok((0..9).collect()), "all of it: what fits");
+        assert_eq!(fit(tokens[..9].to_vec(), 4, 10, &limits()), Ok((0..9).collect()), "nine fit");
+        assert_eq!(fit(tokens[..10].to_vec(), 4, 10, &limits()), Ok(vec![0, 1, 2, 3, 7, 8, 9]), "ten do not");
+    }
+
+    #[test]
+    fn without_leave_to_cut_a_long_prompt_is_refused() {
+        for limits in [Limits { truncate: false, ..limits() }, Limits { shift: false, ..limits() }] {
+            let refused = fit((0..10).collect(), 4, 10, &limits).expect_err("too long");
+            assert_eq!((refused.kind, refused.public.as_str()), (FailureKind::ContextExceeded, TOO_LONG));
+            assert!(fit((0..9).collect(), 4, 10, &limits).is_ok());
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The toy engine as a backend: what happens depends on the file name.
+
+use std::path::PathBuf;
+
+use ollmlx_proto::{Failure, FailureKind, LoadSpec, ModelCard};
+
+use crate::batch::toy::Toy;
+use crate::engine::{Backend, EngineError, LoadProgress};
+
+#[derive(Debug)]
+pub(crate) struct ToyBackend;
+
+fn name(paths: &[PathBuf]) -> String {
+    paths.first().map(|path| path.display().to_string()).unwrap_or_default()
+}
+
+impl Backend for ToyBackend {
+    type Engine = Toy;
+
+    fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
+        match name(paths).as_str() {
+            "missing.gguf" => Err(Failure::new(FailureKind::ModelInvalid, "no such file")),
+            "panic.gguf" => panic!("as asked"),
+            _ => Ok(ModelCard {
+                format: "gguf".to_owned(),
+                architecture: "toy".to_owned(),
+                parameter_count: 1,
+                quantization: "F32".to_owned(),
+                context_length: 64,
+                embedding_length: 4,
+                block_count: 1,
+                vocab_size: 258,
+                weight_bytes: 4,
+                kv_bytes_per_token: 1,
+                kv_bytes_fixed: 0,
+                chat_template: None,
+                capabilities: Vec::new(),
+                metadata: "{}".to_owned(),
+                tensors: Vec::new(),
+            }),
+        }
+    }
+
+    fn load(spec: &LoadSpec, progress: LoadProgress<'_>) -> Result<Toy, Failure> {
+        for done in 0..=1000 {
+            if !progress(done, 1000) {
+                return Err(Failure::new(FailureKind::LoadFailed, "aborted"));
+            }
+        }
+        let mut toy = Toy::load(spec);
+        match name(&spec.weights).as_str() {
+            "missing.gguf" => return Err(Failure::new(FailureKind::ModelInvalid, "no such file")),
+            "panic.gguf" => panic!("as asked"),
+            "broken.gguf" => toy.failures.push_back(Some(EngineError::Broken("as asked".to_owned()))),
+            "explode.gguf" => toy.explode = true,
+            _ => {}
+        }
+        Ok(toy)
+    }
+}
