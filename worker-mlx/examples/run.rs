@@ -1,7 +1,7 @@
 //! Runs the engine alone, without a supervisor: greedy text, and how fast it is.
 //!
 //! `run FOLDER text PROMPT [COUNT]` continues a prompt; `run FOLDER speed` measures a prompt of 512 tokens and tokens per
-//! second at 1 and 8 slots; `run FOLDER inspect` prints the model's card.
+//! second at 1, 4 and 8 slots, `run FOLDER speed SLOTS` at that many only; `run FOLDER inspect` prints the model's card.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
             let count = rest.first().map_or(Ok(64), |count| count.parse())?;
             text(&mut engine, prompt, count)
         }
-        ("speed", _) => speed(&mut engine),
+        ("speed", slots) => speed(&mut engine, slots),
         _ => bail!("unknown: {what}"),
     }
 }
@@ -78,16 +78,17 @@ fn text(engine: &mut MlxEngine, prompt: &str, count: usize) -> anyhow::Result<()
     Ok(())
 }
 
-fn speed(engine: &mut MlxEngine) -> anyhow::Result<()> {
+fn speed(engine: &mut MlxEngine, slots: &[String]) -> anyhow::Result<()> {
+    let asked: Vec<u16> = slots.iter().map(|slots| slots.parse()).collect::<Result<_, _>>()?;
     let prompt: Vec<u32> = (0..512).map(|index| 100 + index * 7 % 1000).collect();
-    for _ in 0..2 {
+    for _ in 0..if asked.is_empty() { 2 } else { 0 } {
         engine.truncate(SlotId(0), 0);
         let started = Instant::now();
         engine.forward(&[SlotInput { slot: SlotId(0), tokens: &prompt, logits: true }])?;
         let took = started.elapsed().as_secs_f64();
         println!("prompt of 512: {:.1} ms, {:.0} tokens/s", took * 1e3, 512.0 / took);
     }
-    for slots in [1_u16, 4, 8] {
+    for slots in if asked.is_empty() { vec![1, 4, 8] } else { asked } {
         for slot in 0..slots {
             engine.truncate(SlotId(slot), 0);
             engine.forward(&[SlotInput { slot: SlotId(slot), tokens: &prompt[..64], logits: true }])?;

@@ -2,4 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use ollmlx_worker_mlx::engine::MlxBackend;
+
+fn main() -> ExitCode {
+    ollmlx_worker_kit::serve::main::<MlxBackend>()
+}
