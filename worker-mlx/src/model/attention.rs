@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::quant::Result;
 use mlx_rs::Array;
+use mlx_rs::error::Exception;
 use mlx_rs::fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention};
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{add, concatenate, matmul, multiply, select, softmax_axis};
@@ -138,23 +139,21 @@ impl Attention {
         index: usize,
         masks: &mut Masks,
     ) -> Result<Array> {
-        let rows = x.dim(0);
         let (q_width, kv_width) = (self.heads * self.head_width, self.kv_heads * self.head_width);
         let parts = match &self.projection {
-            Projection::Fused(linear) => split_last(&linear.apply(x)?, &[q_width, kv_width, kv_width])?,
-            Projection::Apart(three) => three.iter().map(|linear| linear.apply(x)).collect::<Result<Vec<_>>>()?,
+            Projection::Fused(linear) => {
+                let joined = linear.apply(x)?;
+                match self.turn_together(&joined, positions)? {
+                    Some(parts) => parts,
+                    None => self.turn(&split_last(&joined, &[q_width, kv_width, kv_width])?, positions)?,
+                }
+            }
+            Projection::Apart(three) => {
+                let parts = three.iter().map(|linear| linear.apply(x)).collect::<Result<Vec<_>>>()?;
+                self.turn(&parts, positions)?
+            }
         };
-        let mut queries = parts[0].reshape(&[rows, self.heads, self.head_width])?;
-        let mut keys = parts[1].reshape(&[rows, self.kv_heads, self.head_width])?;
-        let values = parts[2].reshape(&[rows, self.kv_heads, self.head_width])?;
-        if let Some(weight) = &self.norm_queries {
-            queries = rms_norm(&queries, Some(weight), self.eps)?;
-        }
-        if let Some(weight) = &self.norm_keys {
-            keys = rms_norm(&keys, Some(weight), self.eps)?;
-        }
-        let queries = self.rope.apply(&queries, positions)?;
-        let keys = self.rope.apply(&keys, positions)?;
+        let [queries, keys, values] = parts;
         let mut outputs = Vec::with_capacity(batch.spans.len());
         for span in batch.spans {
             let cache = &mut slots[span.slot].layers[index];
@@ -168,6 +167,36 @@ impl Attention {
             many => concatenate(many, 0)?,
         };
         self.output.apply(&joined)
+    }
+
+    /// Queries, keys and values by row and head, `[rows, heads, width]`, normed and turned to their positions.
+    fn turn(&self, parts: &[Array], positions: &Array) -> Result<[Array; 3]> {
+        let [queries, keys, values] = parts else { return Err(Exception::custom("three projections are needed")) };
+        let by_row = |part: &Array, heads: i32| part.reshape(&[part.dim(0), heads, self.head_width]);
+        let mut queries = by_row(queries, self.heads)?;
+        let mut keys = by_row(keys, self.kv_heads)?;
+        if let Some(weight) = &self.norm_queries {
+            queries = rms_norm(&queries, Some(weight), self.eps)?;
+        }
+        if let Some(weight) = &self.norm_keys {
+            keys = rms_norm(&keys, Some(weight), self.eps)?;
+        }
+        let queries = self.rope.apply(&queries, positions)?;
+        Ok([queries, self.rope.apply(&keys, positions)?, by_row(values, self.kv_heads)?])
+    }
+
+    /// The same in one turn, where queries and keys lie side by side and are not normed: a rotation has many steps on
+    /// a CPU.
+    fn turn_together(&self, joined: &Array, positions: &Array) -> Result<Option<[Array; 3]>> {
+        if self.norm_queries.is_some() || self.norm_keys.is_some() {
+            return Ok(None);
+        }
+        let all = joined.reshape(&[joined.dim(0), self.heads + 2 * self.kv_heads, self.head_width])?;
+        let turned_heads = self.heads + self.kv_heads;
+        let turned = self.rope.apply(&all.try_index((.., 0..turned_heads, ..))?, positions)?;
+        let queries = turned.try_index((.., 0..self.heads, ..))?;
+        let keys = turned.try_index((.., self.heads..turned_heads, ..))?;
+        Ok(Some([queries, keys, all.try_index((.., turned_heads.., ..))?]))
     }
 
     /// `[1, heads, queries, width]` over `[1, kv heads, keys, width]`.
