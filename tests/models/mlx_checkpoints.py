@@ -69,18 +69,8 @@ def gemma3(source, target):
         query_pre_attn_scalar=256, tie_word_embeddings=True, bos_token_id=2, eos_token_id=[1, 106],
         quantization=dict(group_size=64, bits=4))
     (target / "config.json").write_text(json.dumps(config, indent=1))
-    import gguf2mlx
-    extract = getattr(gguf2mlx, "extract_tokenizer", None)
-    if extract is None:
-        import importlib
-        import pkgutil
-        for module in pkgutil.walk_packages(gguf2mlx.__path__, "gguf2mlx."):
-            extract = getattr(importlib.import_module(module.name), "extract_tokenizer", None)
-            if extract:
-                break
-    import inspect
-    print("extract_tokenizer", inspect.signature(extract))
-    extract(reader, target)
+    from gguf2mlx.gguf2mlx import extract_tokenizer
+    extract_tokenizer(reader, target)
 
 
 def golden(folder, prompt, count=64):

@@ -91,12 +91,14 @@ if [ ! -f "$library/libmlxc.a" ]; then
     cp "$root/build/libmlxc.a" "$library/libmlxc.a"
 fi
 
-if [ ! -f "$library/libmlxshim.a" ] || [ "$here/shim.cpp" -nt "$library/libmlxshim.a" ]; then
+# Cargo packs the shim into mlx-sys and does not look at it again, so another shim has another name.
+shim=mlxshim$(cksum <"$here/shim.cpp" | cut -d ' ' -f 1)
+if [ ! -f "$library/lib$shim.a" ]; then
     say "building the shim"
     # shellcheck disable=SC2086 # The flags are words.
     g++ -std=c++20 -O2 -fPIC $compat -I"$mlx_c" -isystem "$wheel/mlx/include" -c "$here/shim.cpp" -o "$root/shim.o"
-    rm -f "$library/libmlxshim.a"
-    ar rcs "$library/libmlxshim.a" "$root/shim.o"
+    rm -f "$library"/libmlxshim*.a
+    ar rcs "$library/lib$shim.a" "$root/shim.o"
 fi
 
 if [ ! -f "$bindings/bindings.rs" ] || [ "$here/half.h" -nt "$bindings/bindings.rs" ]; then
@@ -114,7 +116,7 @@ config=$repository/.cargo/mlx-linux.toml
         cat <<EOF
 [target.$target.mlx]
 rustc-link-search = ["native=$library", "native=$wheel/mlx/lib"]
-rustc-link-lib = ["static=mlxc", "static=mlxshim", "dylib=mlx", "dylib=stdc++"]
+rustc-link-lib = ["static=mlxc", "static=$shim", "dylib=mlx", "dylib=stdc++"]
 rustc-env = { OUT_DIR = "$bindings" }
 rpath = "$wheel/mlx/lib"
 EOF

@@ -1,7 +1,9 @@
 // What mlx-rs expects of MLX's C interface and does not get on Linux.
 //
 // mlx-c declares its half-precision accessors on ARM only (mlx/c/half.h), and mlx-rs calls them on every target. A
-// value crosses as its 16 bits. The clock seeds mlx-rs's random numbers, which we do not use, but it must link.
+// value crosses as its 16 bits. The number of BLAS threads is ours (src/ffi). The clock seeds mlx-rs's random numbers, which we do not use, but it must link.
+
+#include <dlfcn.h>
 
 #include <cstdint>
 #include <cstring>
@@ -60,4 +62,16 @@ extern "C" uint64_t mach_approximate_time() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1000000000u + static_cast<uint64_t>(now.tv_nsec);
+}
+
+// Sets the number of threads of OpenBLAS, 0 for as many as it began with. Nothing happens with another BLAS.
+extern "C" void ollmlx_blas_threads(int count) {
+  using Set = void (*)(int);
+  using Get = int (*)();
+  static const auto set = reinterpret_cast<Set>(dlsym(RTLD_DEFAULT, "openblas_set_num_threads"));
+  static const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "openblas_get_num_threads"));
+  static const int all = get ? get() : 0;
+  if (set && all > 0) {
+    set(count > 0 ? count : all);
+  }
 }

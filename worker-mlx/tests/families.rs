@@ -2,6 +2,8 @@
 //!
 //! The checkpoints under `data/` are tiny and random; `data/make.py` makes them and their golden numbers.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,5 +1,7 @@
 //! Damaged and malicious model folders: an error that names the fault, quickly, and nothing allocated by a lie.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::Path;
 
 use ollmlx_proto::{Failure, FailureKind, LoadSpec};

@@ -173,3 +173,24 @@ fn longrope(config: &Config<'_>, scaling: &Config<'_>, dimensions: i32, base: f6
     let periods = plain_periods(dimensions, base).into_iter().zip(factors).map(|(period, factor)| period * factor);
     Ok((table(periods), magnitude as f32))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_turned_back_are_those_of_an_earlier_position() {
+        let values: Vec<f32> = (0..2 * 3 * 8).map(|index| (index as f32 * 0.7).sin()).collect();
+        let x = Array::from_slice(&values, &[3, 2, 8]);
+        let rope = Rope::plain(8, 1e4);
+        let early = rope.apply(&x, &Array::from_slice(&[4, 5, 6], &[3])).unwrap();
+        let late = rope.apply(&x, &Array::from_slice(&[11, 12, 13], &[3])).unwrap();
+        let by_head = late.transpose_axes(&[1, 0, 2]).unwrap().expand_dims(0).unwrap();
+        let back = rope.turn_back(&by_head, 7).unwrap().squeeze_axes(&[0]).unwrap();
+        let back = back.transpose_axes(&[1, 0, 2]).unwrap().contiguous().unwrap();
+        let early = early.contiguous().unwrap();
+        for (a, b) in back.try_as_slice::<f32>().unwrap().iter().zip(early.try_as_slice::<f32>().unwrap()) {
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
+    }
+}
