@@ -1,7 +1,7 @@
 //! Runs the engine alone, without a supervisor: greedy text, and how fast it is.
 //!
 //! `run FOLDER text PROMPT [COUNT]` continues a prompt; `run FOLDER speed` measures a prompt of 512 tokens and tokens per
-//! second at 1, 4 and 8 slots, `run FOLDER speed SLOTS` at that many only; `run FOLDER inspect` prints the model's card.
+//! second at 1, 4 and 8 slots, `run FOLDER speed SLOTS` at that many only; `run FOLDER embed TEXT…` compares texts; `run FOLDER inspect` prints the model's card.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -29,6 +29,7 @@ fn main() -> anyhow::Result<()> {
             let count = rest.first().map_or(Ok(64), |count| count.parse())?;
             text(&mut engine, prompt, count)
         }
+        ("embed", texts) => embed(&mut engine, texts),
         ("speed", slots) => speed(&mut engine, slots),
         _ => bail!("unknown: {what}"),
     }
@@ -75,6 +76,21 @@ fn text(engine: &mut MlxEngine, prompt: &str, count: usize) -> anyhow::Result<()
     let vocab = engine.facts().vocab.clone();
     let bytes: Vec<u8> = out.iter().flat_map(|&token| vocab.spelling(token).to_vec()).collect();
     println!("{}", String::from_utf8_lossy(&bytes));
+    Ok(())
+}
+
+fn embed(engine: &mut MlxEngine, texts: &[String]) -> anyhow::Result<()> {
+    let inputs: Vec<Vec<u32>> =
+        texts.iter().map(|text| engine.tokenize(text, true, false)).collect::<Result<_, _>>()?;
+    let started = Instant::now();
+    let vectors = engine.embed(&inputs)?;
+    println!("{:.1} ms", started.elapsed().as_secs_f64() * 1e3);
+    let length = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>().sqrt();
+    for (tokens, vector) in inputs.iter().zip(&vectors) {
+        let dot: f32 = vector.iter().zip(&vectors[0]).map(|(a, b)| a * b).sum();
+        let likeness = dot / length(vector) / length(&vectors[0]);
+        println!("{tokens:?} {:?}… likeness to the first {likeness:.4}", &vector[..3]);
+    }
     Ok(())
 }
 

@@ -162,13 +162,8 @@ fn a_ragged_batch_gives_each_slot_what_it_has_alone() {
         for round in 0..3 {
             let batch: Vec<SlotInput<'_>> = (0..3).map(|index| input(slots[index], plans[index][round])).collect();
             engine.forward(&batch).unwrap();
-            for index in 0..3 {
-                assert_close(
-                    family,
-                    &format!("slot {index}, round {round}"),
-                    engine.logits(index),
-                    &want[index][round],
-                );
+            for (index, want) in want.iter().enumerate() {
+                assert_close(family, &format!("slot {index}, round {round}"), engine.logits(index), &want[round]);
             }
         }
         // All slots with one token each.
