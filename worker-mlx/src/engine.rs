@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, DeviceType, memory, transforms};
+use ollmlx_proto::limits::{MLX_BUFFER_CACHE_BYTES, MLX_CPU_UNPACK_BYTES_MAX};
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::ChatSource;
 use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
@@ -23,14 +24,9 @@ use crate::model::{ModelSpec, decoder::DecoderSpec};
 use crate::tokenizer::{Tokenizer, chat_template};
 use crate::weights::{Placement, Weights, load_failed};
 
-/// On a CPU device a quantised model is unpacked to 32-bit floats where that takes at most this many bytes: BLAS on
-/// plain floats is then several times faster than MLX's quantised product.
-const CPU_UNPACK_BYTES_MAX: u64 = 2 << 30;
 /// Up to this many rows OpenBLAS is faster with one thread: it splits the rows (measured on two cores: 8 rows of
 /// 576 by 3072 take 0.38 ms with one thread and 0.92 ms with two).
 const ONE_THREAD_ROWS: usize = 16;
-/// Bytes of freed buffers that MLX may keep for reuse.
-const BUFFER_CACHE_BYTES: usize = 256 << 20;
 /// Batches between two emptyings of MLX's buffer cache, which fragments as caches grow (mlx-lm does it every 256).
 const BATCHES_PER_CLEAR: u64 = 256;
 
@@ -79,7 +75,7 @@ impl MlxEngine {
         let fault = |error| load_failed(&error);
         // The first call of this kind installs the handler without which MLX ends the process on an error.
         memory::active_memory().map_err(fault)?;
-        memory::set_cache_limit(BUFFER_CACHE_BYTES).map_err(fault)?;
+        memory::set_cache_limit(MLX_BUFFER_CACHE_BYTES).map_err(fault)?;
         use_shipped_kernels().map_err(fault)?;
         if !load.adapters.is_empty() {
             return Err(Failure::new(FailureKind::Unsupported, "adapters are not supported by the MLX engine"));
@@ -88,7 +84,7 @@ impl MlxEngine {
         let view = Config::new(&config, "");
         let device = mlx_rs::Device::try_default().and_then(|device| device.get_type()).map_err(fault)?;
         let on_cpu = matches!(device, DeviceType::Cpu);
-        let placement = Placement { on_cpu, unpack: on_cpu && unpacked_bytes(&spec) <= CPU_UNPACK_BYTES_MAX };
+        let placement = Placement { on_cpu, unpack: on_cpu && unpacked_bytes(&spec) <= MLX_CPU_UNPACK_BYTES_MAX };
         let encoder = matches!(spec, ModelSpec::Encoder(_));
         let vocab_size = match &spec {
             ModelSpec::Decoder(spec) => spec.vocab,

@@ -8,19 +8,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
+use ollmlx_proto::limits::{
+    MLX_ADDED_TOKENS_MAX, MLX_REPLACEMENT_BYTES_MAX, MLX_TEMPLATE_BYTES_MAX, MLX_TOKENIZER_BYTES_MAX,
+};
 use ollmlx_proto::{Failure, FailureKind, TokenId};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::config::{invalid, read_bounded, read_object};
-
-/// Bytes of `tokenizer.json`; that of Gemma 3 has 33 MB.
-pub const TOKENIZER_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// Bytes of a chat template.
-pub const TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
-/// Added tokens of a vocabulary; the largest known has about 6500.
-const ADDED_TOKENS_MAX: usize = 100_000;
 
 /// Names that end a turn wherever they are control tokens: many checkpoints list only one of their ends.
 const TURN_ENDS: [&str; 9] = [
@@ -62,11 +58,12 @@ impl Tokenizer {
     /// # Errors
     /// What is wrong with the files.
     pub fn load(folder: &Path, vocab_size: usize, wrap: bool) -> Result<Self, Failure> {
-        let bytes = read_bounded(&folder.join("tokenizer.json"), TOKENIZER_BYTES_MAX)?
+        let bytes = read_bounded(&folder.join("tokenizer.json"), MLX_TOKENIZER_BYTES_MAX)?
             .ok_or_else(|| invalid("tokenizer.json is missing"))?;
         let mut inner = HfTokenizer::from_bytes(&bytes)
             .map_err(|error| invalid("tokenizer.json is not usable").with_detail(error.to_string()))?;
         drop(bytes);
+        check_normaliser(&inner)?;
         // Padding and truncation are the engine's business, never the file's.
         inner.with_padding(None);
         inner
@@ -103,6 +100,27 @@ impl Tokenizer {
     }
 }
 
+/// Refuses a normaliser that would blow a text up: a replacement for nothing, or a long one.
+fn check_normaliser(tokenizer: &HfTokenizer) -> Result<(), Failure> {
+    let Some(normaliser) = tokenizer.get_normalizer() else { return Ok(()) };
+    let value = serde_json::to_value(normaliser)
+        .map_err(|error| invalid("tokenizer.json: bad normalizer").with_detail(error.to_string()))?;
+    let steps = match value.get("normalizers").and_then(Value::as_array) {
+        Some(steps) => steps.clone(),
+        None => vec![value],
+    };
+    for step in &steps {
+        let text = |key: &str| step.get(key).and_then(Value::as_str).unwrap_or_default();
+        let pattern = step.get("pattern").and_then(|pattern| pattern.get("String").or_else(|| pattern.get("Regex")));
+        let empty = pattern.and_then(Value::as_str).is_some_and(str::is_empty);
+        let nested = step.get("normalizers").is_some();
+        if empty || nested || text("content").len().max(text("prepend").len()) > MLX_REPLACEMENT_BYTES_MAX {
+            return Err(invalid("tokenizer.json: its normalizer is not one that we run"));
+        }
+    }
+    Ok(())
+}
+
 /// How token texts stand for bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Spelling {
@@ -125,8 +143,8 @@ fn build_vocab(tokenizer: &HfTokenizer, folder: &Path, vocab_size: usize) -> Res
         }
     }
     let added = tokenizer.get_added_tokens_decoder();
-    if added.len() > ADDED_TOKENS_MAX {
-        return Err(invalid(format!("tokenizer.json adds more than {ADDED_TOKENS_MAX} tokens")));
+    if added.len() > MLX_ADDED_TOKENS_MAX {
+        return Err(invalid(format!("tokenizer.json adds more than {MLX_ADDED_TOKENS_MAX} tokens")));
     }
     for (id, token) in added {
         // Gemma's text models ship the tokenizer of their siblings, whose image token they do not have.
@@ -242,7 +260,7 @@ fn byte_letters() -> HashMap<char, u8> {
 /// # Errors
 /// A file is too large or no text.
 pub fn chat_template(folder: &Path) -> Result<Option<String>, Failure> {
-    if let Some(bytes) = read_bounded(&folder.join("chat_template.jinja"), TEMPLATE_BYTES_MAX)? {
+    if let Some(bytes) = read_bounded(&folder.join("chat_template.jinja"), MLX_TEMPLATE_BYTES_MAX)? {
         return String::from_utf8(bytes).map(Some).map_err(|_| invalid("chat_template.jinja is not UTF-8"));
     }
     let Some(settings) = read_object(&folder.join("tokenizer_config.json"))? else { return Ok(None) };
@@ -258,8 +276,8 @@ pub fn chat_template(folder: &Path) -> Result<Option<String>, Failure> {
         _ => None,
     };
     match template {
-        Some(text) if text.len() as u64 > TEMPLATE_BYTES_MAX => {
-            Err(invalid(format!("the chat template is larger than {TEMPLATE_BYTES_MAX} bytes")))
+        Some(text) if text.len() as u64 > MLX_TEMPLATE_BYTES_MAX => {
+            Err(invalid(format!("the chat template is larger than {MLX_TEMPLATE_BYTES_MAX} bytes")))
         }
         template => Ok(template),
     }

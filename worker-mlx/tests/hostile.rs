@@ -137,3 +137,38 @@ fn a_token_past_the_vocabulary_loads_and_is_refused_where_it_is_used() {
     assert_eq!(engine.tokenize("<extra287>", false, true).unwrap(), [287]);
     assert_eq!(engine.tokenize("<extra288>", false, true).unwrap_err().kind, FailureKind::InvalidRequest);
 }
+
+/// A copy whose tokenizer has another part.
+fn with_tokenizer(part: &str, value: Value) -> tempfile::TempDir {
+    let folder = changed(|_| {});
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    tokenizer[part] = value;
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_normaliser_that_blows_texts_up_is_refused() {
+    let replace = json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"});
+    assert_names(load(with_tokenizer("normalizer", replace).path()).map(|_| ()), "normalizer");
+    let long = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "x".repeat(33)});
+    assert_names(load(with_tokenizer("normalizer", long).path()).map(|_| ()), "normalizer");
+    let good = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁".repeat(8)});
+    assert!(load(with_tokenizer("normalizer", good).path()).is_ok());
+}
+
+#[test]
+fn a_catastrophic_pattern_ends_in_time() {
+    for pattern in ["(a+)+$", "(?=a)(a+)+\\1b", "(a|aa)+(?!a)b"] {
+        let split = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
+        let folder = with_tokenizer("pre_tokenizer", split);
+        let engine = load(folder.path()).unwrap();
+        let started = std::time::Instant::now();
+        let result = engine.tokenize(&"a".repeat(30_000), false, false);
+        assert!(started.elapsed().as_secs() < 5, "{pattern}: {:?}", started.elapsed());
+        assert!(result.is_ok() || result.is_err_and(|failure| failure.kind == FailureKind::InvalidRequest));
+    }
+}

@@ -9,7 +9,7 @@ use mlx_rs::ops::{concatenate, multiply};
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
 use ollmlx_proto::Failure;
 
-use crate::config::{Config, WIDTH_MAX, invalid};
+use crate::config::{Config, invalid};
 
 /// A rotation.
 #[derive(Clone, Debug)]
@@ -165,7 +165,7 @@ fn longrope(config: &Config<'_>, scaling: &Config<'_>, dimensions: i32, base: f6
         None => config.count_or("original_max_position_embeddings", 1 << 30, 4096)?,
     };
     let pairs = usize::try_from(dimensions / 2).map_err(|_| invalid("config.json: head_dim is too small"))?;
-    debug_assert!(dimensions <= WIDTH_MAX as i32);
+
     let factors = scaling.numbers("long_factor", pairs)?;
     let stretch = longest / f64::from(original);
     let default = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / f64::from(original).ln()).sqrt() };
