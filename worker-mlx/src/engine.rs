@@ -42,8 +42,17 @@ impl Backend for MlxBackend {
     }
 
     fn load(spec: &LoadSpec, progress: LoadProgress<'_>) -> Result<Self::Engine, Failure> {
-        MlxEngine::load(spec, progress)
+        MlxEngine::open(spec, Unpacking::WhereSmall, progress)
     }
+}
+
+/// Whether quantised weights become plain floats at load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpacking {
+    /// On a CPU, where they then are small enough.
+    WhereSmall,
+    /// They stay as they are, as on a GPU.
+    Never,
 }
 
 enum Model {
@@ -71,7 +80,11 @@ fn failed(error: &Exception) -> EngineError {
 }
 
 impl MlxEngine {
-    fn load(load: &LoadSpec, progress: LoadProgress<'_>) -> Result<Self, Failure> {
+    /// Loads a model as [`Backend::load`] does, with the choice of how quantised weights are held.
+    ///
+    /// # Errors
+    /// The load failed or was aborted.
+    pub fn open(load: &LoadSpec, unpacking: Unpacking, progress: LoadProgress<'_>) -> Result<Self, Failure> {
         let fault = |error| load_failed(&error);
         // The first call of this kind installs the handler without which MLX ends the process on an error.
         memory::active_memory().map_err(fault)?;
@@ -84,7 +97,8 @@ impl MlxEngine {
         let view = Config::new(&config, "");
         let device = mlx_rs::Device::try_default().and_then(|device| device.get_type()).map_err(fault)?;
         let on_cpu = matches!(device, DeviceType::Cpu);
-        let placement = Placement { on_cpu, unpack: on_cpu && unpacked_bytes(&spec) <= MLX_CPU_UNPACK_BYTES_MAX };
+        let small = unpacked_bytes(&spec) <= MLX_CPU_UNPACK_BYTES_MAX;
+        let placement = Placement { on_cpu, unpack: on_cpu && small && unpacking == Unpacking::WhereSmall };
         let encoder = matches!(spec, ModelSpec::Encoder(_));
         let vocab_size = match &spec {
             ModelSpec::Decoder(spec) => spec.vocab,

@@ -9,11 +9,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ollmlx_proto::{Capability, LoadSpec, SlotId};
 use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, SlotInput};
-use ollmlx_worker_mlx::engine::{MlxBackend, MlxEngine};
+use ollmlx_worker_mlx::engine::{MlxBackend, MlxEngine, Unpacking};
 use serde_json::Value;
 
-const DECODERS: [&str; 9] =
-    ["llama", "llama-4bit", "llama-sliding", "gemma3", "gemma2", "qwen2", "qwen3", "qwen3_moe", "phi3"];
+const DECODERS: [&str; 10] = [
+    "llama",
+    "llama-4bit",
+    "llama-sliding",
+    "gemma3",
+    "gemma2",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_moe-4bit",
+    "phi3",
+];
 
 /// MLX's allocator and error state belong to the process: one test at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -27,6 +37,10 @@ fn folder(family: &str) -> PathBuf {
 }
 
 fn load(family: &str) -> MlxEngine {
+    load_as(family, Unpacking::WhereSmall)
+}
+
+fn load_as(family: &str, unpacking: Unpacking) -> MlxEngine {
     let spec = LoadSpec {
         weights: vec![folder(family)],
         adapters: Vec::new(),
@@ -40,7 +54,7 @@ fn load(family: &str) -> MlxEngine {
         embedding: false,
         cpu_level: String::new(),
     };
-    MlxBackend::load(&spec, &mut |_, _| true).unwrap_or_else(|failure| panic!("{family}: {failure:?}"))
+    MlxEngine::open(&spec, unpacking, &mut |_, _| true).unwrap_or_else(|failure| panic!("{family}: {failure:?}"))
 }
 
 struct Golden {
@@ -116,6 +130,25 @@ fn prompt_logits_and_greedy_tokens_are_those_of_mlx_lm() {
             logits = step(&mut engine, 0, &got[got.len() - 1..]);
         }
         assert_eq!(got, golden.greedy, "{family}");
+    }
+}
+
+#[test]
+fn packed_weights_compute_what_unpacked_ones_do() {
+    let _guard = alone();
+    for family in ["llama-4bit", "qwen3_moe-4bit"] {
+        let golden = golden(family);
+        let mut engine = load_as(family, Unpacking::Never);
+        for (length, want) in golden.lengths.iter().zip(&golden.logits) {
+            for size in [1, 4, 40] {
+                engine.truncate(SlotId(0), 0);
+                let mut got = Vec::new();
+                for chunk in golden.prompt[..*length].chunks(size) {
+                    got = step(&mut engine, 0, chunk);
+                }
+                assert_close(family, &format!("packed, prompt of {length}, chunks of {size}"), &got, want);
+            }
+        }
     }
 }
 

@@ -15,6 +15,10 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import make_prompt_cache
 
+# mlx-lm 0.32.2 passes an argument that MLX 0.32.2 does not know; it is None for affine weights.
+gather_qmm = mx.gather_qmm
+mx.gather_qmm = lambda *args, global_scale=None, **rest: gather_qmm(*args, **rest)
+
 HERE = Path(__file__).parent
 VOCAB = 288
 COMMON = dict(
@@ -41,6 +45,9 @@ FAMILIES = {
                  original_max_position_embeddings=64, rope_scaling=dict(
                      type="longrope", short_factor=[1.0] * 8, long_factor=[1.0 + i / 4 for i in range(8)],
                      original_max_position_embeddings=64)),
+    "qwen3_moe-4bit": dict(model_type="qwen3_moe", rope_theta=1e6, tie_word_embeddings=False, num_experts=4,
+                           num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=32,
+                           norm_topk_prob=True),
 }
 
 
@@ -107,9 +114,12 @@ def decoder(name, family, seed):
     model = module.Model(module.ModelArgs.from_dict(config))
     randomise(model)
     if name.endswith("4bit"):
-        config["quantization"] = dict(group_size=32, bits=4, **{"model.layers.1.mlp.down_proj": dict(group_size=32, bits=8)})
+        # As mlx-lm's converter does: some layers, routers among them, get more bits than the rest.
+        finer = [p for p, m in model.named_modules() if p.endswith(("layers.1.mlp.down_proj", "mlp.gate"))]
+        wide = dict(group_size=32, bits=8)
+        config["quantization"] = dict(group_size=32, bits=4, **{path: wide for path in finer})
         nn.quantize(model, 32, 4, class_predicate=lambda path, m: hasattr(m, "to_quantized")
-                    and (dict(group_size=32, bits=8) if path == "model.layers.1.mlp.down_proj" else True))
+                    and (wide if path in finer else True))
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config, indent=1))
