@@ -102,8 +102,31 @@ pub const CONTEXT_TOKENS_MIN: u32 = 4;
 pub const CONTEXT_TOKENS_MAX: u32 = 1 << 22;
 /// Bytes of a rendered prompt.
 pub const RENDERED_BYTES_MAX: usize = 64 * MIB;
-/// Steps a template may take.
+/// Steps a template may take, whatever it renders.
 pub const TEMPLATE_FUEL: u64 = 5_000_000;
+/// Steps for an empty conversation: hundreds of times what known templates take.
+pub const TEMPLATE_FUEL_BASE: u64 = 400_000;
+/// More for each turn and tool.
+pub const TEMPLATE_FUEL_PER_TURN: u64 = 5_000;
+/// Bytes of a chat template; the largest known ones have 30 KB.
+pub const TEMPLATE_BYTES_MAX: usize = MIB;
+/// Characters of one Jinja expression, strings and white space left out: each may be one level of recursion.
+pub const TEMPLATE_EXPRESSION_CHARS_MAX: usize = 8192;
+/// Branches of all conditions of a Jinja template, each of which may be one level of recursion.
+pub const TEMPLATE_BRANCHES_MAX: usize = 2048;
+/// Nodes that a Go template may visit, estimated before it runs.
+pub const TEMPLATE_NODES_MAX: u64 = 20_000_000;
+/// Bytes of a tool call in the making; a longer one becomes content.
+pub const TOOL_CALL_BYTES_MAX: usize = MIB;
+/// Bytes of white space that may be held back before a tool call; a longer run is content.
+pub const HELD_SPACE_BYTES_MAX: usize = 1024;
+/// Bytes of a header in a tool call (its name) or of a channel before it is content.
+pub const CALL_HEAD_BYTES_MAX: usize = 1024;
+/// Bytes of a JSON Schema of a request.
+pub const SCHEMA_BYTES_MAX: usize = 2 * MIB;
+/// Stack of a thread that runs a template or compiles a grammar, both of which recurse. Only what is used is ever
+/// taken. A template can nest one list per step, and dropping it takes some 200 bytes of stack per level.
+pub const DEEP_STACK_BYTES: usize = 256 * MIB;
 
 // --- model folders of the MLX engine ---
 /// On a CPU device a quantised model is unpacked to 32-bit floats where that takes at most this many bytes: BLAS on

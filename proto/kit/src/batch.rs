@@ -10,6 +10,8 @@
 //! together with its own. Knows nothing of sockets; the clock is only read for timings and proof of life.
 
 mod embed;
+#[cfg(test)]
+mod format_tests;
 mod job;
 mod prompt;
 mod slots;

@@ -1,55 +1,358 @@
-//! Output grammars.
+//! Structured output: which tokens may come next.
+//!
+//! A [`GrammarFactory`] is made once per loaded model and is cheap until the first structured request, which builds a
+//! trie of the vocabulary. A [`Grammar`] is the state of one request. White space between JSON tokens is at most a line
+//! break with a little indentation, so that a small model can't fill its budget with it.
+//!
+//! Schemas are hostile: size and nesting are checked before they are parsed, compiling runs on a deep stack and within
+//! the library's own budgets, and a panic inside is a failure of the request.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
 
-use ollmlx_proto::{Failure, Format, TokenId};
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+use ollmlx_proto::{Failure, FailureKind, Format, JsonText, TokenId, limits};
+use serde_json::Value;
 
-use crate::vocab::Vocab;
+use crate::chat::on_deep_stack;
+use crate::vocab::{TokenKind, Vocab};
 
-/// Makes grammars.
-#[derive(Debug)]
-pub struct GrammarFactory;
+/// At most one line break and some indentation, or one space.
+const WHITESPACE: &str = r"[ ]|\n[ ]{0,16}";
+/// Bytes of one token that the trie takes; longer ones are never allowed by a grammar.
+const TOKEN_BYTES_MAX: usize = 512;
+
+/// Makes grammars for one vocabulary.
+pub struct GrammarFactory {
+    vocab: Arc<Vocab>,
+    parsers: OnceLock<Result<ParserFactory, String>>,
+}
+
+/// Which tokens may come next in one answer.
+pub struct Grammar {
+    matcher: Matcher,
+    vocab: Arc<Vocab>,
+}
 
 impl GrammarFactory {
-    /// Cheap.
+    /// Builds nothing yet.
     #[must_use]
-    pub fn new(_vocab: Arc<Vocab>) -> Self {
-        Self
+    pub fn new(vocab: Arc<Vocab>) -> Self {
+        Self { vocab, parsers: OnceLock::new() }
     }
 
-    /// `None` for text.
+    /// The grammar of a format; `None` for text.
     ///
     /// # Errors
-    /// The schema is bad.
-    pub fn compile(&self, _format: &Format) -> Result<Option<Grammar>, Failure> {
-        Ok(None)
+    /// `GrammarFailed` for a schema that is not JSON, too large, too deep, contradictory or unsupported.
+    pub fn compile(&self, format: &Format) -> Result<Option<Grammar>, Failure> {
+        let schema = match format {
+            Format::Text => return Ok(None),
+            Format::Json => serde_json::json!({ "type": "object" }),
+            Format::JsonSchema(text) => schema(text)?,
+        };
+        let matcher = on_deep_stack(move || {
+            catch_unwind(AssertUnwindSafe(|| {
+                let parsers = self.parsers.get_or_init(|| parsers(&self.vocab)).as_ref().map_err(Clone::clone)?;
+                matcher(parsers, schema)
+            }))
+            .unwrap_or_else(|_| Err("the schema can't be compiled".into()))
+        })?;
+        match matcher {
+            Ok(matcher) => Ok(Some(Grammar { matcher, vocab: self.vocab.clone() })),
+            Err(text) => Err(refused(&text)),
+        }
     }
 }
 
-/// A grammar in use.
-#[derive(Debug)]
-pub struct Grammar;
-
 impl Grammar {
-    /// Forbids tokens.
+    /// Sets the logits of all tokens that may not come next to minus infinity. After the end, only ends of generation
+    /// remain.
     ///
     /// # Errors
-    /// Out of budget.
-    pub fn mask(&mut self, _logits: &mut [f32]) -> Result<(), Failure> {
+    /// `GrammarFailed` where the grammar ran out of its budget.
+    pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), Failure> {
+        let matcher = &mut self.matcher;
+        let mask = catch_unwind(AssertUnwindSafe(|| matcher.compute_mask_or_eos().map_err(|error| error.to_string())))
+            .unwrap_or_else(|_| Err("the grammar failed".into()))
+            .map_err(|text| exhausted(&text))?;
+        for (id, logit) in logits.iter_mut().enumerate() {
+            if id >= self.vocab.len() || !mask.get(id) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
         Ok(())
     }
 
-    /// Takes a token.
+    /// Takes the token that was chosen.
     ///
     /// # Errors
-    /// Forbidden.
-    pub fn accept(&mut self, _token: TokenId) -> Result<(), Failure> {
-        Ok(())
+    /// `GrammarFailed` for a token that the mask did not allow; the grammar is of no use afterwards.
+    pub fn accept(&mut self, token: TokenId) -> Result<(), Failure> {
+        if token as usize >= self.vocab.len() {
+            return Err(exhausted("a token outside the vocabulary"));
+        }
+        // The library takes nothing more once a value is complete, not even the end it allows.
+        if self.matcher.is_stopped() && !self.matcher.is_error() && self.vocab.ends.contains(&token) {
+            return Ok(());
+        }
+        let matcher = &mut self.matcher;
+        catch_unwind(AssertUnwindSafe(|| matcher.consume_token(token).map_err(|error| error.to_string())))
+            .unwrap_or_else(|_| Err("the grammar failed".into()))
+            .map_err(|text| exhausted(&text))
     }
 
-    /// Nothing may follow.
+    /// Whether the value is complete and nothing can follow it.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        false
+        self.matcher.is_stopped()
+    }
+}
+
+/// Parses a schema from a client.
+fn schema(text: &JsonText) -> Result<Value, Failure> {
+    if text.0.len() > limits::SCHEMA_BYTES_MAX {
+        return Err(refused("the schema is too large"));
+    }
+    if depth(&text.0) > limits::JSON_DEPTH_MAX {
+        return Err(refused("the schema is nested too deeply"));
+    }
+    let mut value: Value = serde_json::from_str(&text.0).map_err(|_| refused("the schema is not JSON"))?;
+    match &mut value {
+        Value::Object(object) => {
+            // The compiler's own switches are ours to set.
+            object.shift_remove("x-guidance");
+            Ok(value)
+        }
+        Value::Bool(true) => Ok(Value::Object(serde_json::Map::new())),
+        _ => Err(refused("the schema must be an object")),
+    }
+}
+
+/// How deeply brackets nest, strings left out.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for byte in text.bytes() {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (false, b'{' | b'[') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn parsers(vocab: &Vocab) -> Result<ParserFactory, String> {
+    let len = u32::try_from(vocab.len()).map_err(|_| "the vocabulary is too large".to_owned())?;
+    let mut ends: Vec<TokenId> = vocab.ends.iter().copied().filter(|id| *id < len).collect();
+    let main = vocab.eos.filter(|id| *id < len).or_else(|| ends.first().copied());
+    let Some(main) = main else { return Err("this model has no end of generation".into()) };
+    ends.retain(|id| *id != main);
+    ends.insert(0, main);
+    let words: Vec<Vec<u8>> = (0..vocab.len()).map(|id| word(vocab, id, &ends)).collect();
+    let trie = TokTrie::from(&TokRxInfo::new(len, main), &words).with_eos_tokens(&ends);
+    let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+    let mut factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
+    factory.quiet();
+    factory.limits_mut().verbose_errors = false;
+    Ok(factory)
+}
+
+/// A token's bytes for the trie: control tokens are marked, so that no text matches them.
+fn word(vocab: &Vocab, id: usize, ends: &[TokenId]) -> Vec<u8> {
+    let bytes = &vocab.bytes[id];
+    let is_end = ends.iter().any(|end| *end as usize == id);
+    match vocab.kinds.get(id) {
+        Some(TokenKind::Text | TokenKind::UserDefined) if !is_end => {
+            if bytes.len() > TOKEN_BYTES_MAX || bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) {
+                return Vec::new();
+            }
+            bytes.clone()
+        }
+        Some(TokenKind::Unused) | None if !is_end => Vec::new(),
+        _ => {
+            let mut word = vec![TokTrie::SPECIAL_TOKEN_MARKER];
+            word.extend(bytes.iter().take(TOKEN_BYTES_MAX));
+            word
+        }
+    }
+}
+
+fn matcher(parsers: &ParserFactory, mut schema: Value) -> Result<Matcher, String> {
+    let options = JsonCompileOptions {
+        whitespace_flexible: true,
+        whitespace_pattern: Some(WHITESPACE.into()),
+        ..JsonCompileOptions::default()
+    };
+    options.apply_to(&mut schema);
+    let parser = parsers.create_parser(TopLevelGrammar::from_json_schema(schema)).map_err(|error| error.to_string())?;
+    let mut matcher = Matcher::new(Ok(parser));
+    // A schema that allows nothing shows only when it is used; better now than after a prefill.
+    matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
+    Ok(matcher)
+}
+
+fn refused(text: &str) -> Failure {
+    let text: String = text.chars().take(300).collect();
+    Failure::new(FailureKind::GrammarFailed, format!("the format was refused: {text}"))
+}
+
+fn exhausted(text: &str) -> Failure {
+    Failure::new(FailureKind::GrammarFailed, "the output grammar failed")
+        .with_detail(text.chars().take(2000).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const END: TokenId = 257;
+
+    /// A token per byte, then two control tokens, the second the end.
+    fn factory() -> GrammarFactory {
+        let mut vocab = Vocab {
+            bytes: (0..=255u8).map(|byte| vec![byte]).collect(),
+            kinds: vec![TokenKind::Text; 256],
+            eos: Some(END),
+            ..Vocab::default()
+        };
+        for word in ["{\"", "<end>"] {
+            vocab.bytes.push(word.as_bytes().to_vec());
+            vocab.kinds.push(TokenKind::Control);
+        }
+        // As long as tokens of real vocabularies get, and longer; and one word twice.
+        for word in [vec![b' '; 128], vec![b'a'; 500], vec![b'a'; 5000], b"{}".to_vec(), b"{}".to_vec()] {
+            vocab.bytes.push(word);
+            vocab.kinds.push(TokenKind::Text);
+        }
+        vocab.ends.insert(END);
+        GrammarFactory::new(Arc::new(vocab))
+    }
+
+    fn compile(schema: &str) -> Result<Grammar, Failure> {
+        factory().compile(&Format::JsonSchema(JsonText(schema.into()))).map(|grammar| grammar.expect("not text"))
+    }
+
+    fn allowed(grammar: &mut Grammar) -> Vec<TokenId> {
+        let mut logits = vec![0.0; 270];
+        grammar.mask(&mut logits).unwrap();
+        (0..270).filter(|id| logits[*id as usize] == 0.0).collect()
+    }
+
+    /// Whether `text` followed by the end is let through.
+    fn accepts(mut grammar: Grammar, text: &str) -> bool {
+        for byte in text.bytes() {
+            if !allowed(&mut grammar).contains(&TokenId::from(byte)) {
+                return false;
+            }
+            grammar.accept(TokenId::from(byte)).unwrap();
+        }
+        allowed(&mut grammar).contains(&END)
+    }
+
+    #[test]
+    fn text_has_no_grammar() {
+        assert!(factory().compile(&Format::Text).unwrap().is_none());
+    }
+
+    #[test]
+    fn json_is_an_object_with_little_space() {
+        let json = || factory().compile(&Format::Json).unwrap().unwrap();
+        assert!(accepts(json(), r#"{"a": [1, {"b": null}], "c": "é\n"}"#.replace("\\n", "\\u000a").as_str()));
+        assert!(accepts(json(), "{\n  \"a\": 1\n}"));
+        assert!(accepts(json(), "{}"));
+        assert!(allowed(&mut json()).ends_with(&[261, 262]), "whole words");
+        for bad in ["[1]", "{", "{\"a\"}", "x", "{\n\n", "{  \"a\":1}", "{\"a\":\n\n\n1}"] {
+            assert!(!accepts(json(), bad), "{bad:?}");
+        }
+        // The control token that spells the beginning of an object is no way in.
+        assert!(!allowed(&mut json()).contains(&256));
+    }
+
+    #[test]
+    fn a_complete_value_ends() {
+        let mut grammar = compile(r#"{"type":"object","properties":{"ok":{"type":"boolean"}},"required":["ok"],"additionalProperties":false}"#).unwrap();
+        for byte in br#"{"ok":true"# {
+            assert!(!grammar.is_done());
+            grammar.accept(TokenId::from(*byte)).unwrap();
+        }
+        assert!(allowed(&mut grammar).contains(&125));
+        grammar.accept(125).unwrap();
+        assert!(allowed(&mut grammar).contains(&END));
+        grammar.accept(END).unwrap();
+        assert!(grammar.is_done());
+        assert_eq!(allowed(&mut grammar), [END]);
+    }
+
+    #[test]
+    fn tokens_outside_the_mask_are_failures() {
+        for token in [TokenId::from(b'x'), 256, 100_000] {
+            let mut grammar = factory().compile(&Format::Json).unwrap().unwrap();
+            assert_eq!(grammar.accept(token).map_err(|failure| failure.kind), Err(FailureKind::GrammarFailed));
+        }
+    }
+
+    #[test]
+    fn references_resolve_or_fail() {
+        let tree = r##"{"$defs":{"node":{"type":"object","properties":{"v":{"enum":[0,1]},"kids":{"type":"array","items":{"$ref":"#/$defs/node"},"maxItems":2}},"required":["v","kids"],"additionalProperties":false}},"$ref":"#/$defs/node"}"##;
+        assert!(accepts(compile(tree).unwrap(), r#"{"v":0,"kids":[{"v":1,"kids":[]}]}"#));
+        for schema in [
+            r##"{"type":"object","properties":{"l":{"anyOf":[{"type":"string","maxLength":3},{"type":"array","items":{"$ref":"#/properties/l"},"maxItems":2}]}},"required":["l"],"additionalProperties":false}"##,
+            r##"{"type":"object","properties":{"l":{"type":"array","items":[{"enum":["a"]}],"minItems":1,"maxItems":1},"m":{"$ref":"#/properties/l/items/0"}},"required":["l","m"],"additionalProperties":false}"##,
+            r##"{"$ref":"#"}"##,
+            r##"{"$ref":"https://example.com/schema"}"##,
+        ] {
+            match compile(schema) {
+                Ok(mut grammar) => assert!(!allowed(&mut grammar).is_empty()),
+                Err(failure) => assert_eq!(failure.kind, FailureKind::GrammarFailed, "{schema}"),
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_schemas_are_refused_soon() {
+        let began = std::time::Instant::now();
+        let pattern = |pattern: &str| {
+            format!(r#"{{"type":"object","properties":{{"s":{{"type":"string","pattern":"{pattern}"}}}}}}"#)
+        };
+        let deep =
+            format!("{}{{\"type\":\"null\"}}{}", "{\"type\":\"array\",\"items\":".repeat(20_000), "}".repeat(20_000));
+        let cases = [
+            deep,
+            pattern(&format!("^{}a{}$", "(".repeat(50_000), ")".repeat(50_000))),
+            pattern("^(a{1,1000}){1,1000}(b{1,1000}){1,1000}$"),
+            pattern("(?=x)y"),
+            r#"{"type":"array","items":{"type":"integer"},"minItems":100000000}"#.into(),
+            r#"{"type":"nonsense"}"#.into(),
+            "false".into(),
+            "7".into(),
+            "{".into(),
+            String::new(),
+        ];
+        for schema in cases {
+            let head: String = schema.chars().take(60).collect();
+            match compile(&schema) {
+                // What compiles must be usable.
+                Ok(mut grammar) => assert!(!allowed(&mut grammar).is_empty(), "{head}"),
+                Err(failure) => assert_eq!(failure.kind, FailureKind::GrammarFailed, "{head}"),
+            }
+        }
+        assert!(compile("{").is_err() && compile("7").is_err() && compile("").is_err());
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn nesting_is_counted_outside_strings() {
+        assert_eq!(depth(r#"{"a":["}]]\"[[["],"b":{}}"#), 2);
+        let at = |levels: usize| format!("{}true{}", "{\"not\":".repeat(levels), "}".repeat(levels));
+        assert!(compile(&at(limits::JSON_DEPTH_MAX + 1)).is_err());
     }
 }

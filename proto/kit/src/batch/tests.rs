@@ -8,29 +8,29 @@ use ollmlx_proto::{Chat, ContentPart, Delta, Embed, Limits, Logprobs, Message, P
 use super::toy::{BOS, EOS, Toy, complete};
 use super::*;
 
-fn toy() -> Toy {
+pub(super) fn toy() -> Toy {
     Toy::new(4, 4096, 256)
 }
 
 /// What one request said, put together.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Told {
+pub(super) struct Told {
     started: Option<Started>,
-    tokens: Vec<TokenId>,
-    text: String,
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) text: String,
     logprobs: Vec<TokenLogprob>,
     end: Option<Output>,
 }
 
 impl Told {
-    fn finished(&self) -> &Finished {
+    pub(super) fn finished(&self) -> &Finished {
         match &self.end {
             Some(Output::Finished(finished)) => finished,
             other => panic!("{other:?}"),
         }
     }
 
-    fn failed(&self) -> &Failure {
+    pub(super) fn failed(&self) -> &Failure {
         match &self.end {
             Some(Output::Failed(failure)) => failure,
             other => panic!("{other:?}"),
@@ -50,9 +50,9 @@ impl Told {
     }
 }
 
-type Book = BTreeMap<u64, Told>;
+pub(super) type Book = BTreeMap<u64, Told>;
 
-fn note(book: &mut Book, out: &mut Outputs) {
+pub(super) fn note(book: &mut Book, out: &mut Outputs) {
     for (id, output) in out.drain(..) {
         let told = book.entry(id.0).or_default();
         assert_eq!(told.end, None, "{id} speaks after its end");
@@ -84,7 +84,7 @@ fn step(batcher: &mut Batcher<Toy>, book: &mut Book) -> StepOutcome {
     outcome
 }
 
-fn drive(batcher: &mut Batcher<Toy>, book: &mut Book) {
+pub(super) fn drive(batcher: &mut Batcher<Toy>, book: &mut Book) {
     for _ in 0..100_000 {
         if step(batcher, book) == StepOutcome::Idle {
             assert!(batcher.is_idle());
@@ -94,7 +94,7 @@ fn drive(batcher: &mut Batcher<Toy>, book: &mut Book) {
     panic!("never idle");
 }
 
-fn alone_on(toy: Toy, request: &Request) -> Told {
+pub(super) fn alone_on(toy: Toy, request: &Request) -> Told {
     let mut batcher = Batcher::new(toy);
     let mut book = Book::new();
     batcher.run(request.clone());
@@ -406,7 +406,7 @@ fn a_long_prompt_is_cut_or_refused() {
     assert_eq!(alone(&request).failed().kind, FailureKind::ContextExceeded);
 }
 
-fn message(role: Role, text: &str) -> Message {
+pub(super) fn message(role: Role, text: &str) -> Message {
     Message {
         role,
         content: vec![ContentPart::Text(text.to_owned())],
@@ -417,7 +417,7 @@ fn message(role: Role, text: &str) -> Message {
     }
 }
 
-fn chat(id: u64, messages: Vec<Message>) -> Request {
+pub(super) fn chat(id: u64, messages: Vec<Message>) -> Request {
     let chat = Chat {
         messages,
         tools: Vec::new(),
@@ -431,7 +431,7 @@ fn chat(id: u64, messages: Vec<Message>) -> Request {
     Request { work: Work::Chat(chat), ..complete(id, "") }
 }
 
-fn with_chat(mut request: Request, change: impl FnOnce(&mut Chat)) -> Request {
+pub(super) fn with_chat(mut request: Request, change: impl FnOnce(&mut Chat)) -> Request {
     match &mut request.work {
         Work::Chat(chat) => change(chat),
         other => panic!("{other:?}"),

@@ -39,6 +39,8 @@ pub(crate) struct Toy {
     /// The logit of the end token.
     pub(crate) end_logit: f32,
     pub(crate) copies: usize,
+    /// What follows the last tilde of prompt and answer, and then the end token.
+    pub(crate) script: Option<String>,
     /// Panics in the next forward pass.
     pub(crate) explode: bool,
 }
@@ -78,6 +80,7 @@ impl Toy {
             nan_after: None,
             end_logit: f32::NEG_INFINITY,
             copies: 0,
+            script: None,
             explode: false,
         }
     }
@@ -106,6 +109,11 @@ impl Toy {
             id => noise(id) - 12.0,
         };
         let mut logits: Vec<f32> = (0..SIZE).map(logit).collect();
+        let tilde = cache.iter().rposition(|&token| token == TokenId::from(b'~'));
+        if let (Some(script), Some(tilde)) = (&self.script, tilde) {
+            let next = script.as_bytes().get(cache.len() - tilde - 1).map_or(EOS as usize, |&byte| usize::from(byte));
+            logits[next] = 100.0;
+        }
         if self.nan_after.is_some() && cache.last().copied() == self.nan_after {
             logits[5] = f32::NAN;
         }
