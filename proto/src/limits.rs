@@ -182,6 +182,41 @@ pub const CLI_SILENCE_MS: u64 = QUEUE_WAIT_MS_MAX + LOAD_STALL_MS;
 /// Bytes of one line of a stream.
 pub const CLI_LINE_BYTES_MAX: usize = 8 * MIB;
 
+// --- model folders of the MLX engine ---
+/// On a CPU device a quantised model is unpacked to 32-bit floats where that takes at most this many bytes: BLAS on
+/// plain floats is then several times faster than MLX's quantised product.
+pub const MLX_CPU_UNPACK_BYTES_MAX: u64 = 2 << 30;
+/// Bytes of freed buffers that MLX may keep for reuse.
+pub const MLX_BUFFER_CACHE_BYTES: usize = 256 << 20;
+/// Bytes of `tokenizer.json`; that of Gemma 3 has 33 MB.
+pub const MLX_TOKENIZER_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Bytes of a chat template.
+pub const MLX_TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
+/// Added tokens of a vocabulary; the largest known has about 6500.
+pub const MLX_ADDED_TOKENS_MAX: usize = 100_000;
+/// Bytes that a normaliser may put in place of a match; real ones put one letter.
+pub const MLX_REPLACEMENT_BYTES_MAX: usize = 32;
+/// Bytes of one header; that of a model of 100 000 tensors has about 12 MB.
+pub const MLX_HEADER_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Tensors of one model.
+pub const MLX_TENSORS_MAX: usize = 200_000;
+/// Files of one model.
+pub const MLX_SHARDS_MAX: usize = 2_048;
+/// Bytes of an index file.
+pub const MLX_INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of a configuration file.
+pub const MLX_CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Layers of a model; the largest known has 128.
+pub const MLX_LAYERS_MAX: u32 = 1024;
+/// Width of a hidden state or of a feed-forward layer; the largest known is 131072.
+pub const MLX_WIDTH_MAX: u32 = 1 << 20;
+/// Attention heads.
+pub const MLX_HEADS_MAX: u32 = 4096;
+/// Vocabulary entries; the largest known is 262208.
+pub const MLX_VOCAB_MAX: u32 = 1 << 22;
+/// Experts of a layer; the largest known has 512.
+pub const MLX_EXPERTS_MAX: u32 = 4096;
+
 const _: () = assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + MIB, "a body must fit a frame");
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");

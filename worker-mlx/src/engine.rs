@@ -1,0 +1,431 @@
+//! The engine: slots, batches and logits on top of a loaded model.
+//!
+//! One thread owns it and everything of MLX. Each [`Engine::forward`] builds one lazy graph for the whole ragged batch
+//! and evaluates it once, together with the caches it wrote. It knows nothing of requests, text or sampling.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mlx_rs::error::Exception;
+use mlx_rs::{Array, DeviceType, memory, transforms};
+use ollmlx_proto::limits::{MLX_BUFFER_CACHE_BYTES, MLX_CPU_UNPACK_BYTES_MAX};
+use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryReport, ModelCard, SlotId, TokenId};
+use ollmlx_worker_kit::chat::ChatSource;
+use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
+
+use crate::card::{self, Description};
+use crate::config::Config;
+use crate::ffi::{self, Threads};
+use crate::kv::{KvShape, SlotCache};
+use crate::model::attention::Span;
+use crate::model::bert::Bert;
+use crate::model::decoder::{Batch, Decoder};
+use crate::model::{ModelSpec, decoder::DecoderSpec};
+use crate::tokenizer::{Tokenizer, chat_template};
+use crate::weights::{Placement, Weights, load_failed};
+
+/// Up to this many rows OpenBLAS is faster with one thread: it splits the rows (measured on two cores: 8 rows of
+/// 576 by 3072 take 0.38 ms with one thread and 0.92 ms with two).
+const ONE_THREAD_ROWS: usize = 16;
+/// Batches between two emptyings of MLX's buffer cache, which fragments as caches grow (mlx-lm does it every 256).
+const BATCHES_PER_CLEAR: u64 = 256;
+
+/// The MLX backend.
+#[derive(Debug)]
+pub struct MlxBackend;
+
+impl Backend for MlxBackend {
+    type Engine = MlxEngine;
+
+    fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
+        card::inspect(paths)
+    }
+
+    fn load(spec: &LoadSpec, progress: LoadProgress<'_>) -> Result<Self::Engine, Failure> {
+        MlxEngine::open(spec, Unpacking::WhereSmall, progress)
+    }
+}
+
+/// Whether quantised weights become plain floats at load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpacking {
+    /// On a CPU, where they then are small enough.
+    WhereSmall,
+    /// They stay as they are, as on a GPU.
+    Never,
+}
+
+enum Model {
+    Decoder(Box<Decoder>),
+    Encoder(Box<Bert>),
+}
+
+/// A loaded model with its slots.
+pub struct MlxEngine {
+    facts: EngineFacts,
+    model: Model,
+    tokenizer: Tokenizer,
+    slots: Vec<SlotCache>,
+    shapes: Vec<KvShape>,
+    logits: Vec<f32>,
+    /// Row of the logits of each input, where it asked for them.
+    rows: Vec<Option<usize>>,
+    weight_bytes: u64,
+    batches: u64,
+    on_cpu: bool,
+}
+
+fn failed(error: &Exception) -> EngineError {
+    EngineError::Failed(error.what().to_owned())
+}
+
+impl MlxEngine {
+    /// Loads a model as [`Backend::load`] does, with the choice of how quantised weights are held.
+    ///
+    /// # Errors
+    /// The load failed or was aborted.
+    pub fn open(load: &LoadSpec, unpacking: Unpacking, progress: LoadProgress<'_>) -> Result<Self, Failure> {
+        let fault = |error| load_failed(&error);
+        // The first call of this kind installs the handler without which MLX ends the process on an error.
+        memory::active_memory().map_err(fault)?;
+        memory::set_cache_limit(MLX_BUFFER_CACHE_BYTES).map_err(fault)?;
+        use_shipped_kernels().map_err(fault)?;
+        if !load.adapters.is_empty() {
+            return Err(Failure::new(FailureKind::Unsupported, "adapters are not supported by the MLX engine"));
+        }
+        let Description { checkpoint, config, spec } = card::describe(&load.weights)?;
+        let view = Config::new(&config, "");
+        let device = mlx_rs::Device::try_default().and_then(|device| device.get_type()).map_err(fault)?;
+        let on_cpu = matches!(device, DeviceType::Cpu);
+        let small = unpacked_bytes(&spec) <= MLX_CPU_UNPACK_BYTES_MAX;
+        let placement = Placement { on_cpu, unpack: on_cpu && small && unpacking == Unpacking::WhereSmall };
+        let encoder = matches!(spec, ModelSpec::Encoder(_));
+        let vocab_size = match &spec {
+            ModelSpec::Decoder(spec) => spec.vocab,
+            ModelSpec::Encoder(spec) => spec.vocab,
+        };
+        let tokenizer = Tokenizer::load(&checkpoint.folder, vocab_size as usize, encoder)?;
+        let chat = ChatSource {
+            jinja: chat_template(&checkpoint.folder)?,
+            go: load.go_template.clone(),
+            architecture: view.text("model_type")?.unwrap_or_default().to_owned(),
+        };
+        let mut weights = Weights::open(&checkpoint, placement)?;
+        // Multimodal checkpoints keep the language model under a name of its own.
+        weights.rename_prefix("language_model.", "");
+        let (model, shapes, context) = load_model(&mut weights, spec, progress)?;
+        drop(weights);
+        memory::clear_cache().map_err(fault)?;
+        let weight_bytes = memory::active_memory().map_err(fault)? as u64;
+        let facts = EngineFacts {
+            slots: load.slots.max(1),
+            context_tokens: load.context_tokens.min(context).max(1),
+            batch_tokens: load.batch_tokens.max(1),
+            embedding: encoder,
+            device: if on_cpu { "cpu".to_owned() } else { "metal".to_owned() },
+            accelerator_bytes: if on_cpu { 0 } else { weight_bytes },
+            vocab: Arc::clone(tokenizer.vocab()),
+            chat,
+        };
+        let slots = vec![SlotCache::new(&shapes); usize::from(facts.slots)];
+        let mut engine = Self {
+            facts,
+            model,
+            tokenizer,
+            slots,
+            shapes,
+            logits: Vec::new(),
+            rows: Vec::new(),
+            weight_bytes,
+            batches: 0,
+            on_cpu,
+        };
+        engine.warm_up()?;
+        Ok(engine)
+    }
+
+    /// One pass through the real path, so that what can't work fails now.
+    fn warm_up(&mut self) -> Result<(), Failure> {
+        let token = self.facts.vocab.bos.unwrap_or(0);
+        let result = if self.facts.embedding {
+            self.embed(&[vec![token]]).map(|vectors| vectors.into_iter().flatten().all(f32::is_finite))
+        } else {
+            let input = SlotInput { slot: SlotId(0), tokens: &[token], logits: true };
+            self.forward(&[input]).map(|()| self.logits(0).iter().all(|logit| logit.is_finite()))
+        };
+        self.clear_slots();
+        match result {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::new(
+                FailureKind::ModelInvalid,
+                "the model computes no finite numbers, its weights may be damaged",
+            )),
+            Err(error) => Err(Failure::new(FailureKind::LoadFailed, "the model failed its first computation")
+                .with_detail(error.to_string())),
+        }
+    }
+
+    fn clear_slots(&mut self) {
+        self.slots.iter_mut().for_each(SlotCache::clear);
+    }
+
+    fn slot(&mut self, slot: SlotId) -> &mut SlotCache {
+        &mut self.slots[usize::from(slot.0)]
+    }
+
+    fn check(&self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {
+        let mut total = 0;
+        for input in batch {
+            let Some(cache) = self.slots.get(usize::from(input.slot.0)) else {
+                return Err(EngineError::Failed(format!("there is no slot {}", input.slot.0)));
+            };
+            total += input.tokens.len();
+            if input.tokens.is_empty()
+                || cache.tokens as usize + input.tokens.len() > self.facts.context_tokens as usize
+            {
+                return Err(EngineError::NoRoom);
+            }
+            if input.tokens.iter().any(|&token| token as usize >= self.facts.vocab.len()) {
+                return Err(EngineError::Failed("a token outside the vocabulary".to_owned()));
+            }
+        }
+        if total > self.facts.batch_tokens as usize {
+            return Err(EngineError::NoRoom);
+        }
+        Ok(())
+    }
+
+    fn compute(&mut self, batch: &[SlotInput<'_>]) -> Result<(), Exception> {
+        let Model::Decoder(decoder) = &self.model else {
+            return Err(Exception::custom("an embedding model can't continue text"));
+        };
+        let (mut tokens, mut positions, mut spans, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        self.rows.clear();
+        for input in batch {
+            let slot = usize::from(input.slot.0);
+            let from = tokens.len() as i32;
+            let first = self.slots[slot].tokens;
+            tokens.extend(input.tokens.iter().map(|&token| token as i32));
+            positions.extend((0..input.tokens.len() as i32).map(|offset| first + offset));
+            let to = tokens.len() as i32;
+            spans.push(Span { slot, from, to });
+            self.rows.push(input.logits.then_some(wanted.len()));
+            if input.logits {
+                wanted.push(to - 1);
+            }
+        }
+        let ragged = Batch {
+            tokens: &tokens,
+            positions: &positions,
+            spans: &spans,
+            wanted: &wanted,
+            context_max: self.facts.context_tokens as i32,
+        };
+        if self.on_cpu {
+            ffi::set_blas_threads(if tokens.len() > ONE_THREAD_ROWS { Threads::All } else { Threads::One });
+        }
+        let logits = decoder.forward(&ragged, &mut self.slots)?;
+        let written = spans.iter().flat_map(|span| &self.slots[span.slot].layers).flat_map(|layer| layer.arrays());
+        transforms::eval(logits.iter().chain(written))?;
+        self.logits.clear();
+        if let Some(logits) = logits {
+            let values = logits.try_as_slice::<f32>().map_err(|error| Exception::custom(error.to_string()))?;
+            self.logits.extend_from_slice(values);
+        }
+        for span in &spans {
+            self.slots[span.slot].tokens += span.to - span.from;
+        }
+        Ok(())
+    }
+
+    /// After a failure: whether MLX still computes.
+    fn probe(&mut self) -> Result<(), EngineError> {
+        let probe = || -> Result<(), Exception> {
+            memory::clear_cache()?;
+            mlx_rs::ops::add(Array::from_f32(1.0), Array::from_f32(1.0))?.eval()
+        };
+        probe().map_err(|error| EngineError::Broken(error.what().to_owned()))
+    }
+}
+
+/// An installed program brings its Metal kernels along; without this MLX looks where it was built.
+#[cfg(target_os = "macos")]
+fn use_shipped_kernels() -> Result<(), Exception> {
+    let program = std::env::current_exe().ok();
+    let shipped =
+        program.and_then(|program| Some(program.parent()?.join("mlx.metallib"))).filter(|path| path.is_file());
+    match shipped.as_deref().and_then(|path| path.to_str()) {
+        Some(path) => mlx_rs::metal::set_metallib_path(path),
+        None => Ok(()),
+    }
+}
+
+/// There are none.
+#[cfg(not(target_os = "macos"))]
+fn use_shipped_kernels() -> Result<(), Exception> {
+    Ok(())
+}
+
+/// Bytes of the weights as 32-bit floats.
+fn unpacked_bytes(spec: &ModelSpec) -> u64 {
+    let count = match spec {
+        ModelSpec::Decoder(spec) => decoder_parameters(spec),
+        ModelSpec::Encoder(_) => 0,
+    };
+    count.saturating_mul(4)
+}
+
+fn decoder_parameters(spec: &DecoderSpec) -> u64 {
+    let size = |value: i32| value as u64;
+    let attention = 2 * size(spec.hidden) * size(spec.head_width) * (size(spec.heads) + size(spec.kv_heads));
+    let gated = 3 * size(spec.hidden) * size(spec.feed_forward);
+    let mut count = 0_u64;
+    for layer in 0..spec.layers as usize {
+        let feed_forward = match &spec.moe {
+            Some((moe, layers)) if layers.get(layer).copied().unwrap_or(false) => {
+                3_u64.saturating_mul(size(spec.hidden) * size(moe.width)).saturating_mul(size(moe.experts))
+            }
+            _ => gated,
+        };
+        count = count.saturating_add(attention).saturating_add(feed_forward);
+    }
+    let tables = if spec.tied == Some(false) { 2 } else { 1 };
+    count.saturating_add(tables * size(spec.vocab) * size(spec.hidden))
+}
+
+fn load_model(
+    weights: &mut Weights,
+    spec: ModelSpec,
+    progress: LoadProgress<'_>,
+) -> Result<(Model, Vec<KvShape>, u32), Failure> {
+    let layers = match &spec {
+        ModelSpec::Decoder(spec) => spec.layers,
+        ModelSpec::Encoder(spec) => spec.layers,
+    };
+    let mut step = |done: u64| {
+        if progress(done, layers as u64) {
+            Ok(())
+        } else {
+            Err(Failure::new(FailureKind::LoadFailed, "the load was aborted"))
+        }
+    };
+    step(0)?;
+    match spec {
+        ModelSpec::Decoder(spec) => {
+            let context = spec.context;
+            let decoder = Decoder::load(weights, *spec, &mut step)?;
+            let shapes = decoder.spec().kv_shapes(decoder.dtype());
+            Ok((Model::Decoder(Box::new(decoder)), shapes, context))
+        }
+        ModelSpec::Encoder(spec) => {
+            let context = spec.context;
+            Ok((Model::Encoder(Box::new(Bert::load(weights, spec, &mut step)?)), Vec::new(), context))
+        }
+    }
+}
+
+impl Engine for MlxEngine {
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        self.tokenizer.encode(text, add_special, parse_special)
+    }
+
+    fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {
+        if self.facts.embedding {
+            return Err(EngineError::Unsupported("this is an embedding model".to_owned()));
+        }
+        self.check(batch)?;
+        self.batches += 1;
+        if self.batches.is_multiple_of(BATCHES_PER_CLEAR) {
+            memory::clear_cache().map_err(|error| failed(&error))?;
+        }
+        if let Err(error) = self.compute(batch) {
+            self.rows.clear();
+            // Half-written caches are of no use; arrays of a failed graph may never become available.
+            for input in batch {
+                self.slot(input.slot).clear();
+            }
+            self.probe()?;
+            return Err(failed(&error));
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, input: usize) -> &mut [f32] {
+        let width = self.facts.vocab.len();
+        let row = self.rows.get(input).copied().flatten().expect("that input asked for logits");
+        &mut self.logits[row * width..(row + 1) * width]
+    }
+
+    fn truncate(&mut self, slot: SlotId, keep: u32) -> u32 {
+        let keep = i32::try_from(keep).unwrap_or(i32::MAX);
+        self.slot(slot).truncate(keep) as u32
+    }
+
+    fn shift(&mut self, slot: SlotId, keep: u32, discard: u32) -> bool {
+        let Model::Decoder(decoder) = &self.model else { return false };
+        let cache = &mut self.slots[usize::from(slot.0)];
+        let (Ok(keep), Ok(discard)) = (i32::try_from(keep), i32::try_from(discard)) else { return false };
+        if !cache.can_shift() || keep.checked_add(discard).is_none_or(|end| end >= cache.tokens) {
+            return false;
+        }
+        if discard == 0 {
+            return true;
+        }
+        let mut turned = cache.clone();
+        let moved = turned
+            .layers
+            .iter_mut()
+            .try_for_each(|layer| layer.shift(keep, discard, &decoder.spec().rope))
+            .and_then(|()| transforms::eval(turned.layers.iter().flat_map(|layer| layer.arrays())));
+        if moved.is_err() {
+            return false;
+        }
+        turned.tokens -= discard;
+        *cache = turned;
+        true
+    }
+
+    fn copy_prefix(&mut self, from: SlotId, to: SlotId, tokens: u32) -> bool {
+        let Ok(tokens) = i32::try_from(tokens) else { return false };
+        let mut copy = self.slot(from).clone();
+        // The buffers are shared until one of the two writes.
+        let good = tokens > 0 && tokens <= copy.tokens && copy.truncate(tokens) == tokens;
+        if !good {
+            copy = SlotCache::new(&self.shapes);
+        }
+        *self.slot(to) = copy;
+        good
+    }
+
+    fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.clear_slots();
+        let Model::Encoder(encoder) = &self.model else {
+            return Err(EngineError::Unsupported("this model does not support embeddings".to_owned()));
+        };
+        let mut vectors = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            let bad = input.iter().any(|&token| token as usize >= self.facts.vocab.len());
+            if bad || input.is_empty() || input.len() > self.facts.context_tokens as usize {
+                return Err(EngineError::NoRoom);
+            }
+            let tokens: Vec<i32> = input.iter().map(|&token| token as i32).collect();
+            let vector = encoder.embed(&tokens).map_err(|error| failed(&error))?;
+            let values = vector.try_as_slice::<f32>().map_err(|error| EngineError::Failed(error.to_string()))?;
+            vectors.push(values.to_vec());
+        }
+        Ok(vectors)
+    }
+
+    fn memory(&self) -> MemoryReport {
+        let kv = self.slots.iter().fold(0_u64, |sum, slot| sum.saturating_add(slot.bytes()));
+        let active = memory::active_memory().unwrap_or(0) as u64;
+        let cached = memory::cache_memory().unwrap_or(0) as u64;
+        let other = active.saturating_sub(self.weight_bytes).saturating_sub(kv);
+        let logits = (self.logits.capacity() * size_of::<f32>()) as u64;
+        MemoryReport { weights: self.weight_bytes, kv, compute: other.saturating_add(cached).saturating_add(logits) }
+    }
+}

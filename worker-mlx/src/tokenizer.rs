@@ -1,0 +1,318 @@
+//! `tokenizer.json` and its siblings: text to tokens, and the vocabulary table.
+//!
+//! The table holds the bytes of every token, so that nothing downstream has to know whether a vocabulary spells bytes
+//! as letters (byte-level BPE) or spaces as `▁` and bytes as `<0xNN>` (SentencePiece).
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use ollmlx_proto::limits::{
+    MLX_ADDED_TOKENS_MAX, MLX_REPLACEMENT_BYTES_MAX, MLX_TEMPLATE_BYTES_MAX, MLX_TOKENIZER_BYTES_MAX,
+};
+use ollmlx_proto::{Failure, FailureKind, TokenId};
+use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer as HfTokenizer;
+
+use crate::config::{invalid, read_bounded, read_object};
+
+/// Names that end a turn wherever they are control tokens: many checkpoints list only one of their ends.
+const TURN_ENDS: [&str; 9] = [
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<EOT>",
+];
+
+/// Fill-in-the-middle markers: prefix, suffix, middle.
+const INFILL: [[&str; 3]; 3] = [
+    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    ["<|fim▁begin|>", "<|fim▁hole|>", "<|fim▁end|>"],
+];
+
+/// A model's tokenizer.
+pub struct Tokenizer {
+    inner: RefCell<HfTokenizer>,
+    vocab: Arc<Vocab>,
+    /// Whether the whole template of special tokens is put around a text (encoders), not just the first.
+    wrap: bool,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("tokens", &self.vocab.len()).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads the files of a folder. `vocab_size` is the model's: its logits may be more than the tokenizer knows.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn load(folder: &Path, vocab_size: usize, wrap: bool) -> Result<Self, Failure> {
+        let bytes = read_bounded(&folder.join("tokenizer.json"), MLX_TOKENIZER_BYTES_MAX)?
+            .ok_or_else(|| invalid("tokenizer.json is missing"))?;
+        let mut inner = HfTokenizer::from_bytes(&bytes)
+            .map_err(|error| invalid("tokenizer.json is not usable").with_detail(error.to_string()))?;
+        drop(bytes);
+        check_normaliser(&inner)?;
+        // Padding and truncation are the engine's business, never the file's.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|error| invalid("tokenizer.json is not usable").with_detail(error.to_string()))?;
+        let vocab = Arc::new(build_vocab(&inner, folder, vocab_size)?);
+        Ok(Self { inner: RefCell::new(inner), vocab, wrap })
+    }
+
+    /// The vocabulary table.
+    #[must_use]
+    pub fn vocab(&self) -> &Arc<Vocab> {
+        &self.vocab
+    }
+
+    /// Text to tokens, see [`ollmlx_worker_kit::engine::Engine::tokenize`].
+    ///
+    /// # Errors
+    /// The tokenizer refused the text.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        let mut inner = self.inner.borrow_mut();
+        inner.set_encode_special_tokens(!parse_special);
+        let encoding = inner.encode_fast(text, add_special && self.wrap).map_err(|error| {
+            Failure::new(FailureKind::InvalidRequest, "the text could not be tokenized").with_detail(error.to_string())
+        })?;
+        let ids = encoding.get_ids();
+        let bos = self.vocab.bos.filter(|_| add_special && !self.wrap && self.vocab.add_bos);
+        let tokens: Vec<TokenId> = bos.into_iter().chain(ids.iter().copied()).collect();
+        let known = self.vocab.len();
+        if tokens.iter().any(|&token| token as usize >= known) {
+            return Err(Failure::new(FailureKind::InvalidRequest, "the text has a token that the model does not have"));
+        }
+        Ok(tokens)
+    }
+}
+
+/// Refuses a normaliser that would blow a text up: a replacement for nothing, or a long one.
+fn check_normaliser(tokenizer: &HfTokenizer) -> Result<(), Failure> {
+    let Some(normaliser) = tokenizer.get_normalizer() else { return Ok(()) };
+    let value = serde_json::to_value(normaliser)
+        .map_err(|error| invalid("tokenizer.json: bad normalizer").with_detail(error.to_string()))?;
+    let steps = match value.get("normalizers").and_then(Value::as_array) {
+        Some(steps) => steps.clone(),
+        None => vec![value],
+    };
+    for step in &steps {
+        let text = |key: &str| step.get(key).and_then(Value::as_str).unwrap_or_default();
+        let pattern = step.get("pattern").and_then(|pattern| pattern.get("String").or_else(|| pattern.get("Regex")));
+        let empty = pattern.and_then(Value::as_str).is_some_and(str::is_empty);
+        let nested = step.get("normalizers").is_some();
+        if empty || nested || text("content").len().max(text("prepend").len()) > MLX_REPLACEMENT_BYTES_MAX {
+            return Err(invalid("tokenizer.json: its normalizer is not one that we run"));
+        }
+    }
+    Ok(())
+}
+
+/// How token texts stand for bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// Each byte is a letter.
+    ByteLevel,
+    /// `▁` is a space and `<0xNN>` a byte.
+    SentencePiece,
+}
+
+fn build_vocab(tokenizer: &HfTokenizer, folder: &Path, vocab_size: usize) -> Result<Vocab, Failure> {
+    let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok()).unwrap_or_default();
+    let spelling = if decoder.contains("\"ByteLevel\"") { Spelling::ByteLevel } else { Spelling::SentencePiece };
+    let letters = byte_letters();
+    let mut vocab =
+        Vocab { bytes: vec![Vec::new(); vocab_size], kinds: vec![TokenKind::Unused; vocab_size], ..Vocab::default() };
+    for (text, id) in tokenizer.get_vocab(false) {
+        if let Some(bytes) = vocab.bytes.get_mut(id as usize) {
+            *bytes = token_bytes(&text, spelling, &letters);
+            vocab.kinds[id as usize] = TokenKind::Text;
+        }
+    }
+    let added = tokenizer.get_added_tokens_decoder();
+    if added.len() > MLX_ADDED_TOKENS_MAX {
+        return Err(invalid(format!("tokenizer.json adds more than {MLX_ADDED_TOKENS_MAX} tokens")));
+    }
+    for (id, token) in added {
+        // Gemma's text models ship the tokenizer of their siblings, whose image token they do not have.
+        let Some(bytes) = vocab.bytes.get_mut(id as usize) else { continue };
+        // Runs of spaces that SentencePiece vocabularies add are spelt like the rest.
+        *bytes = if token.special || spelling == Spelling::ByteLevel {
+            token.content.clone().into_bytes()
+        } else {
+            token_bytes(&token.content, spelling, &letters)
+        };
+        vocab.kinds[id as usize] = if token.special { TokenKind::Control } else { TokenKind::UserDefined };
+    }
+    vocab.add_space_prefix = spelling == Spelling::SentencePiece && strips_first_space(&decoder);
+    read_special_tokens(tokenizer, folder, &mut vocab)?;
+    Ok(vocab)
+}
+
+/// Whether the decoder takes a leading space away, which the normaliser has put there.
+fn strips_first_space(decoder: &str) -> bool {
+    let strip = decoder.contains("\"Strip\"") && decoder.contains("\"start\":1");
+    let metaspace = decoder.contains("\"Metaspace\"") && !decoder.contains("\"prepend_scheme\":\"never\"");
+    strip || metaspace
+}
+
+fn read_special_tokens(tokenizer: &HfTokenizer, folder: &Path, vocab: &mut Vocab) -> Result<(), Failure> {
+    let settings = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let generation = read_object(&folder.join("generation_config.json"))?.unwrap_or_default();
+    let config = read_object(&folder.join("config.json"))?.unwrap_or_default();
+    let named = |key: &str| {
+        let text = match settings.get(key)? {
+            Value::String(text) => text,
+            Value::Object(token) => token.get("content")?.as_str()?,
+            _ => return None,
+        };
+        tokenizer.token_to_id(text)
+    };
+    let len = vocab.len();
+    let valid = |id: &TokenId| (*id as usize) < len;
+    let listed = |map: &Map<String, Value>, key: &str| -> Vec<TokenId> {
+        let ids = match map.get(key) {
+            Some(Value::Array(list)) => list.iter().take(64).filter_map(Value::as_u64).collect(),
+            Some(value) => value.as_u64().into_iter().collect(),
+            None => Vec::new(),
+        };
+        ids.into_iter().filter_map(|id| TokenId::try_from(id).ok()).filter(valid).collect()
+    };
+    vocab.bos = named("bos_token").filter(valid).or_else(|| listed(&config, "bos_token_id").first().copied());
+    let mut ends: BTreeSet<TokenId> = listed(&generation, "eos_token_id").into_iter().collect();
+    ends.extend(listed(&config, "eos_token_id"));
+    let eos = named("eos_token").filter(valid);
+    vocab.eos = eos.or_else(|| ends.first().copied());
+    ends.extend(vocab.eos);
+    for name in TURN_ENDS {
+        let id = tokenizer.token_to_id(name).filter(valid);
+        ends.extend(id.filter(|&id| vocab.kinds[id as usize] == TokenKind::Control));
+    }
+    // An end that is spelt as text would never be shown, but must never be an answer either.
+    for &end in &ends {
+        vocab.kinds[end as usize] = TokenKind::Control;
+    }
+    vocab.ends = ends;
+    vocab.add_bos = match settings.get("add_bos_token") {
+        Some(Value::Bool(add)) => *add,
+        _ => adds_bos(tokenizer, vocab.bos),
+    } && vocab.bos.is_some();
+    vocab.infill = INFILL.iter().find_map(|[prefix, suffix, middle]| {
+        let id = |name: &str| tokenizer.token_to_id(name).filter(valid);
+        Some((id(prefix)?, id(suffix)?, id(middle)?))
+    });
+    Ok(())
+}
+
+fn adds_bos(tokenizer: &HfTokenizer, bos: Option<TokenId>) -> bool {
+    tokenizer.encode_fast("a", true).is_ok_and(|encoding| bos.is_some() && encoding.get_ids().first().copied() == bos)
+}
+
+fn token_bytes(text: &str, spelling: Spelling, letters: &HashMap<char, u8>) -> Vec<u8> {
+    match spelling {
+        Spelling::ByteLevel => {
+            let bytes: Option<Vec<u8>> = text.chars().map(|letter| letters.get(&letter).copied()).collect();
+            bytes.unwrap_or_else(|| text.as_bytes().to_vec())
+        }
+        Spelling::SentencePiece => {
+            let byte = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|hex| hex.len() == 2);
+            match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                Some(byte) => vec![byte],
+                None => text.replace('▁', " ").into_bytes(),
+            }
+        }
+    }
+}
+
+/// GPT-2's table: printable bytes stand for themselves, the others for letters from U+0100 on.
+fn byte_letters() -> HashMap<char, u8> {
+    let mut letters = HashMap::new();
+    let mut next = 0x100_u32;
+    for byte in 0..=255_u8 {
+        let plain = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+        let letter = if plain {
+            char::from(byte)
+        } else {
+            next += 1;
+            char::from_u32(next - 1).unwrap_or(char::REPLACEMENT_CHARACTER)
+        };
+        letters.insert(letter, byte);
+    }
+    letters
+}
+
+/// The model's own chat template: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (a text, or a
+/// list of named ones of which `default` counts).
+///
+/// # Errors
+/// A file is too large or no text.
+pub fn chat_template(folder: &Path) -> Result<Option<String>, Failure> {
+    if let Some(bytes) = read_bounded(&folder.join("chat_template.jinja"), MLX_TEMPLATE_BYTES_MAX)? {
+        return String::from_utf8(bytes).map(Some).map_err(|_| invalid("chat_template.jinja is not UTF-8"));
+    }
+    let Some(settings) = read_object(&folder.join("tokenizer_config.json"))? else { return Ok(None) };
+    let template = match settings.get("chat_template") {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(list)) => list
+            .iter()
+            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+            .or_else(|| list.first())
+            .and_then(|entry| entry.get("template"))
+            .and_then(Value::as_str)
+            .map(str::to_owned),
+        _ => None,
+    };
+    match template {
+        Some(text) if text.len() as u64 > MLX_TEMPLATE_BYTES_MAX => {
+            Err(invalid(format!("the chat template is larger than {MLX_TEMPLATE_BYTES_MAX} bytes")))
+        }
+        template => Ok(template),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_letters_are_one_to_one() {
+        let letters = byte_letters();
+        assert_eq!(letters.len(), 256);
+        assert_eq!(letters[&'Ġ'], b' ');
+        assert_eq!(letters[&'Ċ'], b'\n');
+    }
+
+    #[test]
+    fn sentencepiece_spellings_become_bytes() {
+        let none = HashMap::new();
+        assert_eq!(token_bytes("▁the", Spelling::SentencePiece, &none), b" the");
+        assert_eq!(token_bytes("<0x0A>", Spelling::SentencePiece, &none), b"\n");
+        assert_eq!(token_bytes("<0x-1>", Spelling::SentencePiece, &none), b"<0x-1>");
+    }
+
+    #[test]
+    fn the_template_file_goes_before_the_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(
+            folder.path().join("tokenizer_config.json"),
+            r#"{"chat_template":[{"name":"x","template":"X"},{"name":"default","template":"D"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(chat_template(folder.path()).unwrap().as_deref(), Some("D"));
+        std::fs::write(folder.path().join("chat_template.jinja"), "J").unwrap();
+        assert_eq!(chat_template(folder.path()).unwrap().as_deref(), Some("J"));
+    }
+}

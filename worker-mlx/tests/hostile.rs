@@ -1,0 +1,174 @@
+//! Damaged and malicious model folders: an error that names the fault, quickly, and nothing allocated by a lie.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+
+use ollmlx_proto::{Failure, FailureKind, LoadSpec};
+use ollmlx_worker_kit::engine::{Backend, Engine};
+use ollmlx_worker_mlx::engine::{MlxBackend, MlxEngine};
+use serde_json::{Value, json};
+
+/// A copy of a good checkpoint whose configuration is changed by `change`.
+fn changed(change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama-4bit");
+    let to = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(name), to.path().join(name)).unwrap();
+    }
+    let path = to.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(path, config.to_string()).unwrap();
+    to
+}
+
+fn inspect(folder: &Path) -> Result<(), Failure> {
+    MlxBackend::inspect(&[folder.to_path_buf()]).map(|_| ())
+}
+
+fn load(folder: &Path) -> Result<MlxEngine, Failure> {
+    let spec = LoadSpec {
+        weights: vec![folder.to_path_buf()],
+        adapters: Vec::new(),
+        go_template: None,
+        slots: 1,
+        context_tokens: 64,
+        batch_tokens: 64,
+        threads: 0,
+        gpu_layers: -1,
+        kv_type: "f16".to_owned(),
+        embedding: false,
+        cpu_level: String::new(),
+    };
+    MlxBackend::load(&spec, &mut |_, _| true)
+}
+
+fn assert_names(result: Result<(), Failure>, word: &str) {
+    let failure = result.expect_err(word);
+    assert_eq!(failure.kind, FailureKind::ModelInvalid, "{failure:?}");
+    assert!(failure.public.contains(word), "{word}: {}", failure.public);
+}
+
+#[test]
+fn bad_sizes_in_the_configuration_are_named() {
+    let bad = || [json!(0), json!(-1), json!(1e308), json!("12"), json!([]), json!(1_u64 << 40), json!(12.5)];
+    for key in
+        ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "head_dim", "intermediate_size"]
+    {
+        for value in bad() {
+            let folder = changed(|config| config[key] = value);
+            assert_names(inspect(folder.path()), key);
+        }
+    }
+    for key in ["hidden_size", "num_hidden_layers", "vocab_size"] {
+        let folder = changed(|config| config[key] = Value::Null);
+        assert_names(inspect(folder.path()), key);
+    }
+    let folder = changed(|config| config["num_hidden_layers"] = json!(1_431_655_766));
+    assert_names(inspect(folder.path()), "num_hidden_layers");
+}
+
+#[test]
+fn bad_quantisation_values_are_named() {
+    for value in [json!(0), json!(64), json!("4"), json!(7)] {
+        let folder = changed(|config| config["quantization"]["bits"] = value);
+        assert_names(inspect(folder.path()), "quantization.bits");
+    }
+    let folder = changed(|config| config["quantization"]["group_size"] = json!(0));
+    assert_names(inspect(folder.path()), "quantization.group_size");
+    let folder = changed(|config| config["quantization"]["mode"] = json!("mxfp4"));
+    assert_names(inspect(folder.path()), "mxfp4");
+}
+
+#[test]
+fn sizes_that_the_tensors_do_not_have_are_refused_at_load() {
+    for (key, value) in [("hidden_size", 128), ("vocab_size", 4_000_000), ("intermediate_size", 1 << 20)] {
+        let folder = changed(|config| config[key] = json!(value));
+        assert_names(load(folder.path()).map(|_| ()), "tensor");
+    }
+    let folder = changed(|config| config["num_hidden_layers"] = json!(1000));
+    assert_names(load(folder.path()).map(|_| ()), "model.layers.3.");
+}
+
+#[test]
+fn python_code_is_never_wanted() {
+    let folder = changed(|config| config["model_file"] = json!("evil.py"));
+    assert_names(inspect(folder.path()), "Python");
+    let folder = changed(|config| config["model_type"] = json!("no_such_family"));
+    assert_names(inspect(folder.path()), "no_such_family");
+}
+
+#[test]
+fn a_truncated_weight_file_is_refused() {
+    let folder = changed(|_| {});
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    for length in [0, 4, 8, 100, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        assert_names(inspect(folder.path()), "model.safetensors");
+    }
+}
+
+#[test]
+fn a_damaged_tokenizer_is_refused() {
+    let folder = changed(|_| {});
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, "{").unwrap();
+    assert_names(load(folder.path()).map(|_| ()), "tokenizer.json");
+    std::fs::remove_file(&path).unwrap();
+    assert_names(load(folder.path()).map(|_| ()), "tokenizer.json is missing");
+}
+
+#[test]
+fn a_token_past_the_vocabulary_loads_and_is_refused_where_it_is_used() {
+    let folder = changed(|_| {});
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    for id in 260..300 {
+        let mut token = added[0].clone();
+        token["id"] = json!(id);
+        token["content"] = json!(format!("<extra{id}>"));
+        added.push(token);
+    }
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let engine = load(folder.path()).unwrap();
+    assert_eq!(engine.tokenize("<extra287>", false, true).unwrap(), [287]);
+    assert_eq!(engine.tokenize("<extra288>", false, true).unwrap_err().kind, FailureKind::InvalidRequest);
+}
+
+/// A copy whose tokenizer has another part.
+fn with_tokenizer(part: &str, value: Value) -> tempfile::TempDir {
+    let folder = changed(|_| {});
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    tokenizer[part] = value;
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_normaliser_that_blows_texts_up_is_refused() {
+    let replace = json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"});
+    assert_names(load(with_tokenizer("normalizer", replace).path()).map(|_| ()), "normalizer");
+    let long = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "x".repeat(33)});
+    assert_names(load(with_tokenizer("normalizer", long).path()).map(|_| ()), "normalizer");
+    let good = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁".repeat(8)});
+    assert!(load(with_tokenizer("normalizer", good).path()).is_ok());
+}
+
+#[test]
+fn a_catastrophic_pattern_ends_in_time() {
+    for pattern in ["(a+)+$", "(?=a)(a+)+\\1b", "(a|aa)+(?!a)b"] {
+        let split = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]});
+        let folder = with_tokenizer("pre_tokenizer", split);
+        let engine = load(folder.path()).unwrap();
+        let started = std::time::Instant::now();
+        let result = engine.tokenize(&"a".repeat(30_000), false, false);
+        assert!(started.elapsed().as_secs() < 5, "{pattern}: {:?}", started.elapsed());
+        assert!(result.is_ok() || result.is_err_and(|failure| failure.kind == FailureKind::InvalidRequest));
+    }
+}
