@@ -5,7 +5,7 @@
 //! removed by the next one, once dialling its socket shows that nobody is there.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,10 @@ impl Door {
         std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
         let folder = Folder(folder);
         let path = folder.0.join(SOCKET_NAME);
-        let listener = ListenerOptions::new().name(path.to_fs_name::<GenericFilePath>()?).create_tokio()?;
+        let name = path.clone().to_fs_name::<GenericFilePath>()?;
+        let listener = ListenerOptions::new().name(name).create_tokio()?;
+        // The folder is the lock; this says the same to whoever looks at the socket alone.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self { listener, folder })
     }
 
@@ -197,5 +200,15 @@ mod tests {
         assert!(same_token(&[7; 32], &other));
         other[31] = 8;
         assert!(!same_token(&[7; 32], &other));
+    }
+
+    #[tokio::test]
+    async fn s25_only_this_user_can_reach_the_socket() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let door = Door::open(Some(base.path()), 7).expect("the door opens");
+        let mode = |path: &Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        let socket = door.path();
+        assert_eq!(mode(&socket), 0o600);
+        assert_eq!(mode(socket.parent().expect("a folder")), 0o700);
     }
 }
