@@ -35,7 +35,7 @@ use crate::worker::socket::Door;
 pub struct DriverConfig {
     /// Where the worker programs are; `None` is beside our own.
     pub worker_dir: Option<PathBuf>,
-    /// Where the folder of the socket is made; `None` is the user's runtime folder or the temporary one.
+    /// Where the folder of the socket is made; `None` is the temporary folder.
     pub runtime_dir: Option<PathBuf>,
     /// For the pure core.
     pub scheduler: SchedulerConfig,

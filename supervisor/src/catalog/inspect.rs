@@ -21,7 +21,6 @@ use ollmlx_proto::limits::{
 use ollmlx_proto::{Failure, FailureKind, ModelCard};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::timeout;
 
@@ -175,7 +174,7 @@ impl Inspector {
                     if memory.refusals.len() >= CARDS_MAX {
                         memory.refusals.clear();
                     }
-                    memory.refusals.insert(subject.key.clone(), (Instant::now(), failure.clone()));
+                    memory.refusals.insert(subject.key.clone(), (crate::os::clock::instant_now(), failure.clone()));
                 }
                 Err(failure)
             }
@@ -201,7 +200,7 @@ impl Inspector {
 
     async fn run(&self, subject: &Subject) -> Result<(ModelCard, usize), Failure> {
         let program = self.program(subject.backend);
-        let mut child = Command::new(&program)
+        let mut child = crate::os::process::command(&program)
             .arg("inspect")
             .args(&subject.paths)
             .stdin(Stdio::null())

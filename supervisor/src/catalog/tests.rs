@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use ollmlx_proto::{Capability, ModelCard};
 use serde_json::json;
@@ -160,7 +160,7 @@ fn runs(file: &Path) -> usize {
 
 fn age(path: &Path, seconds: u64) {
     let file = fs::File::options().write(true).open(path).unwrap();
-    file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+    file.set_modified(crate::os::wall::wall_now() - Duration::from_secs(seconds)).unwrap();
 }
 
 #[tokio::test]
@@ -455,7 +455,7 @@ async fn s05_paths_answer_alike_whether_they_exist_or_not() {
     fs::write(&text, "root:x:0").unwrap();
     let secret = text.to_str().unwrap().to_owned();
     for path in
-        ["/etc/passwd", "/nonexistent", "/etc", "/root/x.gguf", "/nonexistent.gguf", &secret, "/etc/../etc/passwd"]
+        ["/etc/passwd", "/nonexistent", "/etc", "/srv/x.gguf", "/nonexistent.gguf", &secret, "/etc/../etc/passwd"]
     {
         for error in [
             house.catalog.resolve(path).await.unwrap_err(),
@@ -595,8 +595,8 @@ async fn who_leaves_takes_the_inspector_along() {
     let pid_file = house.dir.path().join("m.gguf.pid");
     let (catalog, text) = (house.catalog.clone(), path.to_str().unwrap().to_owned());
     let asked = tokio::spawn(async move { catalog.resolve(&text).await.map(drop) });
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    let until = |what: &str| assert!(std::time::Instant::now() < deadline, "{what}");
+    let deadline = crate::os::clock::instant_now() + Duration::from_secs(20);
+    let until = |what: &str| assert!(crate::os::clock::instant_now() < deadline, "{what}");
     let pid = loop {
         match fs::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse::<i32>().ok()) {
             Some(pid) => break nix::unistd::Pid::from_raw(pid),

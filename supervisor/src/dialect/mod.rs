@@ -7,6 +7,8 @@
 
 mod answer;
 pub mod anthropic;
+#[cfg(test)]
+mod golden;
 pub mod json;
 pub mod ollama;
 pub mod openai;

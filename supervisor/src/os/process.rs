@@ -41,6 +41,12 @@ pub struct Started {
     pub printed: pipe::Receiver,
 }
 
+/// The one place where a child process begins.
+#[expect(clippy::disallowed_methods, reason = "everybody else comes here")]
+pub fn command(program: &Path) -> Command {
+    Command::new(program)
+}
+
 /// Starts a process in its own group, without standard input. It inherits the environment except variables
 /// that begin with `private_prefix`, and gets `variables`.
 ///
@@ -48,7 +54,7 @@ pub struct Started {
 /// The system's.
 pub fn start(program: &Path, private_prefix: &str, variables: &[(&str, OsString)]) -> io::Result<Started> {
     let (reader, writer) = io::pipe()?;
-    let mut command = Command::new(program);
+    let mut command = command(program);
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0).kill_on_drop(true);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(private_prefix)) {
         command.env_remove(name);

@@ -58,14 +58,14 @@ impl Drop for Folder {
 }
 
 impl Door {
-    /// Makes the folder and listens in it. Without a base the user's runtime folder is taken, or else the temporary one.
+    /// Makes the folder and listens in it. Without a base the temporary folder is taken.
     ///
     /// # Errors
     /// The system's.
     pub fn open(base: Option<&Path>, token: u64) -> io::Result<Self> {
         let base = match base {
             Some(base) => base.to_owned(),
-            None => std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from),
+            None => std::env::temp_dir(),
         };
         let name = format!("{FOLDER_PREFIX}{}-{:04x}", std::process::id(), token & 0xffff);
         let fits = |base: &Path| base.join(&name).join(SOCKET_NAME).as_os_str().len() < PATH_BYTES_MAX;
