@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::MemoryModel;
+
 /// What a model can do, in Ollama's vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -59,10 +61,8 @@ pub struct ModelCard {
     pub vocab_size: u32,
     /// Bytes of all tensors as stored.
     pub weight_bytes: u64,
-    /// Key-value cache bytes that one more token of one sequence costs, at 16 bits.
-    pub kv_bytes_per_token: u64,
-    /// Key-value cache bytes of one sequence that do not grow (sliding windows at their full size).
-    pub kv_bytes_fixed: u64,
+    /// What a worker of this machine will take for it.
+    pub memory: MemoryModel,
     /// The model's own chat template (Jinja), if it has one.
     pub chat_template: Option<String>,
     /// What it can do.

@@ -99,6 +99,10 @@ pub struct LoadSpec {
     pub embedding: bool,
     /// CPU level to use instead of the best one (`haswell`, `x64` …); empty lets the engine decide.
     pub cpu_level: String,
+    /// What the worker may take, in bytes, as far as its engine can be told; 0: no limit.
+    pub memory_limit_bytes: u64,
+    /// Memory that MLX may wire down on a GPU, in bytes; 0: none, which is safe on every system.
+    pub wired_limit_bytes: u64,
 }
 
 /// Loaded.

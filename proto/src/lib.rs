@@ -15,6 +15,7 @@ pub mod error;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod memory;
 pub mod output;
 pub mod request;
 pub mod version;
@@ -26,6 +27,7 @@ pub use card::{Capability, ModelCard, TensorInfo};
 pub use control::{FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
 pub use error::{Failure, FailureKind, Origin, Retry};
 pub use ids::{Incarnation, ModelId, RequestId, SlotId, TokenId, WorkerId};
+pub use memory::{KvCells, MemoryModel};
 pub use output::{
     Delta, Embeddings, FinishReason, Finished, Output, Part, Started, Timings, TokenLogprob, ToolCall, TopLogprob,
     Usage,

@@ -85,6 +85,8 @@ fn to_worker() -> Vec<(&'static str, ToWorker)> {
                 kv_type: "f16".to_owned(),
                 embedding: false,
                 cpu_level: String::new(),
+                memory_limit_bytes: 0,
+                wired_limit_bytes: 0,
             }),
         ),
         ("ToWorker::Run, chat", ToWorker::Run(Box::new(request(chat())))),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ollmlx_proto::{
-    Capability, Chat, ContentPart, Format, Limits, LoadSpec, MemoryReport, Message, ModelCard, ModelId, Request,
-    RequestId, Role, Sampling, ThinkMode, Work,
+    Capability, Chat, ContentPart, Format, Limits, LoadSpec, MemoryModel, MemoryReport, Message, ModelCard, ModelId,
+    Request, RequestId, Role, Sampling, ThinkMode, Work,
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
 use ollmlx_supervisor::driver::{DriverConfig, TicketItem};
@@ -29,8 +29,7 @@ pub fn model(name: &str, weights: PathBuf) -> Arc<ModelRef> {
         block_count: 1,
         vocab_size: 16,
         weight_bytes: 1,
-        kv_bytes_per_token: 1,
-        kv_bytes_fixed: 0,
+        memory: MemoryModel::default(),
         chat_template: None,
         capabilities: vec![Capability::Completion],
         metadata: "{}".to_owned(),
@@ -82,6 +81,8 @@ pub fn plan(model: &Arc<ModelRef>, context_tokens: u32, bytes: u64) -> LoadPlan 
             kv_type: "f16".to_owned(),
             embedding: false,
             cpu_level: String::new(),
+            memory_limit_bytes: 0,
+            wired_limit_bytes: 0,
         },
         memory: MemoryReport { weights: bytes, kv: 0, compute: 0 },
     }

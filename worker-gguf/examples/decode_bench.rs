@@ -29,6 +29,8 @@ fn main() {
         kv_type: option("kv", "f16"),
         embedding: false,
         cpu_level: option("level", ""),
+        memory_limit_bytes: 0,
+        wired_limit_bytes: 0,
     };
     let start = Instant::now();
     let mut engine = GgufBackend::load(&spec, &mut |_, _| true).expect("the model loads");

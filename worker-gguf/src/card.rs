@@ -9,11 +9,14 @@ use ollmlx_proto::{Capability, Failure, ModelCard, TensorInfo};
 use ollmlx_worker_kit::chat::template_capabilities;
 use serde_json::{Map, Number, Value as Json};
 
-use crate::gguf::kv_cost::{is_encoder, kv_cost};
+use crate::gguf::kv_cost::is_encoder;
 use crate::gguf::shards::Model;
 use crate::gguf::types::file_type_label;
 use crate::gguf::{Array, Header, Value};
+use crate::memory::{Layout, memory_model};
 
+/// Whether llama.cpp is built with a GPU here: Metal.
+const HAS_GPU: bool = cfg!(target_os = "macos");
 /// Bytes of all metadata of a card as JSON; entries beyond it are left out.
 const METADATA_BYTES_MAX: usize = 768 * 1024;
 /// Elements of an array that is shown whole.
@@ -33,7 +36,6 @@ fn card(model: &Model) -> ModelCard {
     let header = &model.header;
     let number = |suffix: &str| narrow(header.arch_number(suffix).unwrap_or_default());
     let parameter_count = model.headers().flat_map(|it| &it.tensors).map(|it| it.elements).fold(0, u64::saturating_add);
-    let cost = kv_cost(header);
     let context_length = number("context_length");
     let chat_template = header.text("tokenizer.chat_template").map(str::to_owned);
     ModelCard {
@@ -46,8 +48,8 @@ fn card(model: &Model) -> ModelCard {
         block_count: number("block_count"),
         vocab_size: narrow(header.vocab_size()),
         weight_bytes: model.weight_bytes(),
-        kv_bytes_per_token: cost.per_token,
-        kv_bytes_fixed: cost.fixed(context_length.into()),
+        // Where there is a GPU, everything is put on it unless a load order says otherwise.
+        memory: memory_model(model, Layout::of(model, HAS_GPU), HAS_GPU, false),
         capabilities: capabilities(header),
         chat_template,
         metadata: metadata(header, parameter_count),
@@ -158,7 +160,7 @@ mod tests {
         assert_eq!((card.parameter_count, card.weight_bytes), (192, 768));
         assert_eq!(card.quantization, "F32");
         assert_eq!((card.context_length, card.embedding_length, card.block_count, card.vocab_size), (512, 32, 2, 6));
-        assert_eq!((card.kv_bytes_per_token, card.kv_bytes_fixed), (2 * 2 * 16 * 2, 0));
+        assert_eq!(card.memory.estimate(2, 256, 512, "f16").kv, 2 * 256 * 2 * 2 * 16 * 2);
         assert_eq!(card.chat_template.as_deref(), Some("{{ messages }}"));
         assert_eq!(card.capabilities, [Capability::Completion]);
         assert_eq!(card.tensors[0].shape, [32, 6]);
@@ -205,7 +207,8 @@ mod tests {
             .number("gemma3.attention.value_length", 256)
             .number("gemma3.attention.sliding_window", 512);
         let card = inspect_files(&[("m.gguf", &gemma)]).unwrap();
-        assert_eq!((card.kv_bytes_per_token, card.kv_bytes_fixed), (3072, 15 << 20));
+        let kv = |slots, context| card.memory.estimate(slots, context, 512, "f16").kv;
+        assert_eq!((kv(1, 4096), kv(1, 32_768)), (4096 * 3072 + (15 << 20), 32_768 * 3072 + (15 << 20)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod engine;
 pub mod ffi;
 pub mod gguf;
+pub mod memory;
 
 use std::path::PathBuf;
 

@@ -48,6 +48,8 @@ fn load(folder: PathBuf) -> anyhow::Result<MlxEngine> {
         kv_type: "f16".to_owned(),
         embedding: false,
         cpu_level: String::new(),
+        memory_limit_bytes: 0,
+        wired_limit_bytes: 0,
     };
     Ok(MlxBackend::load(&spec, &mut |_, _| true)?)
 }

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ollmlx_proto::limits::PREFILL_CHUNK_TOKENS;
 use ollmlx_proto::{Capability, Failure, ModelCard, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{Checkpoint, TensorMeta};
 use crate::config::{Config, invalid, read_object};
-use crate::kv::SLIDING_SLACK_TOKENS;
+use crate::memory::{memory_model, parameter_count};
 use crate::model::{ModelSpec, bert::Pooling, read_spec};
 use crate::tokenizer::chat_template;
 use crate::weights::quantisation_label;
@@ -71,8 +70,7 @@ pub fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
         block_count: 0,
         vocab_size: 0,
         weight_bytes: checkpoint.weight_bytes(),
-        kv_bytes_per_token: 0,
-        kv_bytes_fixed: 0,
+        memory: memory_model(&checkpoint, &spec, &config),
         chat_template: template,
         capabilities: Vec::new(),
         metadata: String::new(),
@@ -85,19 +83,6 @@ pub fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
             card.block_count = spec.layers as u32;
             card.vocab_size = spec.vocab as u32;
             card.capabilities.push(Capability::Completion);
-            let per_cell = 2 * 2 * spec.kv_heads as u64 * spec.head_width as u64;
-            for window in &spec.windows {
-                match window {
-                    None => card.kv_bytes_per_token += per_cell,
-                    Some(window) => {
-                        let cells = (*window as u64)
-                            .saturating_add(SLIDING_SLACK_TOKENS as u64)
-                            .saturating_add(u64::from(PREFILL_CHUNK_TOKENS))
-                            .min(u64::from(spec.context));
-                        card.kv_bytes_fixed = card.kv_bytes_fixed.saturating_add(cells * per_cell);
-                    }
-                }
-            }
         }
         ModelSpec::Encoder(spec) => {
             card.context_length = spec.context;
@@ -113,39 +98,6 @@ pub fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
 
 fn tensor_info(name: &str, meta: &TensorMeta) -> TensorInfo {
     TensorInfo { name: name.to_owned(), dtype: meta.dtype.clone(), shape: meta.shape.clone() }
-}
-
-/// Weights, packed ones unpacked; scales and biases of a packed one are none.
-fn parameter_count(tensors: &BTreeMap<String, TensorMeta>, config: &Map<String, Value>) -> u64 {
-    let mut count: u64 = 0;
-    for (name, meta) in tensors {
-        let base = |suffix: &str| name.strip_suffix(suffix);
-        if let Some(path) = base(".scales").or_else(|| base(".biases"))
-            && tensors.contains_key(&format!("{path}.weight"))
-        {
-            continue;
-        }
-        let scales = base(".weight").and_then(|path| Some((path, tensors.get(&format!("{path}.scales"))?)));
-        let values = match scales {
-            // A row has as many values as it has groups times their size.
-            Some((path, scales)) => product(&scales.shape).saturating_mul(group_size(config, path)),
-            None => product(&meta.shape),
-        };
-        count = count.saturating_add(values);
-    }
-    count
-}
-
-fn product(shape: &[u64]) -> u64 {
-    shape.iter().fold(1_u64, |product, &dimension| product.saturating_mul(dimension))
-}
-
-/// The group size of a layer: its own entry, else the one for all, else MLX's default.
-fn group_size(config: &Map<String, Value>, path: &str) -> u64 {
-    let block = config.get("quantization");
-    let own = block.and_then(|block| block.get(path)).and_then(|entry| entry.get("group_size"));
-    let all = || block.and_then(|block| block.get("group_size"));
-    own.or_else(all).and_then(Value::as_u64).unwrap_or(64)
 }
 
 /// The element type that most bytes have, as Ollama writes it.

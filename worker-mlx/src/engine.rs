@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mlx_rs::error::Exception;
-use mlx_rs::{Array, DeviceType, memory, transforms};
-use ollmlx_proto::limits::{MLX_BUFFER_CACHE_BYTES, MLX_CPU_UNPACK_BYTES_MAX};
+use mlx_rs::{Array, memory, transforms};
+use ollmlx_proto::limits::MLX_BUFFER_CACHE_BYTES;
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::ChatSource;
 use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
@@ -16,11 +16,12 @@ use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, EngineFacts, LoadP
 use crate::card::{self, Description};
 use crate::config::Config;
 use crate::ffi::{self, Threads};
-use crate::kv::{KvShape, SlotCache};
+use crate::kv::{KvPacking, KvShape, SlotCache};
+use crate::memory::{is_on_cpu, memory_model, unpacks};
+use crate::model::ModelSpec;
 use crate::model::attention::Span;
 use crate::model::bert::Bert;
 use crate::model::decoder::{Batch, Decoder};
-use crate::model::{ModelSpec, decoder::DecoderSpec};
 use crate::tokenizer::{Tokenizer, chat_template};
 use crate::weights::{Placement, Weights, load_failed};
 
@@ -88,17 +89,23 @@ impl MlxEngine {
         let fault = |error| load_failed(&error);
         // The first call of this kind installs the handler without which MLX ends the process on an error.
         memory::active_memory().map_err(fault)?;
-        memory::set_cache_limit(MLX_BUFFER_CACHE_BYTES).map_err(fault)?;
         use_shipped_kernels().map_err(fault)?;
         if !load.adapters.is_empty() {
             return Err(Failure::new(FailureKind::Unsupported, "adapters are not supported by the MLX engine"));
         }
         let Description { checkpoint, config, spec } = card::describe(&load.weights)?;
         let view = Config::new(&config, "");
-        let device = mlx_rs::Device::try_default().and_then(|device| device.get_type()).map_err(fault)?;
-        let on_cpu = matches!(device, DeviceType::Cpu);
-        let small = unpacked_bytes(&spec) <= MLX_CPU_UNPACK_BYTES_MAX;
-        let placement = Placement { on_cpu, unpack: on_cpu && small && unpacking == Unpacking::WhereSmall };
+        let on_cpu = is_on_cpu();
+        let unpack = unpacking == Unpacking::WhereSmall && unpacks(&checkpoint.tensors, &config, on_cpu);
+        let placement = Placement { on_cpu, unpack };
+        let expected = memory_model(&checkpoint, &spec, &config).estimate(
+            load.slots,
+            load.context_tokens,
+            load.batch_tokens,
+            &load.kv_type,
+        );
+        limit_memory(load, &expected, on_cpu).map_err(fault)?;
+        let kv_packing = KvPacking::named(&load.kv_type).ok_or_else(|| unknown_kv_type(&load.kv_type))?;
         let encoder = matches!(spec, ModelSpec::Encoder(_));
         let vocab_size = match &spec {
             ModelSpec::Decoder(spec) => spec.vocab,
@@ -113,7 +120,7 @@ impl MlxEngine {
         let mut weights = Weights::open(&checkpoint, placement)?;
         // Multimodal checkpoints keep the language model under a name of its own.
         weights.rename_prefix("language_model.", "");
-        let (model, shapes, context) = load_model(&mut weights, spec, progress)?;
+        let (model, shapes, context) = load_model(&mut weights, spec, kv_packing, progress)?;
         drop(weights);
         memory::clear_cache().map_err(fault)?;
         let weight_bytes = memory::active_memory().map_err(fault)? as u64;
@@ -248,6 +255,25 @@ impl MlxEngine {
     }
 }
 
+/// Tells MLX what it may take. The limit is soft: beyond it MLX empties its buffer cache and waits for running work.
+fn limit_memory(load: &LoadSpec, expected: &MemoryReport, on_cpu: bool) -> Result<(), Exception> {
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    memory::set_cache_limit(MLX_BUFFER_CACHE_BYTES.min(bytes(expected.compute)))?;
+    if load.memory_limit_bytes > 0 {
+        memory::set_memory_limit(bytes(load.memory_limit_bytes))?;
+    }
+    if load.wired_limit_bytes > 0 && !on_cpu {
+        memory::set_wired_limit(bytes(load.wired_limit_bytes.min(expected.total())))?;
+    }
+    Ok(())
+}
+
+fn unknown_kv_type(name: &str) -> Failure {
+    let name: String = name.chars().take(32).collect();
+    let text = format!("unknown key-value cache type {name:?}; known are f16, bf16, f32, q8_0 and q4_0");
+    Failure::new(FailureKind::LoadFailed, text)
+}
+
 /// An installed program brings its Metal kernels along; without this MLX looks where it was built.
 #[cfg(target_os = "macos")]
 fn use_shipped_kernels() -> Result<(), Exception> {
@@ -266,36 +292,10 @@ fn use_shipped_kernels() -> Result<(), Exception> {
     Ok(())
 }
 
-/// Bytes of the weights as 32-bit floats.
-fn unpacked_bytes(spec: &ModelSpec) -> u64 {
-    let count = match spec {
-        ModelSpec::Decoder(spec) => decoder_parameters(spec),
-        ModelSpec::Encoder(_) => 0,
-    };
-    count.saturating_mul(4)
-}
-
-fn decoder_parameters(spec: &DecoderSpec) -> u64 {
-    let size = |value: i32| value as u64;
-    let attention = 2 * size(spec.hidden) * size(spec.head_width) * (size(spec.heads) + size(spec.kv_heads));
-    let gated = 3 * size(spec.hidden) * size(spec.feed_forward);
-    let mut count = 0_u64;
-    for layer in 0..spec.layers as usize {
-        let feed_forward = match &spec.moe {
-            Some((moe, layers)) if layers.get(layer).copied().unwrap_or(false) => {
-                3_u64.saturating_mul(size(spec.hidden) * size(moe.width)).saturating_mul(size(moe.experts))
-            }
-            _ => gated,
-        };
-        count = count.saturating_add(attention).saturating_add(feed_forward);
-    }
-    let tables = if spec.tied == Some(false) { 2 } else { 1 };
-    count.saturating_add(tables * size(spec.vocab) * size(spec.hidden))
-}
-
 fn load_model(
     weights: &mut Weights,
     spec: ModelSpec,
+    kv_packing: KvPacking,
     progress: LoadProgress<'_>,
 ) -> Result<(Model, Vec<KvShape>, u32), Failure> {
     let layers = match &spec {
@@ -314,7 +314,7 @@ fn load_model(
         ModelSpec::Decoder(spec) => {
             let context = spec.context;
             let decoder = Decoder::load(weights, *spec, &mut step)?;
-            let shapes = decoder.spec().kv_shapes(decoder.dtype());
+            let shapes = decoder.spec().kv_shapes(decoder.dtype(), kv_packing);
             Ok((Model::Decoder(Box::new(decoder)), shapes, context))
         }
         ModelSpec::Encoder(spec) => {

@@ -4,18 +4,48 @@
 //! updates that MLX makes in place. A layer with a sliding window keeps the same form: its buffer has slack, and when
 //! the slack is used up the last window is moved to the front. So masks never have to know about rotation, and a
 //! sliding cache can be cut back as far as its slack reaches. Positions are those of the slot's token list.
+//!
+//! Where the load order asks for it, keys and values are held packed (affine, by token and head, [`KvPacking`]) and are
+//! unpacked layer by layer as they are used.
 
 use crate::quant::Result;
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
-use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::ops::{concatenate, quantize, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 
+use crate::ffi::packed::{self, Packed};
 use crate::model::rope::Rope;
+use crate::quant::{Mode, Packing};
 
+/// Buffers have room for a multiple of this many tokens.
+pub const CELLS_MULTIPLE: i32 = 64;
 /// Tokens by which a growing cache grows at least.
 const GROW_TOKENS: i32 = 256;
 /// Tokens that a sliding cache holds beyond its window, before it is moved to the front again.
 pub const SLIDING_SLACK_TOKENS: i32 = 512;
+
+/// How keys and values are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvPacking {
+    /// In the element type that is computed with.
+    #[default]
+    Plain,
+    /// In this many bits a value, with a scale and an offset per group.
+    Bits(i32),
+}
+
+impl KvPacking {
+    /// What a load order's word asks for; the words are llama.cpp's. `None`: unknown.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        match word {
+            "" | "f16" | "bf16" | "f32" => Some(Self::Plain),
+            "q8_0" => Some(Self::Bits(8)),
+            "q4_0" => Some(Self::Bits(4)),
+            _ => None,
+        }
+    }
+}
 
 /// What a layer's caches look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,18 +54,78 @@ pub struct KvShape {
     pub heads: i32,
     /// Width of a head.
     pub width: i32,
-    /// Element type.
+    /// Element type that is computed with.
     pub dtype: Dtype,
     /// Tokens that a query sees, its own included; `None`: all.
     pub window: Option<i32>,
+    /// Packed where [`Self::group_size`] allows.
+    pub packing: KvPacking,
+}
+
+impl KvShape {
+    /// Values that share a scale; `None` where a head is no whole number of groups, and the cache stays plain.
+    #[must_use]
+    pub fn group_size(&self) -> Option<i32> {
+        [64, 32].into_iter().find(|size| self.width % *size == 0)
+    }
+
+    fn packed(&self) -> Option<Packing> {
+        match (self.packing, self.group_size()) {
+            (KvPacking::Bits(bits), Some(group_size)) => Some(Packing { mode: Mode::Affine, group_size, bits }),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the keys and values of one token.
+    #[must_use]
+    pub fn token_bytes(&self) -> u64 {
+        let element = if self.dtype == Dtype::Float32 { 4 } else { 2 };
+        let width = self.width as u64;
+        let head = match self.packed() {
+            None => width * element,
+            Some(packing) => width * packing.bits as u64 / 8 + width / packing.group_size as u64 * 2 * element,
+        };
+        2 * self.heads as u64 * head
+    }
+
+    /// Last dimension and element type of each part that a buffer has.
+    fn parts(&self) -> Vec<(i32, Dtype)> {
+        match self.packed() {
+            None => vec![(self.width, self.dtype)],
+            Some(packing) => {
+                let groups = (self.width / packing.group_size, self.dtype);
+                vec![(self.width * packing.bits / 32, Dtype::Uint32), groups, groups]
+            }
+        }
+    }
+
+    fn encode(&self, plain: &Array) -> Result<Vec<Array>> {
+        match self.packed() {
+            None => Ok(vec![plain.clone()]),
+            Some(packing) => {
+                let (values, scales, offsets) = quantize(plain, packing.group_size, packing.bits)?;
+                Ok(vec![values, scales, offsets])
+            }
+        }
+    }
+
+    fn decode(&self, parts: &[Array]) -> Result<Array> {
+        match (self.packed(), parts) {
+            (None, [plain]) => Ok(plain.clone()),
+            (Some(packing), [values, scales, offsets]) => {
+                packed::dense(Packed { values, scales, biases: Some(offsets), packing }, self.dtype)
+            }
+            _ => Err(mlx_rs::error::Exception::custom("a cache without buffers")),
+        }
+    }
 }
 
 /// Keys and values of one slot in one layer.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
     shape: KvShape,
-    keys: Option<Array>,
-    values: Option<Array>,
+    keys: Vec<Array>,
+    values: Vec<Array>,
     capacity: i32,
     /// Position of the first cell of the buffer.
     base: i32,
@@ -47,13 +137,13 @@ impl LayerCache {
     /// An empty one, which takes no memory.
     #[must_use]
     pub fn new(shape: KvShape) -> Self {
-        Self { shape, keys: None, values: None, capacity: 0, base: 0, end: 0 }
+        Self { shape, keys: Vec::new(), values: Vec::new(), capacity: 0, base: 0, end: 0 }
     }
 
     /// Bytes of its buffers.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        [&self.keys, &self.values].into_iter().flatten().map(|array| array.nbytes() as u64).sum()
+        self.arrays().map(|array| array.nbytes() as u64).sum()
     }
 
     /// Appends keys and values (`[1, heads, tokens, width]`) and returns all that their queries may see.
@@ -68,12 +158,19 @@ impl LayerCache {
         let at = self.end - self.base;
         self.end += count;
         let (from, to) = (self.first_seen(count) - self.base, at + count);
-        let (Some(all_keys), Some(all_values)) = (&mut self.keys, &mut self.values) else {
-            return Err(mlx_rs::error::Exception::custom("a cache without buffers"));
-        };
-        all_keys.try_index_mut((.., .., at..at + count, ..), keys)?;
-        all_values.try_index_mut((.., .., at..at + count, ..), values)?;
-        Ok((all_keys.try_index((.., .., from..to, ..))?, all_values.try_index((.., .., from..to, ..))?))
+        let written = at..at + count;
+        for (buffer, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
+            for (part, new) in buffer.iter_mut().zip(self.shape.encode(new)?) {
+                part.try_index_mut((.., .., written.clone(), ..), &new)?;
+            }
+        }
+        Ok((self.read(&self.keys, from..to)?, self.read(&self.values, from..to)?))
+    }
+
+    fn read(&self, buffer: &[Array], cells: std::ops::Range<i32>) -> Result<Array> {
+        let parts: Vec<Array> =
+            buffer.iter().map(|part| part.try_index((.., .., cells.clone(), ..))).collect::<Result<_>>()?;
+        self.shape.decode(&parts)
     }
 
     /// The first position that the oldest of the last `count` queries sees.
@@ -96,16 +193,18 @@ impl LayerCache {
             Some(window) => (need.max(window) + SLIDING_SLACK_TOKENS).min(context_max.max(need)),
             None => (need + (need / 2).max(GROW_TOKENS)).min(context_max.max(need)),
         };
-        let capacity = (capacity + 63) / 64 * 64;
+        let capacity = (capacity + CELLS_MULTIPLE - 1) / CELLS_MULTIPLE * CELLS_MULTIPLE;
+        let used = first - self.base..self.end - self.base;
         for buffer in [&mut self.keys, &mut self.values] {
-            let room = zeros_dtype(&[1, self.shape.heads, capacity - kept, self.shape.width], self.shape.dtype)?;
-            *buffer = Some(match buffer.take() {
-                Some(old) if kept > 0 => {
-                    let tail = old.try_index((.., .., first - self.base..self.end - self.base, ..))?;
-                    concatenate(&[&tail, &room], 2)?
-                }
-                _ => room,
-            });
+            let mut grown = Vec::new();
+            for (part, (width, dtype)) in self.shape.parts().into_iter().enumerate() {
+                let room = zeros_dtype(&[1, self.shape.heads, capacity - kept, width], dtype)?;
+                grown.push(match buffer.get(part) {
+                    Some(old) if kept > 0 => concatenate(&[&old.try_index((.., .., used.clone(), ..))?, &room], 2)?,
+                    _ => room,
+                });
+            }
+            *buffer = grown;
         }
         self.base = first;
         self.capacity = capacity;
@@ -133,19 +232,25 @@ impl LayerCache {
     /// # Errors
     /// MLX refused the shapes or the memory.
     pub fn shift(&mut self, keep: i32, discard: i32, rope: &Rope) -> Result<()> {
-        let (Some(keys), Some(values)) = (&self.keys, &self.values) else { return Ok(()) };
+        if self.keys.is_empty() {
+            return Ok(());
+        }
         let (from, end) = (keep + discard, self.end);
-        let moved = rope.turn_back(&keys.try_index((.., .., from..end, ..))?, discard)?;
-        let spare = zeros_dtype(&[1, self.shape.heads, discard, self.shape.width], self.shape.dtype)?;
-        let join = |all: &Array, moved: &Array| -> Result<Array> {
-            let head = all.try_index((.., .., 0..keep, ..))?;
-            let tail = all.try_index((.., .., end..self.capacity, ..))?;
+        let moved = self.shape.encode(&rope.turn_back(&self.read(&self.keys, from..end)?, discard)?)?;
+        let join = |part: &Array, moved: &Array| -> Result<Array> {
+            let head = part.try_index((.., .., 0..keep, ..))?;
+            let spare = zeros_dtype(&[1, self.shape.heads, discard, part.dim(-1)], part.dtype())?;
+            let tail = part.try_index((.., .., end..self.capacity, ..))?;
             concatenate(&[&head, moved, &spare, &tail], 2)
         };
-        let new_keys = join(keys, &moved)?;
-        let new_values = join(values, &values.try_index((.., .., from..end, ..))?)?;
-        self.keys = Some(new_keys);
-        self.values = Some(new_values);
+        let keys = self.keys.iter().zip(&moved).map(|(part, moved)| join(part, moved)).collect::<Result<_>>()?;
+        let values = self
+            .values
+            .iter()
+            .map(|part| join(part, &part.try_index((.., .., from..end, ..))?))
+            .collect::<Result<_>>()?;
+        self.keys = keys;
+        self.values = values;
         self.end -= discard;
         Ok(())
     }
@@ -206,5 +311,68 @@ impl SlotCache {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.layers.iter().map(LayerCache::bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::random;
+
+    use super::*;
+
+    fn shape(packing: KvPacking, window: Option<i32>) -> KvShape {
+        KvShape { heads: 2, width: 64, dtype: Dtype::Float32, window, packing }
+    }
+
+    fn noise(tokens: i32, seed: u64) -> Array {
+        random::normal::<f32>(&[1, 2, tokens, 64], None, None, &random::key(seed).unwrap()).unwrap()
+    }
+
+    fn distance(a: &Array, b: &Array) -> f32 {
+        assert_eq!(a.shape(), b.shape());
+        a.subtract(b).unwrap().abs().unwrap().max(None).unwrap().item_exact::<f32>()
+    }
+
+    #[test]
+    fn a_packed_cache_holds_what_a_plain_one_does_in_less_memory() {
+        for window in [None, Some(24)] {
+            for (bits, tolerance) in [(8, 0.03), (4, 0.5)] {
+                let mut plain = LayerCache::new(shape(KvPacking::Plain, window));
+                let mut packed = LayerCache::new(shape(KvPacking::Bits(bits), window));
+                for (step, tokens) in [7, 1, 1, 300, 1, 64, 1].into_iter().enumerate() {
+                    let (keys, values) = (noise(tokens, step as u64), noise(tokens, 100 + step as u64));
+                    let a = plain.append(&keys, &values, 2048).unwrap();
+                    let b = packed.append(&keys, &values, 2048).unwrap();
+                    assert!(distance(&a.0, &b.0) < tolerance, "{bits} bits, step {step}");
+                    assert!(distance(&a.1, &b.1) < tolerance, "{bits} bits, step {step}");
+                }
+                let cells = plain.capacity as u64;
+                assert_eq!(plain.bytes(), cells * plain.shape.token_bytes());
+                assert_eq!(packed.bytes(), cells * packed.shape.token_bytes());
+                assert!(packed.bytes() * 100 < plain.bytes() * if bits == 8 { 29 } else { 17 });
+            }
+        }
+    }
+
+    #[test]
+    fn a_packed_cache_shifts_like_a_plain_one() {
+        let rope = Rope::plain(64, 10_000.0);
+        let mut plain = LayerCache::new(shape(KvPacking::Plain, None));
+        let mut packed = LayerCache::new(shape(KvPacking::Bits(8), None));
+        for cache in [&mut plain, &mut packed] {
+            cache.append(&noise(40, 1), &noise(40, 2), 512).unwrap();
+            cache.shift(4, 10, &rope).unwrap();
+            cache.truncate(25);
+        }
+        let a = plain.append(&noise(1, 3), &noise(1, 4), 512).unwrap();
+        let b = packed.append(&noise(1, 3), &noise(1, 4), 512).unwrap();
+        assert!(distance(&a.0, &b.0) < 0.04);
+        assert!(distance(&a.1, &b.1) < 0.02);
+    }
+
+    #[test]
+    fn a_head_that_is_no_whole_number_of_groups_stays_plain() {
+        let narrow = KvShape { width: 48, ..shape(KvPacking::Bits(8), None) };
+        assert_eq!(narrow.token_bytes(), KvShape { packing: KvPacking::Plain, ..narrow }.token_bytes());
     }
 }

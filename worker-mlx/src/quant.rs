@@ -1,12 +1,15 @@
-//! Linear layers and embeddings, dense or with affine quantised weights.
+//! Linear layers and embeddings, dense or with packed weights.
 //!
-//! A quantised weight is a triplet: `packed` (unsigned 32-bit words, `[out, in·bits/32]`), `scales` and `biases`
-//! (`[out, in/group]`); a value is `q·scale + bias`. Activations are flat, `[rows, width]`: all tokens of all slots.
+//! A packed weight is `packed` (unsigned 32-bit words, `[out, in·bits/32]`) and `scales` (`[out, in/group]`). In the
+//! affine mode there are `biases` too and a value is `q·scale + bias`; in the others `q` is a small float, the scale is
+//! one of 8 bits, and a value is their product. Activations are flat, `[rows, width]`: all tokens of all slots.
 //! This file knows no architecture and no tensor names.
 
 use mlx_rs::error::Exception;
-use mlx_rs::ops::{add, concatenate, dequantize, matmul, quantized_matmul};
+use mlx_rs::ops::{add, concatenate, gather_mm, matmul, stack};
 use mlx_rs::{Array, Dtype};
+
+use crate::ffi::packed::{self, Packed};
 
 /// From this many rows on, dequantising a weight once and multiplying by BLAS beats MLX's quantised product on a CPU,
 /// which is linear in the rows (measured on x86: 2048×2048, 4 bits, 8 rows 22 ms against 17 ms for 64 rows).
@@ -15,10 +18,39 @@ const CPU_DEQUANTISE_ROWS: i32 = 6;
 /// What a call of MLX gives.
 pub type Result<T, E = Exception> = std::result::Result<T, E>;
 
-/// Group size and bits of an affine quantised weight.
+/// What packed values mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Affine {
-    /// Inputs that share a scale and a bias.
+pub enum Mode {
+    /// `q·scale + bias`.
+    Affine,
+    /// 4-bit floats in groups of 32, scales are powers of two (OCP microscaling).
+    Mxfp4,
+    /// The same with 8-bit floats.
+    Mxfp8,
+    /// 4-bit floats in groups of 16, scales are 8-bit floats.
+    Nvfp4,
+}
+
+impl Mode {
+    /// The word of a configuration.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        match word {
+            "affine" => Some(Self::Affine),
+            "mxfp4" => Some(Self::Mxfp4),
+            "mxfp8" => Some(Self::Mxfp8),
+            "nvfp4" => Some(Self::Nvfp4),
+            _ => None,
+        }
+    }
+}
+
+/// Mode and geometry of a packed weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    /// What the values mean.
+    pub mode: Mode,
+    /// Inputs that share a scale.
     pub group_size: i32,
     /// Bits of a value.
     pub bits: i32,
@@ -35,10 +67,12 @@ pub enum Weight {
         packed: Array,
         /// Factor of each group.
         scales: Array,
-        /// Offset of each group.
-        biases: Array,
-        /// Their geometry.
-        affine: Affine,
+        /// Offset of each group; in the affine mode only.
+        biases: Option<Array>,
+        /// Mode and geometry.
+        packing: Packing,
+        /// Element type of what it is multiplied with.
+        dtype: Dtype,
     },
 }
 
@@ -50,40 +84,52 @@ impl Weight {
     pub fn to_dense(&self) -> Result<Array> {
         match self {
             Self::Dense(weight) => Ok(weight.clone()),
-            Self::Quantised { packed, scales, biases, affine } => {
-                dequantize(packed, scales, Some(biases), affine.group_size, affine.bits)
+            Self::Quantised { packed, scales, biases, packing, dtype } => {
+                packed::dense(Packed { values: packed, scales, biases: biases.as_ref(), packing: *packing }, *dtype)
             }
         }
     }
 
-    /// Stacks weights of one input width along their outputs; `None` where they are held differently.
+    /// Joins weights of one input width along their outputs; `None` where they are held differently.
+    ///
+    /// # Errors
+    /// MLX refused the shapes.
+    pub fn join(weights: &[&Self]) -> Result<Option<Self>> {
+        Self::combine(weights, |parts| concatenate(parts, 0))
+    }
+
+    /// Stacks weights of one shape along a new first axis; `None` where they are held differently.
     ///
     /// # Errors
     /// MLX refused the shapes.
     pub fn stack(weights: &[&Self]) -> Result<Option<Self>> {
-        let mut dense = Vec::new();
-        let mut quantised = (Vec::new(), Vec::new(), Vec::new());
-        let mut geometry = None;
+        Self::combine(weights, |parts| stack(parts, 0))
+    }
+
+    fn combine(weights: &[&Self], combine: impl Fn(&[&Array]) -> Result<Array>) -> Result<Option<Self>> {
+        let (mut dense, mut values, mut factors, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut held = None;
         for weight in weights {
             match weight {
                 Self::Dense(array) => dense.push(array),
-                Self::Quantised { packed, scales, biases, affine } => {
-                    if *geometry.get_or_insert(*affine) != *affine {
+                Self::Quantised { packed, scales, biases, packing, dtype } => {
+                    if *held.get_or_insert((*packing, *dtype)) != (*packing, *dtype) {
                         return Ok(None);
                     }
-                    quantised.0.push(packed);
-                    quantised.1.push(scales);
-                    quantised.2.push(biases);
+                    values.push(packed);
+                    factors.push(scales);
+                    offsets.extend(biases);
                 }
             }
         }
-        match geometry {
-            None => Ok(Some(Self::Dense(concatenate(&dense, 0)?))),
-            Some(affine) if dense.is_empty() => Ok(Some(Self::Quantised {
-                packed: concatenate(&quantised.0, 0)?,
-                scales: concatenate(&quantised.1, 0)?,
-                biases: concatenate(&quantised.2, 0)?,
-                affine,
+        match held {
+            None => Ok(Some(Self::Dense(combine(&dense)?))),
+            Some((packing, dtype)) if dense.is_empty() => Ok(Some(Self::Quantised {
+                packed: combine(&values)?,
+                scales: combine(&factors)?,
+                biases: if offsets.is_empty() { None } else { Some(combine(&offsets)?) },
+                packing,
+                dtype,
             })),
             Some(_) => Ok(None),
         }
@@ -93,7 +139,7 @@ impl Weight {
     pub fn arrays(&self) -> Vec<&Array> {
         match self {
             Self::Dense(array) => vec![array],
-            Self::Quantised { packed, scales, biases, .. } => vec![packed, scales, biases],
+            Self::Quantised { packed, scales, biases, .. } => [packed, scales].into_iter().chain(biases).collect(),
         }
     }
 
@@ -101,12 +147,27 @@ impl Weight {
     fn apply(&self, x: &Array, on_cpu: bool) -> Result<Array> {
         match self {
             Self::Dense(weight) => matmul(x, weight.transpose()?),
-            Self::Quantised { packed, scales, biases, affine } => {
+            Self::Quantised { packed, scales, biases, packing, .. } => {
                 if on_cpu && x.dim(0) >= CPU_DEQUANTISE_ROWS {
                     return matmul(x, self.to_dense()?.transpose()?);
                 }
-                quantized_matmul(x, packed, scales, Some(biases), true, affine.group_size, affine.bits)
+                packed::product(x, Packed { values: packed, scales, biases: biases.as_ref(), packing: *packing }, None)
             }
+        }
+    }
+
+    /// `x · weight[expert]ᵀ` for each of a row's experts; the weight is `[experts, out, in]`.
+    ///
+    /// # Errors
+    /// MLX refused the shapes.
+    pub fn apply_experts(&self, x: &Array, experts: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(weight) => gather_mm(x, weight.swap_axes(-1, -2)?, None, Some(experts), false),
+            Self::Quantised { packed, scales, biases, packing, .. } => packed::product(
+                x,
+                Packed { values: packed, scales, biases: biases.as_ref(), packing: *packing },
+                Some(experts),
+            ),
         }
     }
 }
@@ -146,7 +207,7 @@ impl Linear {
         if !biases.is_empty() && biases.len() != layers.len() {
             return Ok(None);
         }
-        let Some(weight) = Weight::stack(&weights)? else { return Ok(None) };
+        let Some(weight) = Weight::join(&weights)? else { return Ok(None) };
         let bias = if biases.is_empty() { None } else { Some(concatenate(&biases, 0)?) };
         let on_cpu = layers.iter().all(|layer| layer.on_cpu);
         Ok(Some(Self { weight, bias, on_cpu }))
@@ -190,13 +251,15 @@ impl Embedding {
     pub fn rows(&self, tokens: &Array) -> Result<Array> {
         let rows = match &self.weight {
             Weight::Dense(weight) => weight.take_axis(tokens, 0)?,
-            Weight::Quantised { packed, scales, biases, affine } => dequantize(
-                packed.take_axis(tokens, 0)?,
-                scales.take_axis(tokens, 0)?,
-                Some(&biases.take_axis(tokens, 0)?),
-                affine.group_size,
-                affine.bits,
-            )?,
+            Weight::Quantised { packed, scales, biases, packing, dtype } => {
+                let biases = biases.as_ref().map(|biases| biases.take_axis(tokens, 0)).transpose()?;
+                let values = packed.take_axis(tokens, 0)?;
+                let scales = scales.take_axis(tokens, 0)?;
+                packed::dense(
+                    Packed { values: &values, scales: &scales, biases: biases.as_ref(), packing: *packing },
+                    *dtype,
+                )?
+            }
         };
         rows.as_dtype(self.dtype)
     }

@@ -10,7 +10,7 @@ use ollmlx_proto::{Failure, FailureKind};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, invalid};
-use crate::quant::{Affine, Embedding, Linear, Weight};
+use crate::quant::{Embedding, Linear, Mode, Packing, Weight};
 
 /// Where and in what type weights are held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,33 +108,27 @@ impl Weights {
         }
         let packed = self.raw(&name)?;
         let scales = self.raw(&format!("{path}.scales"))?;
-        if scales.dtype() == Dtype::Uint8 {
-            return Err(unsupported_mode(path));
+        let offsets = self.arrays.remove(&format!("{path}.biases"));
+        let packing = packing(&name, &packed, &scales, offsets.is_some(), input)?;
+        if self.has(&format!("{path}.global_scale")) {
+            return Err(invalid(format!("{path} has a global scale, which is not supported")));
         }
-        let biases = self.arrays.remove(&format!("{path}.biases")).ok_or_else(|| unsupported_mode(path))?;
-        // The shapes tell the geometry, whatever the configuration says of this layer.
-        let words = i64::from(packed.shape().last().copied().unwrap_or(0));
-        let groups = i64::from(scales.shape().last().copied().unwrap_or(0));
-        let width = i64::from(input);
-        let bits = words * 32 / width;
-        let group_size = if groups > 0 { width / groups } else { 0 };
-        let good = matches!(bits, 2 | 3 | 4 | 5 | 6 | 8)
-            && matches!(group_size, 32 | 64 | 128)
-            && words * 32 == bits * width
-            && groups * group_size == width;
-        if !good || packed.dtype() != Dtype::Uint32 {
-            return Err(invalid(format!("the tensor {name} is not packed in a known way")));
-        }
-        let affine = Affine {
-            group_size: i32::try_from(group_size).expect("checked above"),
-            bits: i32::try_from(bits).expect("checked above"),
-        };
         check_shape(&name, &packed, &shape(packed.dim(-1)))?;
         check_shape(&format!("{path}.scales"), &scales, &shape(scales.dim(-1)))?;
-        check_shape(&format!("{path}.biases"), &biases, &shape(scales.dim(-1)))?;
-        let scales = self.float(path, scales)?;
-        let biases = self.float(path, biases)?;
-        let weight = Weight::Quantised { packed, scales, biases, affine };
+        let (scales, biases) = match offsets {
+            Some(offsets) => {
+                check_shape(&format!("{path}.biases"), &offsets, &shape(scales.dim(-1)))?;
+                (self.float(path, scales)?, Some(self.float(path, offsets)?))
+            }
+            None => (scales, None),
+        };
+        // Floats of 8 bits say nothing of the activations; MLX computes with 16 bits there.
+        let dtype = match (&biases, self.placement.on_cpu) {
+            (Some(biases), _) => biases.dtype(),
+            (None, true) => Dtype::Float32,
+            (None, false) => Dtype::Bfloat16,
+        };
+        let weight = Weight::Quantised { packed, scales, biases, packing, dtype };
         if self.placement.unpack {
             return weight.to_dense().map(Weight::Dense).map_err(|error| load_failed(&error));
         }
@@ -189,14 +183,36 @@ impl Weights {
         let weight = self.weight(path, &[], count, width)?;
         let dtype = match &weight {
             Weight::Dense(array) => array.dtype(),
-            Weight::Quantised { scales, .. } => scales.dtype(),
+            Weight::Quantised { dtype, .. } => *dtype,
         };
         Ok(Embedding { weight, dtype, on_cpu: self.placement.on_cpu })
     }
 }
 
-fn unsupported_mode(path: &str) -> Failure {
-    invalid(format!("{path} is quantised in a mode that is not supported, only affine is"))
+/// Mode and geometry of a packed tensor. Its shapes and types tell them, whatever the configuration says of the layer.
+fn packing(name: &str, packed: &Array, scales: &Array, offsets: bool, input: i32) -> Result<Packing, Failure> {
+    let words = i64::from(packed.shape().last().copied().unwrap_or(0));
+    let groups = i64::from(scales.shape().last().copied().unwrap_or(0));
+    let width = i64::from(input);
+    let bits = words * 32 / width;
+    let group_size = if groups > 0 { width / groups } else { 0 };
+    let whole = words * 32 == bits * width && groups * group_size == width && packed.dtype() == Dtype::Uint32;
+    let small_floats = scales.dtype() == Dtype::Uint8;
+    let mode = match (small_floats, offsets, bits, group_size) {
+        (false, true, 2..=6 | 8, 32 | 64 | 128) => Some(Mode::Affine),
+        (true, false, 4, 32) => Some(Mode::Mxfp4),
+        (true, false, 8, 32) => Some(Mode::Mxfp8),
+        (true, false, 4, 16) => Some(Mode::Nvfp4),
+        _ => None,
+    };
+    match mode {
+        Some(mode) if whole => Ok(Packing {
+            mode,
+            group_size: i32::try_from(group_size).expect("checked above"),
+            bits: i32::try_from(bits).expect("checked above"),
+        }),
+        _ => Err(invalid(format!("the tensor {name} is not packed in a known way"))),
+    }
 }
 
 fn check_shape(name: &str, array: &Array, shape: &[i32]) -> Result<(), Failure> {
@@ -206,7 +222,7 @@ fn check_shape(name: &str, array: &Array, shape: &[i32]) -> Result<(), Failure> 
     Err(invalid(format!("the tensor {name} has the shape {:?}, config.json asks for {shape:?}", array.shape())))
 }
 
-/// Checks the quantisation block and returns its label (`int4`), if there is one.
+/// Checks the quantisation block and returns its label (`int4`, `mxfp4`), if there is one.
 ///
 /// # Errors
 /// A value is bad (named), or the scheme is another framework's.
@@ -227,23 +243,29 @@ pub fn quantisation_label(config: &Config<'_>) -> Result<Option<String>, Failure
             check_geometry(&Config::new(map, &format!("quantization.{path}.")))?;
         }
     }
-    Ok(Some(format!("int{bits}")))
+    Ok(Some(match block.text("mode")? {
+        None | Some("affine") => format!("int{bits}"),
+        Some(mode) => mode.to_owned(),
+    }))
 }
 
 fn check_geometry(block: &Config<'_>) -> Result<(), Failure> {
     let bits = block.count_or("bits", 8, 4)?;
     let group_size = block.count_or("group_size", 128, 64)?;
-    if !matches!(bits, 2 | 3 | 4 | 5 | 6 | 8) {
+    if !matches!(bits, 2..=6 | 8) {
         return Err(invalid(format!("config.json: quantization.bits {bits} is not one of 2, 3, 4, 5, 6, 8")));
     }
     if let Some(mode) = block.text("mode")?
-        && mode != "affine"
+        && Mode::named(mode).is_none()
     {
         let mode: String = mode.chars().take(32).collect();
-        return Err(invalid(format!("config.json: quantization.mode {mode} is not supported, only affine is")));
+        let known = "affine, mxfp4, mxfp8 and nvfp4 are";
+        return Err(invalid(format!("config.json: quantization.mode {mode} is not supported, {known}")));
     }
-    if !matches!(group_size, 32 | 64 | 128) {
-        return Err(invalid(format!("config.json: quantization.group_size {group_size} is not one of 32, 64, 128")));
+    if !matches!(group_size, 16 | 32 | 64 | 128) {
+        return Err(invalid(format!(
+            "config.json: quantization.group_size {group_size} is not one of 16, 32, 64, 128"
+        )));
     }
     Ok(())
 }

@@ -7,12 +7,12 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ollmlx_proto::{Capability, LoadSpec, SlotId};
+use ollmlx_proto::{Capability, LoadSpec, ModelCard, SlotId};
 use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, SlotInput};
 use ollmlx_worker_mlx::engine::{MlxBackend, MlxEngine, Unpacking};
 use serde_json::Value;
 
-const DECODERS: [&str; 10] = [
+const DECODERS: [&str; 15] = [
     "llama",
     "llama-4bit",
     "llama-sliding",
@@ -23,6 +23,11 @@ const DECODERS: [&str; 10] = [
     "qwen3_moe",
     "qwen3_moe-4bit",
     "phi3",
+    "llama-mixed",
+    "llama-mxfp4",
+    "llama-mxfp8",
+    "llama-nvfp4",
+    "qwen3_moe-mxfp4",
 ];
 
 /// MLX's allocator and error state belong to the process: one test at a time.
@@ -53,6 +58,8 @@ fn load_as(family: &str, unpacking: Unpacking) -> MlxEngine {
         kv_type: "f16".to_owned(),
         embedding: false,
         cpu_level: String::new(),
+        memory_limit_bytes: 0,
+        wired_limit_bytes: 0,
     };
     MlxEngine::open(&spec, unpacking, &mut |_, _| true).unwrap_or_else(|failure| panic!("{family}: {failure:?}"))
 }
@@ -136,7 +143,7 @@ fn prompt_logits_and_greedy_tokens_are_those_of_mlx_lm() {
 #[test]
 fn packed_weights_compute_what_unpacked_ones_do() {
     let _guard = alone();
-    for family in ["llama-4bit", "qwen3_moe-4bit"] {
+    for family in DECODERS.into_iter().filter(|family| family.contains('-')) {
         let golden = golden(family);
         let mut engine = load_as(family, Unpacking::Never);
         for (length, want) in golden.lengths.iter().zip(&golden.logits) {
@@ -315,12 +322,13 @@ fn cards_tell_the_facts() {
     // Embedding, three layers of attention and feed-forward, seven norms.
     assert_eq!(card.parameter_count, 288 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 7 * 64);
     assert_eq!(card.capabilities, [Capability::Completion]);
-    assert_eq!(card.kv_bytes_per_token, 3 * 2 * 2 * 2 * 16);
+    // Three layers, keys and values, two heads of 16, 32-bit floats on a CPU.
+    let kv = |card: &ModelCard, context| card.memory.estimate(1, context, 512, "f16").kv;
+    assert_eq!(kv(&card, 256), 256 * 3 * 2 * 2 * 16 * 4);
     assert!(card.chat_template.is_some());
     let sliding = MlxBackend::inspect(&[folder("gemma3")]).unwrap();
     assert_eq!((sliding.quantization.as_str(), sliding.architecture.as_str()), ("BF16", "gemma3_text"));
-    assert_eq!(sliding.kv_bytes_per_token, 2 * 2 * 2 * 16);
-    assert!(sliding.kv_bytes_fixed > 0);
+    assert_eq!(kv(&sliding, 512), kv(&card, 512), "a window shorter than its slack is as large as the context");
     let encoder = MlxBackend::inspect(&[folder("bert")]).unwrap();
     assert_eq!(encoder.capabilities, [Capability::Embedding]);
 }

@@ -40,6 +40,8 @@ fn load(folder: &Path) -> Result<MlxEngine, Failure> {
         kv_type: "f16".to_owned(),
         embedding: false,
         cpu_level: String::new(),
+        memory_limit_bytes: 0,
+        wired_limit_bytes: 0,
     };
     MlxBackend::load(&spec, &mut |_, _| true)
 }
@@ -77,8 +79,8 @@ fn bad_quantisation_values_are_named() {
     }
     let folder = changed(|config| config["quantization"]["group_size"] = json!(0));
     assert_names(inspect(folder.path()), "quantization.group_size");
-    let folder = changed(|config| config["quantization"]["mode"] = json!("mxfp4"));
-    assert_names(inspect(folder.path()), "mxfp4");
+    let folder = changed(|config| config["quantization"]["mode"] = json!("nf4"));
+    assert_names(inspect(folder.path()), "nf4");
 }
 
 #[test]

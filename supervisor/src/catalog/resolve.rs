@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ollmlx_proto::limits::TEXT_LAYER_BYTES_MAX;
-use ollmlx_proto::{Capability, Failure, FailureKind, ModelCard, ModelId};
+use ollmlx_proto::{Capability, Failure, FailureKind, MemoryModel, ModelCard, ModelId};
 use serde_json::{Map, Value};
 
 use super::digest::Digest;
@@ -206,8 +206,7 @@ impl Entry {
             block_count: 0,
             vocab_size: 0,
             weight_bytes: self.weight_bytes,
-            kv_bytes_per_token: 0,
-            kv_bytes_fixed: 0,
+            memory: MemoryModel::default(),
             chat_template: None,
             capabilities: vec![if embeds { Capability::Embedding } else { Capability::Completion }],
             metadata: "{}".to_owned(),

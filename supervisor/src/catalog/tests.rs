@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use ollmlx_proto::{Capability, ModelCard};
+use ollmlx_proto::{Capability, MemoryModel, ModelCard};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -41,8 +41,7 @@ fn card() -> ModelCard {
         block_count: 30,
         vocab_size: 49152,
         weight_bytes: 1,
-        kv_bytes_per_token: 1,
-        kv_bytes_fixed: 0,
+        memory: MemoryModel::default(),
         chat_template: None,
         capabilities: vec![Capability::Completion],
         metadata: "{}".into(),

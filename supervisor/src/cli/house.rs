@@ -113,5 +113,6 @@ fn http_config(config: &Config, address: std::net::SocketAddr) -> HttpConfig {
         kv_type: config.kv_cache_type.as_str().to_owned(),
         threads: config.threads.map_or(0, |threads| u16::try_from(threads.get()).unwrap_or(u16::MAX)),
         gpu_layers: config.gpu_layers.map_or(-1, |layers| i32::try_from(layers).unwrap_or(i32::MAX)),
+        wired_limit_bytes: config.wired_limit_bytes.unwrap_or_default(),
     }
 }

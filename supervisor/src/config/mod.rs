@@ -127,6 +127,8 @@ pub struct Config {
     pub gpu_layers: Option<u32>,
     /// Bytes of all loaded models together.
     pub memory_limit_bytes: Option<u64>,
+    /// Bytes that MLX may wire down on a GPU.
+    pub wired_limit_bytes: Option<u64>,
     /// Origins beside the built-in ones.
     pub origins: Vec<String>,
     /// The key that clients must send.
@@ -187,6 +189,7 @@ impl Config {
             threads: reader.optional(&table::THREADS, value::parse_u32)?.and_then(NonZeroU32::new),
             gpu_layers: reader.optional(&table::GPU_LAYERS, value::parse_u32)?,
             memory_limit_bytes: reader.optional(&table::MEMORY_LIMIT, value::parse_bytes)?.filter(|bytes| *bytes > 0),
+            wired_limit_bytes: reader.optional(&table::MLX_WIRED_LIMIT, value::parse_bytes)?,
             origins: reader.read(&table::ORIGINS, |text| Ok(list(text)))?,
             api_key: reader.optional(&table::API_KEY, |text| Ok(text.to_owned()))?,
             noprune: reader.read(&table::NOPRUNE, |text| Ok(value::parse_bool(text)))?,

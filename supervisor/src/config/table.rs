@@ -141,6 +141,17 @@ pub const MEMORY_LIMIT: Knob = knob(
     None,
     ["", "bytes", "Memory that all loaded models together may take, such as 12GiB; empty is no limit"],
 );
+/// Memory that MLX wires down.
+pub const MLX_WIRED_LIMIT: Knob = knob(
+    "mlx_wired_limit",
+    "OLLMLX_MLX_WIRED_LIMIT",
+    None,
+    [
+        "",
+        "bytes",
+        "Memory that MLX may wire down on an Apple GPU; empty is none, since wiring has crashed some macOS releases",
+    ],
+);
 /// CORS.
 pub const ORIGINS: Knob = knob(
     "origins",
@@ -198,6 +209,7 @@ pub const KNOBS: &[&Knob] = &[
     &THREADS,
     &GPU_LAYERS,
     &MEMORY_LIMIT,
+    &MLX_WIRED_LIMIT,
     &ORIGINS,
     &API_KEY,
     &NOPRUNE,

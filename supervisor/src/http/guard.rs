@@ -215,6 +215,7 @@ mod tests {
             kv_type: String::new(),
             threads: 0,
             gpu_layers: 0,
+            wired_limit_bytes: 0,
         })
     }
 

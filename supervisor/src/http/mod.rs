@@ -48,6 +48,8 @@ pub struct HttpConfig {
     pub threads: u16,
     /// Layers on an accelerator; -1 lets the engine decide.
     pub gpu_layers: i32,
+    /// Memory that MLX may wire down on a GPU, in bytes; 0: none.
+    pub wired_limit_bytes: u64,
 }
 
 /// What every request can reach.

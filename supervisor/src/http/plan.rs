@@ -4,8 +4,8 @@
 
 use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
 use ollmlx_proto::{
-    Capability, Chat, Complete, ContentPart, Embed, Limits, LoadSpec, MemoryReport, Message, Request, RequestId, Role,
-    ThinkLevel, ThinkMode, Work,
+    Capability, Chat, Complete, ContentPart, Embed, Limits, LoadSpec, Message, Request, RequestId, Role, ThinkLevel,
+    ThinkMode, Work,
 };
 
 use super::HttpConfig;
@@ -17,9 +17,6 @@ use crate::scheduler::{Job, LoadPlan};
 
 /// Tokens of one pass where nobody asks for another number.
 const BATCH_TOKENS: u32 = 512;
-/// Share of the weights, and a constant, for everything that is neither weights nor cache.
-const OVERHEAD_SHARE: u64 = 20;
-const OVERHEAD_BYTES: u64 = 64 << 20;
 
 /// What is handed to the driver.
 #[derive(Debug)]
@@ -88,7 +85,7 @@ fn own_window(model: &ModelRef, config: &HttpConfig) -> u32 {
 fn load_plan(model: &std::sync::Arc<ModelRef>, config: &HttpConfig, window: &Window, context_tokens: u32) -> LoadPlan {
     let card = &model.card;
     let slots = config.slots.clamp(1, SLOTS_MAX);
-    let spec = LoadSpec {
+    let mut spec = LoadSpec {
         weights: model.weights.clone(),
         adapters: model.adapters.clone(),
         go_template: model.template.clone(),
@@ -100,18 +97,11 @@ fn load_plan(model: &std::sync::Arc<ModelRef>, config: &HttpConfig, window: &Win
         kv_type: config.kv_type.clone(),
         embedding: model.can(Capability::Embedding),
         cpu_level: String::new(),
+        memory_limit_bytes: 0,
+        wired_limit_bytes: config.wired_limit_bytes,
     };
-    let per_slot =
-        card.kv_bytes_fixed.saturating_add(card.kv_bytes_per_token.saturating_mul(u64::from(context_tokens)));
-    let kv = per_slot.saturating_mul(u64::from(slots));
-    let kv = match config.kv_type.as_str() {
-        "q8_0" => kv / 64 * 34,
-        "q4_0" => kv / 64 * 18,
-        _ => kv,
-    };
-    let logits = u64::from(spec.batch_tokens).saturating_mul(u64::from(card.vocab_size)).saturating_mul(4);
-    let compute = (card.weight_bytes / OVERHEAD_SHARE).saturating_add(OVERHEAD_BYTES).saturating_add(logits);
-    let memory = MemoryReport { weights: card.weight_bytes, kv, compute };
+    let memory = card.memory.estimate(slots, context_tokens, spec.batch_tokens, &spec.kv_type);
+    spec.memory_limit_bytes = memory.total();
     LoadPlan { model: std::sync::Arc::clone(model), spec, memory }
 }
 

@@ -23,61 +23,26 @@ use super::{Generator, GgufEngine, vocab};
 use crate::cpu::{self, Runtime};
 use crate::ffi;
 use crate::gguf::Header;
-use crate::gguf::kv_cost::{KvCost, is_encoder, kv_cost};
+use crate::gguf::kv_cost::{is_encoder, kv_cost};
 use crate::gguf::shards::Model;
+use crate::memory::{CELLS_MULTIPLE, EMBED_TOKENS_MAX, Layout, MICRO_BATCH_TOKENS, memory_model};
 
-/// Tokens of a micro-batch, what one pass over the weights computes. Larger ones are no faster on a CPU, and buffers
-/// grow with it.
-const MICRO_BATCH_TOKENS: u32 = 512;
 /// Where the order does not say how many tokens a forward pass has.
 const BATCH_TOKENS: u32 = 512;
-/// Longest input of an embedding model: it is computed in one piece, and buffers grow with its length.
-const EMBED_TOKENS_MAX: u32 = 8192;
 /// Inputs of an embedding model that are computed together.
 const EMBED_SEQUENCES: u32 = 64;
 /// Progress reports under way; one that finds no room is dropped.
 const PROGRESS_QUEUE_LEN_MAX: usize = 16;
-/// Bytes of activations per token of a micro-batch and unit of width: hidden state, norm, query, key, value, feed
-/// forward up, gate and product (up to four times as wide), 32-bit.
-const ACTIVATION_BYTES: u64 = 4 * 20;
-
-/// llama.cpp rounds a stream up to this many cells.
-const CELLS_MULTIPLE: u32 = 256;
-/// Bytes of weights up to which a model on the CPU gets a stream of cells per slot.
-const STREAMS_WEIGHT_BYTES_MAX: u64 = 1 << 30;
-
-/// How slots lie in the cache.
-///
-/// Shared cells: any batch is one pass over the weights, but every token's attention looks at the masks of all cells
-/// in use, idle slots' too. A stream per slot: no such masks, but a batch whose slots have gaps between them takes a
-/// pass per run of neighbours. Masks cost per head, passes cost per weight, so streams are for small models on a CPU:
-/// SmolLM2 with eight slots of 450 tokens makes 247 tokens/s with them and 210 without (two cores, one run each). The
-/// cost of gaps and of longer slots was not measured; the limit of a gibibyte follows from that reasoning alone. On a
-/// GPU masked blocks are skipped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
-    Shared,
-    Streams,
-}
-
 /// What the order and the model say together.
 struct Plan {
     slots: u16,
     context_tokens: u32,
     batch_tokens: u32,
     threads: i32,
-    kv_type: KvType,
+    kv_type: KvCacheType,
     embedding: bool,
     offload: bool,
-    cost: KvCost,
     layout: Layout,
-}
-
-#[derive(Clone, Copy)]
-struct KvType {
-    kind: KvCacheType,
-    /// Bytes of 32 elements.
-    bytes_of_32: u64,
 }
 
 /// Loads a model and computes one token with it.
@@ -121,7 +86,6 @@ fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failu
     let asked = if spec.batch_tokens == 0 { BATCH_TOKENS } else { spec.batch_tokens };
     let slots = spec.slots.clamp(1, SLOTS_MAX);
     let offload = spec.gpu_layers != 0 && runtime.backend.supports_gpu_offload();
-    let small = files.weight_bytes() <= STREAMS_WEIGHT_BYTES_MAX;
     Ok(Plan {
         slots,
         context_tokens,
@@ -131,24 +95,22 @@ fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failu
         kv_type: kv_type(&spec.kv_type)?,
         embedding,
         offload,
-        cost: kv_cost(header),
-        layout: if small && !offload { Layout::Streams } else { Layout::Shared },
+        layout: Layout::of(files, offload),
     })
 }
 
-fn kv_type(name: &str) -> Result<KvType, Failure> {
-    let (kind, bytes_of_32) = match name {
-        "" | "f16" => (KvCacheType::F16, 64),
-        "bf16" => (KvCacheType::BF16, 64),
-        "f32" => (KvCacheType::F32, 128),
-        "q8_0" => (KvCacheType::Q8_0, 34),
-        "q4_0" => (KvCacheType::Q4_0, 18),
+fn kv_type(name: &str) -> Result<KvCacheType, Failure> {
+    Ok(match name {
+        "" | "f16" => KvCacheType::F16,
+        "bf16" => KvCacheType::BF16,
+        "f32" => KvCacheType::F32,
+        "q8_0" => KvCacheType::Q8_0,
+        "q4_0" => KvCacheType::Q4_0,
         _ => {
             let text = format!("unknown key-value cache type {name:?}; known are f16, bf16, f32, q8_0 and q4_0");
             return Err(Failure::new(FailureKind::LoadFailed, text));
         }
-    };
-    Ok(KvType { kind, bytes_of_32 })
+    })
 }
 
 /// Loads on a thread of its own, because llama.cpp's callback must own what it uses and ours is borrowed.
@@ -264,7 +226,12 @@ fn assemble(
             .lora_adapter_set(adapter, 1.0)
             .map_err(|error| Failure::new(FailureKind::LoadFailed, format!("the adapter does not fit: {error}")))?;
     }
-    let memory = memory(files, &plan, vocab.len() as u64);
+    let memory = memory_model(files, plan.layout, plan.offload, plan.embedding).estimate(
+        plan.slots,
+        plan.context_tokens,
+        plan.batch_tokens,
+        &spec.kv_type,
+    );
     let (device, accelerator_bytes) = device(runtime, &plan, spec, header, memory);
     let facts = EngineFacts {
         slots: plan.slots,
@@ -297,8 +264,8 @@ fn context_params(plan: &Plan) -> LlamaContextParams {
         .with_n_seq_max(plan.slots.into())
         .with_n_threads(plan.threads)
         .with_n_threads_batch(plan.threads)
-        .with_type_k(plan.kv_type.kind)
-        .with_type_v(plan.kv_type.kind)
+        .with_type_k(plan.kv_type)
+        .with_type_v(plan.kv_type)
         .with_kv_unified(plan.layout == Layout::Shared)
         .with_swa_full(false)
         .with_no_perf(true)
@@ -337,29 +304,6 @@ fn abilities(model: &LlamaModel, header: &Header, layout: Layout) -> Abilities {
     let shift = cut && !has_window && plain_rope && !latent && header.architecture() != "step35";
     let window_tokens = u32::try_from(window.max(kv_cost(header).window_tokens)).unwrap_or(u32::MAX);
     Abilities { shift, cut, window_tokens, layout }
-}
-
-fn memory(files: &Model, plan: &Plan, vocab_size: u64) -> MemoryReport {
-    let header = &files.header;
-    let width = header.arch_number("embedding_length").unwrap_or_default();
-    let micro_batch =
-        u64::from(if plan.embedding { plan.context_tokens } else { plan.batch_tokens.min(MICRO_BATCH_TOKENS) });
-    let outputs = if plan.offload { micro_batch } else { plan.slots.into() };
-    // llama.cpp reserves logits for a whole micro-batch; on a CPU only the rows in use are ever touched.
-    let logits = outputs.saturating_mul(vocab_size).saturating_mul(4);
-    let activations = micro_batch.saturating_mul(width).saturating_mul(ACTIVATION_BYTES);
-    let (slots, context_tokens) = (u64::from(plan.slots), u64::from(plan.context_tokens));
-    let kv = match plan.layout {
-        _ if plan.embedding => 0,
-        Layout::Shared => plan.cost.total(slots, context_tokens),
-        Layout::Streams => plan.cost.total(1, context_tokens).saturating_mul(slots),
-    };
-    MemoryReport {
-        weights: files.weight_bytes(),
-        // The formula is for 16 bits, which are 64 bytes of 32 elements.
-        kv: kv.saturating_mul(plan.kv_type.bytes_of_32) / 64,
-        compute: logits.saturating_add(activations),
-    }
 }
 
 fn device(runtime: &Runtime, plan: &Plan, spec: &LoadSpec, header: &Header, memory: MemoryReport) -> (String, u64) {

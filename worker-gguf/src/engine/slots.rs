@@ -5,7 +5,7 @@
 
 use llama_cpp_2::context::LlamaContext;
 
-use super::load::Layout;
+use crate::memory::Layout;
 
 /// What the cache of a model allows.
 #[derive(Clone, Copy, Debug)]

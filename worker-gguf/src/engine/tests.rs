@@ -7,8 +7,9 @@ use ollmlx_worker_kit::engine::{Engine, EngineError, SlotInput};
 use ollmlx_worker_kit::vocab::TokenKind;
 
 use super::GgufEngine;
-use super::load::{Layout, load, load_as};
+use super::load::{load, load_as};
 use crate::gguf::testing::{Writer, tiny_llama};
+use crate::memory::Layout;
 
 const LAYOUTS: [Layout; 2] = [Layout::Shared, Layout::Streams];
 
@@ -28,6 +29,8 @@ fn spec(writer: &Writer) -> (LoadSpec, tempfile::TempDir) {
         kv_type: "f16".into(),
         embedding: false,
         cpu_level: String::new(),
+        memory_limit_bytes: 0,
+        wired_limit_bytes: 0,
     };
     (spec, folder)
 }

@@ -1,6 +1,10 @@
-//! The one foreign function that is not of mlx-rs: how many threads BLAS takes, on Linux.
+//! Foreign calls that mlx-rs does not have: products with packed weights ([`packed`]), and how many threads BLAS takes on
+//! Linux.
 //!
-//! The setting belongs to the process. It is changed between two evaluations only, by the thread that owns MLX.
+//! The number of threads belongs to the process. It is changed between two evaluations only, by the thread that owns
+//! MLX.
+
+pub mod packed;
 
 /// How many threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +17,7 @@ pub enum Threads {
 
 /// Sets the number of threads of OpenBLAS; with another BLAS, and on macOS, nothing happens.
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "the one foreign call of this crate")]
+#[expect(unsafe_code, reason = "a foreign call")]
 pub fn set_blas_threads(threads: Threads) {
     unsafe extern "C" {
         /// In `linux/shim.cpp`.

@@ -12,7 +12,7 @@ use ollmlx_proto::Failure;
 use ollmlx_proto::limits::{MLX_HEADS_MAX, MLX_LAYERS_MAX, MLX_VOCAB_MAX, MLX_WIDTH_MAX};
 
 use crate::config::{Config, invalid};
-use crate::kv::{KvShape, SlotCache};
+use crate::kv::{KvPacking, KvShape, SlotCache};
 use crate::model::attention::{Attention, Masks, Span};
 use crate::model::mlp::{Activation, FeedForward, MoeSpec};
 use crate::model::rope::Rope;
@@ -158,8 +158,8 @@ impl DecoderSpec {
 
     /// What the caches of each layer look like.
     #[must_use]
-    pub fn kv_shapes(&self, dtype: Dtype) -> Vec<KvShape> {
-        let shape = |&window| KvShape { heads: self.kv_heads, width: self.head_width, dtype, window };
+    pub fn kv_shapes(&self, dtype: Dtype, packing: KvPacking) -> Vec<KvShape> {
+        let shape = |&window| KvShape { heads: self.kv_heads, width: self.head_width, dtype, window, packing };
         self.windows.iter().map(shape).collect()
     }
 }

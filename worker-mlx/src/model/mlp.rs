@@ -2,12 +2,11 @@
 
 use crate::quant::Result;
 use mlx_rs::ops::indexing::{TryIndexOp, take_along_axis};
-use mlx_rs::ops::{
-    add, argpartition_axis, divide, gather_mm, gather_qmm, multiply, negative, sigmoid, softmax_axis, stack, tanh,
-};
+use mlx_rs::ops::{add, argpartition_axis, divide, multiply, negative, sigmoid, softmax_axis, tanh};
 use mlx_rs::{Array, Dtype};
 use ollmlx_proto::Failure;
 
+use crate::config::invalid;
 use crate::model::decoder::DecoderSpec;
 use crate::quant::{Linear, Weight, split_last};
 use crate::weights::{Weights, load_failed};
@@ -165,7 +164,8 @@ impl Experts {
             for expert in 0..moe.experts {
                 all.push(weights.weight(&format!("{path}.experts.{expert}.{name}"), &[], out, input)?);
             }
-            stack_experts(&all).map_err(|error| load_failed(&error))
+            let stacked = Weight::stack(&all.iter().collect::<Vec<_>>()).map_err(|error| load_failed(&error))?;
+            stacked.ok_or_else(|| invalid(format!("{path}: the experts are quantised in different ways")))
         };
         let gate = stack("gate_proj", moe.width, spec.hidden)?;
         let up = stack("up_proj", moe.width, spec.hidden)?;
@@ -192,59 +192,10 @@ impl Experts {
             shares = divide(&shares, shares.sum_axis(-1, true)?)?;
         }
         let x = x.reshape(&[rows, 1, 1, hidden])?;
-        let gate = self.activation.apply(&gathered(&x, &self.gate, &picked)?)?;
-        let y = gathered(&multiply(gate, gathered(&x, &self.up, &picked)?)?, &self.down, &picked)?;
+        let gate = self.activation.apply(&self.gate.apply_experts(&x, &picked)?)?;
+        let y = self.down.apply_experts(&multiply(gate, self.up.apply_experts(&x, &picked)?)?, &picked)?;
         let y = y.reshape(&[rows, chosen, hidden])?;
         let shares = shares.as_dtype(y.dtype())?.reshape(&[rows, chosen, 1])?;
         multiply(y, shares)?.sum_axis(1, false)
-    }
-}
-
-/// `x · weight[expert]ᵀ` for each of a row's experts.
-fn gathered(x: &Array, weight: &Weight, experts: &Array) -> Result<Array> {
-    match weight {
-        Weight::Dense(weight) => gather_mm(x, weight.swap_axes(-1, -2)?, None, Some(experts), false),
-        Weight::Quantised { packed, scales, biases, affine } => gather_qmm(
-            x,
-            packed,
-            scales,
-            Some(biases),
-            None,
-            Some(experts),
-            true,
-            affine.group_size,
-            affine.bits,
-            false,
-        ),
-    }
-}
-
-fn stack_experts(all: &[Weight]) -> Result<Weight> {
-    let unlike = || mlx_rs::error::Exception::custom("the experts of a layer are quantised in different ways");
-    let mut dense = Vec::new();
-    let mut parts = (Vec::new(), Vec::new(), Vec::new());
-    let mut geometry = None;
-    for weight in all {
-        match weight {
-            Weight::Dense(array) => dense.push(array),
-            Weight::Quantised { packed, scales, biases, affine } => {
-                if *geometry.get_or_insert(*affine) != *affine {
-                    return Err(unlike());
-                }
-                parts.0.push(packed);
-                parts.1.push(scales);
-                parts.2.push(biases);
-            }
-        }
-    }
-    match geometry {
-        None => Ok(Weight::Dense(stack(&dense, 0)?)),
-        Some(affine) if dense.is_empty() => Ok(Weight::Quantised {
-            packed: stack(&parts.0, 0)?,
-            scales: stack(&parts.1, 0)?,
-            biases: stack(&parts.2, 0)?,
-            affine,
-        }),
-        Some(_) => Err(unlike()),
     }
 }

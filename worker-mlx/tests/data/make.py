@@ -1,12 +1,13 @@
 """Makes the tiny random checkpoints of this folder, with golden logits of mlx-lm (needs `mlx[cpu]` and `mlx-lm` 0.32.2).
 
-    python make.py
+    python make.py [NAME…]
 
 Weights are stored as bfloat16 and computed as 32-bit floats, on both sides.
 """
 import importlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -48,7 +49,15 @@ FAMILIES = {
     "qwen3_moe-4bit": dict(model_type="qwen3_moe", rope_theta=1e6, tie_word_embeddings=False, num_experts=4,
                            num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=32,
                            norm_topk_prob=True),
+    "llama-mixed": dict(model_type="llama", rope_theta=10000.0, tie_word_embeddings=False),
+    "llama-mxfp4": dict(model_type="llama", rope_theta=10000.0, tie_word_embeddings=True),
+    "llama-mxfp8": dict(model_type="llama", rope_theta=10000.0, tie_word_embeddings=True),
+    "llama-nvfp4": dict(model_type="llama", rope_theta=10000.0, tie_word_embeddings=False),
+    "qwen3_moe-mxfp4": dict(model_type="qwen3_moe", rope_theta=1e6, tie_word_embeddings=False, num_experts=4,
+                            num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[], moe_intermediate_size=32,
+                            norm_topk_prob=True),
 }
+GROUPS = {"mxfp4": (32, 4), "mxfp8": (32, 8), "nvfp4": (16, 4)}
 
 
 def tokenizer():
@@ -120,6 +129,17 @@ def decoder(name, family, seed):
         config["quantization"] = dict(group_size=32, bits=4, **{path: wide for path in finer})
         nn.quantize(model, 32, 4, class_predicate=lambda path, m: hasattr(m, "to_quantized")
                     and (wide if path in finer else True))
+    if name.endswith("-mixed"):
+        # Every width that the affine mode has, by layer.
+        bits = {"layers.0": 2, "layers.1": 3, "layers.2": 5, "lm_head": 6, "embed_tokens": 8}
+        own = {path: dict(group_size=32, bits=next(n for part, n in bits.items() if part in path))
+               for path, m in model.named_modules() if hasattr(m, "to_quantized")}
+        config["quantization"] = dict(group_size=64, bits=4, **own)
+        nn.quantize(model, 64, 4, class_predicate=lambda path, m: own.get(path, False))
+    if (mode := name.rsplit("-")[-1]) in GROUPS:
+        group_size, bits = GROUPS[mode]
+        config["quantization"] = dict(group_size=group_size, bits=bits, mode=mode)
+        nn.quantize(model, group_size, bits, mode=mode)
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config, indent=1))
@@ -195,5 +215,7 @@ def bert(seed):
 
 
 for seed, (name, family) in enumerate(FAMILIES.items()):
-    decoder(name, family, seed + 1)
-bert(99)
+    if not sys.argv[1:] or name in sys.argv[1:]:
+        decoder(name, family, seed + 1)
+if not sys.argv[1:] or "bert" in sys.argv[1:]:
+    bert(99)

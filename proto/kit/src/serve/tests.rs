@@ -40,6 +40,8 @@ fn load(file: &str) -> ToWorker {
         kv_type: "f16".to_owned(),
         embedding: false,
         cpu_level: String::new(),
+        memory_limit_bytes: 0,
+        wired_limit_bytes: 0,
     })
 }
 

@@ -1,0 +1,151 @@
+//! How much memory a worker will take for a model, before it is loaded.
+//!
+//! A worker's inspect mode reads a [`MemoryModel`] off the files' headers: coefficients, so that any number of slots,
+//! window and batch can be judged without starting anything. It knows the shapes of caches, no architecture. The
+//! numbers of a running worker are in [`crate::MemoryReport`], which an estimate is told in too.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::MemoryReport;
+
+/// Cells of a key-value cache that a group of layers keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvCells {
+    /// Elements, keys and values, that one token takes in these layers.
+    pub elements: u64,
+    /// Tokens that are kept of a sequence; 0: all of the window.
+    pub window_tokens: u64,
+    /// Cells beside a sliding window that is moved only now and then.
+    pub slack_tokens: u64,
+    /// Cells are rounded up to a multiple of this; at least 1.
+    pub multiple: u64,
+    /// Whether all slots lie in one buffer, with one slack.
+    pub shared: bool,
+}
+
+impl KvCells {
+    /// Elements of the cache of `slots` sequences of up to `context_tokens` tokens.
+    #[must_use]
+    pub fn total(&self, slots: u64, context_tokens: u64) -> u64 {
+        let (buffers, tokens, window) = if self.shared {
+            (1, slots.saturating_mul(context_tokens), self.window_tokens.saturating_mul(slots))
+        } else {
+            (slots, context_tokens, self.window_tokens)
+        };
+        let round = |cells: u64| cells.checked_next_multiple_of(self.multiple.max(1)).unwrap_or(u64::MAX);
+        let all = round(tokens);
+        let cells = match self.window_tokens {
+            0 => all,
+            _ => round(window.saturating_add(self.slack_tokens)).min(all),
+        };
+        self.elements.saturating_mul(cells).saturating_mul(buffers)
+    }
+}
+
+/// What a worker of this machine takes for a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryModel {
+    /// Weights as they will be held, in bytes: mapped or copied, in their element type after the load.
+    pub weights: u64,
+    /// Key-value caches, by kind of layer.
+    pub kv: Vec<KvCells>,
+    /// Bytes that 32 elements of the cache take, by the word for their type (`f16`, `q8_0`, `q4_0`); the one of `f16`
+    /// holds for a word that is not there.
+    pub kv_bytes_of_32: BTreeMap<String, u64>,
+    /// State of a sequence that does not depend on its length, in bytes.
+    pub state_per_slot: u64,
+    /// Most tokens of a window, whatever is asked for.
+    pub context_max: u32,
+    /// The process itself and buffers of a fixed size, in bytes.
+    pub fixed: u64,
+    /// Buffers per slot, in bytes.
+    pub per_slot: u64,
+    /// Buffers per token of a forward pass, in bytes.
+    pub per_batch_token: u64,
+    /// Buffers per token of a forward pass and token of the window, in bytes: attention scores, where they are held.
+    pub per_score: u64,
+    /// Most tokens that are computed at once, whatever is asked for; 0: a whole window at once.
+    pub batch_max: u32,
+}
+
+impl MemoryModel {
+    /// The estimate for `slots` sequences of `context_tokens` each, `batch_tokens` at once, and this cache type.
+    #[must_use]
+    pub fn estimate(&self, slots: u16, context_tokens: u32, batch_tokens: u32, kv_type: &str) -> MemoryReport {
+        let slots = u64::from(slots);
+        let context = u64::from(context_tokens.min(self.context_max.max(1)));
+        let elements = self.kv.iter().fold(0_u64, |sum, cells| sum.saturating_add(cells.total(slots, context)));
+        let of_32 = self.kv_bytes_of_32.get(kv_type).or_else(|| self.kv_bytes_of_32.get("f16")).copied().unwrap_or(64);
+        let batch = match self.batch_max {
+            0 => context,
+            most => u64::from(batch_tokens.min(most)),
+        };
+        MemoryReport {
+            weights: self.weights,
+            kv: (elements / 32).saturating_mul(of_32).saturating_add(self.state_per_slot.saturating_mul(slots)),
+            compute: self
+                .fixed
+                .saturating_add(self.per_slot.saturating_mul(slots))
+                .saturating_add(self.per_batch_token.saturating_mul(batch))
+                .saturating_add(self.per_score.saturating_mul(batch).saturating_mul(context)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> MemoryModel {
+        MemoryModel {
+            weights: 1000,
+            kv: vec![
+                KvCells { elements: 64, window_tokens: 0, slack_tokens: 0, multiple: 256, shared: false },
+                KvCells { elements: 32, window_tokens: 512, slack_tokens: 512, multiple: 256, shared: false },
+            ],
+            kv_bytes_of_32: [("f16".to_owned(), 64), ("q8_0".to_owned(), 34)].into(),
+            state_per_slot: 5,
+            context_max: 8192,
+            fixed: 7,
+            per_slot: 3,
+            per_batch_token: 2,
+            per_score: 1,
+            batch_max: 512,
+        }
+    }
+
+    #[test]
+    fn every_part_is_counted() {
+        let report = model().estimate(2, 4000, 2048, "f16");
+        assert_eq!(report.weights, 1000);
+        assert_eq!(report.kv, 2 * (4096 * 128 + 1024 * 64 + 5));
+        assert_eq!(report.compute, 7 + 2 * 3 + 512 * 2 + 512 * 4000);
+        assert_eq!(model().estimate(2, 4000, 2048, "q8_0").kv, 2 * (4096 * 68 + 1024 * 34 + 5));
+        assert_eq!(model().estimate(2, 4000, 2048, "unknown"), report);
+    }
+
+    #[test]
+    fn a_window_is_never_larger_than_the_context() {
+        assert_eq!(model().estimate(1, 256, 1, "f16").kv, 256 * 128 + 256 * 64 + 5);
+        assert_eq!(model().estimate(1, u32::MAX, 1, "f16").kv, 8192 * 128 + 1024 * 64 + 5);
+    }
+
+    #[test]
+    fn shared_cells_are_rounded_once() {
+        let cells = KvCells { elements: 1, window_tokens: 512, slack_tokens: 512, multiple: 256, shared: true };
+        assert_eq!(cells.total(4, 4096), 4 * 512 + 512);
+        assert_eq!(cells.total(4, 100), 512);
+    }
+
+    #[test]
+    fn absurd_numbers_saturate() {
+        let mut absurd = model();
+        absurd.kv[0].elements = u64::MAX;
+        absurd.per_slot = u64::MAX;
+        let report = absurd.estimate(u16::MAX, u32::MAX, u32::MAX, "f16");
+        assert_eq!(report.compute, u64::MAX);
+        assert!(report.kv > u64::MAX / 2);
+    }
+}
