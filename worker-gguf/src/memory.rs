@@ -14,14 +14,14 @@ pub const CELLS_MULTIPLE: u32 = 256;
 /// Longest input of an embedding model: it is computed in one piece, and buffers grow with its length.
 pub const EMBED_TOKENS_MAX: u32 = 8192;
 /// Bytes of activations per token of a micro-batch and unit of width: hidden state, norm, query, key, value, feed
-/// forward up, gate and product (up to four times as wide), 32-bit.
-const ACTIVATION_BYTES: u64 = 4 * 20;
+/// forward up, gate and product (up to four times as wide), 32-bit, as far as they live at once.
+const ACTIVATION_BYTES: u64 = 4 * 10;
 /// Bytes of weights up to which a model on the CPU gets a stream of cells per slot.
 const STREAMS_WEIGHT_BYTES_MAX: u64 = 1 << 30;
 /// The process with llama.cpp's libraries and nothing loaded.
-const PROCESS_BYTES: u64 = 24 << 20;
+const PROCESS_BYTES: u64 = 22 << 20;
 /// Heap per entry of the vocabulary: llama.cpp's tables and ours.
-const VOCABULARY_ENTRY_BYTES: u64 = 400;
+const VOCABULARY_ENTRY_BYTES: u64 = 210;
 
 /// How slots lie in the cache.
 ///

@@ -130,7 +130,7 @@ impl Weights {
         };
         let weight = Weight::Quantised { packed, scales, biases, packing, dtype };
         if self.placement.unpack {
-            return weight.to_dense().map(Weight::Dense).map_err(|error| load_failed(&error));
+            return weight.unpacked().map(Weight::Dense).map_err(|error| load_failed(&error));
         }
         Ok(weight)
     }
