@@ -1,42 +1,60 @@
 //! How much memory there is and how much a process holds.
 //!
-//! Limit: on macOS the footprint of another process needs an unsafe call, which this crate forbids; there the
-//! answer is `None` and the worker's own report counts.
+//! Limit: on macOS the kernel's "footprint" would be the better figure, because it counts what the GPU holds; nothing safe
+//! reads it, so there it is the resident size, and the worker's own report of what it holds goes beside it.
 
-/// Bytes of physical memory; `None` where the system doesn't say.
-#[must_use]
-pub fn total_bytes() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
+#[cfg(target_os = "linux")]
+pub use self::linux::{resident_bytes, total_bytes};
+#[cfg(target_os = "macos")]
+pub use self::macos::{resident_bytes, total_bytes};
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use nix::unistd::{SysconfVar, sysconf};
+
+    /// Bytes of physical memory; `None` where the system doesn't say.
+    #[must_use]
+    pub fn total_bytes() -> Option<u64> {
         let text = std::fs::read_to_string("/proc/meminfo").ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         kib.checked_mul(1024)
     }
-    #[cfg(not(target_os = "linux"))]
-    {
-        None
-    }
-}
 
-/// Resident bytes of a process; `None` where it is gone or the system doesn't say.
-#[must_use]
-pub fn resident_bytes(pid: u32) -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
+    /// Resident bytes of a process; `None` where it is gone or the system doesn't say.
+    #[must_use]
+    pub fn resident_bytes(pid: u32) -> Option<u64> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
         let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
-        let page_bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
+        let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten()?;
         pages.checked_mul(u64::try_from(page_bytes).ok()?)
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = pid;
-        None
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "macos")]
+mod macos {
+    use sysinfo::{MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+
+    /// Bytes of physical memory; `None` where the system doesn't say.
+    #[must_use]
+    pub fn total_bytes() -> Option<u64> {
+        let mut system = System::new().ok()?;
+        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        Some(system.total_memory()).filter(|bytes| *bytes > 0)
+    }
+
+    /// Resident bytes of a process; `None` where it is gone or the system doesn't say.
+    #[must_use]
+    pub fn resident_bytes(pid: u32) -> Option<u64> {
+        let pid = Pid::from_u32(pid);
+        let mut system = System::new().ok()?;
+        let what = ProcessRefreshKind::nothing().with_memory();
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, what);
+        Some(system.process(pid)?.memory()).filter(|bytes| *bytes > 0)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
