@@ -8,6 +8,9 @@
 mod blob;
 mod create;
 pub mod digest;
+mod hub;
+#[cfg(test)]
+mod hub_tests;
 mod inspect;
 mod local;
 pub mod manifest;
@@ -33,6 +36,7 @@ pub use model::{Backend, Details, ModelRef, StoredMessage};
 pub use resolve::human_number;
 
 use digest::Digest;
+use hub::HubName;
 use inspect::Inspector;
 use manifest::Manifest;
 use name::{Name, NameError};
@@ -48,6 +52,8 @@ pub struct CatalogConfig {
     pub state_dir: PathBuf,
     /// Where the worker programs are.
     pub worker_dir: PathBuf,
+    /// The cache that Hugging Face's programs fill.
+    pub hub_dir: PathBuf,
     /// Whether blobs that nothing names are removed at the start and when a model is replaced.
     pub prune: bool,
 }
@@ -62,6 +68,7 @@ pub struct Catalog {
 struct Inner {
     store: Store,
     inspector: Arc<Inspector>,
+    hub_dir: PathBuf,
     prune: bool,
     /// Held by whoever changes manifests or removes blobs.
     changes: Arc<Mutex<()>>,
@@ -101,6 +108,14 @@ pub enum CatalogError {
     /// No such model. Paths that are no models give this as well, whatever they are.
     #[error("model '{0}' not found")]
     NotFound(String),
+    /// No such model, and it is one that could be downloaded: the advice says how.
+    #[error("model '{name}' not found: {advice}")]
+    NotCached {
+        /// As it was asked for.
+        name: String,
+        /// What is missing and how to get it.
+        advice: String,
+    },
     /// No `sha256:` and 64 lower-case hexadecimal digits.
     #[error("invalid digest format")]
     InvalidDigest(String),
@@ -152,7 +167,7 @@ impl Catalog {
             store.sweep();
         }
         let inspector = Arc::new(Inspector::new(config.worker_dir, &config.state_dir));
-        let inner = Inner { store, inspector, prune: config.prune, changes: Arc::default() };
+        let inner = Inner { store, inspector, hub_dir: config.hub_dir, prune: config.prune, changes: Arc::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -164,7 +179,12 @@ impl Catalog {
         if local::is_path(name) {
             return self.resolve_path(name).await;
         }
-        let entry = self.entry(name).await?;
+        let entry = match self.entry(name).await {
+            Err(error @ (CatalogError::NotFound(_) | CatalogError::InvalidName(_))) => {
+                return self.resolve_hub(name, error).await;
+            }
+            entry => entry?,
+        };
         let card = match entry.subject() {
             Some(subject) => Some(self.inner.inspector.card(&subject).await.map_err(CatalogError::Unreadable)?),
             None => None,
@@ -212,7 +232,8 @@ impl Catalog {
         let (inner, guard, asked) = (Arc::clone(&self.inner), self.lock().await, source.to_owned());
         blocking("copy a model", move || {
             let _guard = guard;
-            let located = inner.store.locate(&from).ok_or_else(|| CatalogError::NotFound(asked.clone()))?;
+            let advice = "to give it a name of its own, write its name behind FROM in a Modelfile and create from that";
+            let located = inner.store.locate(&from).ok_or_else(|| inner.absent(&asked, advice))?;
             let to = inner.store.respell(&to);
             if located.writable && located.name.same(&to) {
                 return Ok(());
@@ -237,7 +258,8 @@ impl Catalog {
         let (inner, guard, asked) = (Arc::clone(&self.inner), self.lock().await, name.to_owned());
         blocking("delete a model", move || {
             let _guard = guard;
-            let located = inner.store.locate(&parsed).ok_or_else(|| CatalogError::NotFound(asked.clone()))?;
+            let advice = "to remove it there: hf cache rm";
+            let located = inner.store.locate(&parsed).ok_or_else(|| inner.absent(&asked, advice))?;
             if !located.writable {
                 let message = format!("model '{asked}' is in a store that is only read");
                 return Err(CatalogError::Refused { status_hint: 403, message });
@@ -333,10 +355,30 @@ impl Catalog {
     }
 
     async fn resolve_path(&self, path: &str) -> Result<Arc<ModelRef>, CatalogError> {
-        let local = self.local(path).await?;
+        self.inspected(self.local(path).await?).await
+    }
+
+    async fn resolve_hub(&self, asked: &str, unknown: CatalogError) -> Result<Arc<ModelRef>, CatalogError> {
+        self.inspected(self.hub(asked, unknown).await?).await
+    }
+
+    async fn inspected(&self, local: local::LocalModel) -> Result<Arc<ModelRef>, CatalogError> {
         let card =
             self.inner.inspector.card(&resolve::local_subject(&local)).await.map_err(CatalogError::Unreadable)?;
         Ok(Arc::new(resolve::local_model(local, card)))
+    }
+
+    /// The model of this name in the Hugging Face cache; what the stores said of it where it can't be one of there.
+    async fn hub(&self, asked: &str, unknown: CatalogError) -> Result<local::LocalModel, CatalogError> {
+        let Some(name) = HubName::parse(asked) else { return Err(unknown) };
+        let (inner, asked) = (Arc::clone(&self.inner), asked.to_owned());
+        blocking("look into the Hugging Face cache", move || {
+            if matches!(unknown, CatalogError::InvalidName(_)) && !hub::has(&inner.hub_dir, &name) {
+                return Err(unknown);
+            }
+            hub::find(&inner.hub_dir, &name, &asked)
+        })
+        .await
     }
 
     async fn local(&self, path: &str) -> Result<local::LocalModel, CatalogError> {
@@ -346,6 +388,17 @@ impl Catalog {
 }
 
 impl Inner {
+    /// A name that no store has: models of the Hugging Face cache are there, but not ours to change.
+    fn absent(&self, asked: &str, advice: &str) -> CatalogError {
+        match HubName::parse(asked) {
+            Some(name) if hub::has(&self.hub_dir, &name) => {
+                let message = format!("model '{asked}' is in the Hugging Face cache, which is only read; {advice}");
+                CatalogError::Refused { status_hint: 403, message }
+            }
+            _ => CatalogError::NotFound(asked.to_owned()),
+        }
+    }
+
     /// Writes a manifest and removes what only its predecessor needed. The lock is held.
     fn publish(&self, name: &Name, bytes: &[u8]) -> Result<ModelId, CatalogError> {
         let name = self.store.respell(name);

@@ -258,8 +258,8 @@ pub(crate) fn local_model(local: LocalModel, card: Arc<ModelCard>) -> ModelRef {
     ModelRef {
         digest: local.id.0.clone(),
         id: local.id,
-        name: local.path.clone(),
-        full_name: local.path,
+        name: local.name,
+        full_name: local.full_name,
         backend: local.backend,
         weights: local.weights,
         adapters: Vec::new(),
@@ -280,7 +280,7 @@ pub(crate) fn local_model(local: LocalModel, card: Arc<ModelCard>) -> ModelRef {
 /// What an inspector is to look at for a model outside the store.
 pub(crate) fn local_subject(local: &LocalModel) -> Subject {
     Subject {
-        label: local.path.clone(),
+        label: local.name.clone(),
         key: local.id.0.clone(),
         size_bytes: local.size_bytes,
         backend: local.backend,

@@ -129,6 +129,7 @@ impl House {
 
 fn open(dir: &TempDir, prune: bool) -> Catalog {
     Catalog::open(CatalogConfig {
+        hub_dir: dir.path().join("hub"),
         stores: vec![dir.path().join("store"), dir.path().join("second")],
         state_dir: dir.path().join("state"),
         worker_dir: worker_dir().to_owned(),

@@ -33,6 +33,9 @@ pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
     }
     let model = state.catalog.resolve(&request.name).await.map_err(|error| match error {
         CatalogError::NotFound(_) => Rejection::not_found(format!("model '{}' not found", tagged(&request.name))),
+        CatalogError::NotCached { advice, .. } => {
+            Rejection::not_found(format!("model '{}' not found: {advice}", tagged(&request.name)))
+        }
         other => catalog_error(&other),
     })?;
     let mut object = Map::new();
