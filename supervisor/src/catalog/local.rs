@@ -112,30 +112,42 @@ fn gguf_files(path: &Path) -> Option<Vec<PathBuf>> {
     files.iter().all(|file| has_gguf_magic(file).unwrap_or(false)).then_some(files)
 }
 
-/// The files that make a folder a model. Links must stay in the folder, or in the cache that the folder is a
-/// snapshot of (`models--owner--name/snapshots/<revision>`).
+/// The files that make a folder a model: all that belong to its checkpoint.
 fn mlx_files(folder: &Path) -> Option<Vec<PathBuf>> {
+    let files = checkpoint_files(folder)?;
+    let has = |wanted: &dyn Fn(&Path) -> bool| files.iter().any(|path| wanted(path));
+    let config = has(&|path| path.file_name().is_some_and(|name| name == "config.json"));
+    let weights = has(&|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    (config && weights).then_some(files)
+}
+
+/// Kinds of files that belong to a checkpoint.
+const CHECKPOINT_EXTENSIONS: [&str; 5] = ["safetensors", "json", "jinja", "model", "txt"];
+
+/// The files of a checkpoint's folder, sorted. Links must stay in the folder, or in the cache that the folder is a
+/// snapshot of (`models--owner--name/snapshots/<revision>`); where one does not, there is nothing.
+pub(crate) fn checkpoint_files(folder: &Path) -> Option<Vec<PathBuf>> {
     let real = folder.canonicalize().ok()?;
     let home = match real.parent() {
         Some(parent) if parent.file_name().is_some_and(|name| name == "snapshots") => parent.parent()?.to_owned(),
         _ => real.clone(),
     };
-    let inside = |path: &Path| contained(&home, path).is_ok_and(|target| target.is_file());
-    let config = real.join("config.json");
-    if !inside(&config) {
-        return None;
-    }
-    let mut files = vec![config];
-    for entry in fs::read_dir(&real).ok()?.take(MODEL_FILES_MAX) {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).ok()? {
         let path = entry.ok()?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            if !inside(&path) {
-                return None;
-            }
-            files.push(path);
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if hidden || !CHECKPOINT_EXTENSIONS.contains(&extension) || fs::metadata(&path).is_ok_and(|meta| meta.is_dir())
+        {
+            continue;
         }
+        if files.len() >= MODEL_FILES_MAX || !contained(&home, &path).is_ok_and(|target| target.is_file()) {
+            return None;
+        }
+        files.push(path);
     }
-    (files.len() > 1).then_some(files)
+    files.sort();
+    Some(files)
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod resolve;
 mod store;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -42,6 +43,7 @@ use manifest::Manifest;
 use name::{Name, NameError};
 use resolve::{Entry, EntryError};
 use store::{Located, Store};
+use view::{View, Views};
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -68,6 +70,7 @@ pub struct Catalog {
 struct Inner {
     store: Store,
     inspector: Arc<Inspector>,
+    views: Views,
     hub_dir: PathBuf,
     prune: bool,
     /// Held by whoever changes manifests or removes blobs.
@@ -79,7 +82,7 @@ struct Inner {
 pub struct CreateSpec {
     /// Name of the new model.
     pub name: String,
-    /// A model to derive from: a name, or the path of a GGUF file.
+    /// A model to derive from: a name, or the path of a GGUF file or of an MLX folder.
     pub from: Option<String>,
     /// Uploaded files: relative path to digest.
     pub files: BTreeMap<String, String>,
@@ -97,6 +100,22 @@ pub struct CreateSpec {
     pub messages: Vec<StoredMessage>,
     /// Type to quantise to.
     pub quantize: Option<String>,
+}
+
+/// What is heard of a creation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A step.
+    Status(String),
+    /// A file on its way into the store.
+    Copying {
+        /// The step's text, equal for all lines of one file.
+        status: String,
+        /// Bytes so far.
+        completed_bytes: u64,
+        /// Bytes of the file.
+        total_bytes: u64,
+    },
 }
 
 /// Why the catalogue says no. Texts that repeat a client's name repeat it as it was sent.
@@ -163,11 +182,14 @@ impl Catalog {
             return Err(CatalogError::Io { what: "open a catalogue without a store".into(), source });
         }
         let store = Store::new(config.stores);
+        let views = Views::new(&config.state_dir);
         if config.prune {
             store.sweep();
+            views.sweep(&store);
         }
         let inspector = Arc::new(Inspector::new(config.worker_dir, &config.state_dir));
-        let inner = Inner { store, inspector, hub_dir: config.hub_dir, prune: config.prune, changes: Arc::default() };
+        let inner =
+            Inner { store, inspector, views, hub_dir: config.hub_dir, prune: config.prune, changes: Arc::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -185,11 +207,11 @@ impl Catalog {
             }
             entry => entry?,
         };
-        let card = match entry.subject() {
-            Some(subject) => Some(self.inner.inspector.card(&subject).await.map_err(CatalogError::Unreadable)?),
-            None => None,
-        };
-        Ok(Arc::new(entry.into_model(card)))
+        if let Some(view) = entry.view.clone() {
+            self.ensure(view).await?;
+        }
+        let card = self.inner.inspector.card(&entry.subject()).await.map_err(CatalogError::Unreadable)?;
+        Ok(Arc::new(entry.into_model(Some(card))))
     }
 
     /// All models of the stores, newest first. Unreadable ones are skipped. Models that nobody has inspected yet
@@ -206,9 +228,9 @@ impl Catalog {
                 if !seen.insert(located.name.to_string().to_ascii_lowercase()) {
                     continue; // An earlier store has the name.
                 }
-                match Entry::read(&inner.store, &located) {
+                match Entry::read(&inner.store, &inner.views, &located) {
                     Ok(entry) => {
-                        let card = entry.subject().and_then(|subject| inner.inspector.known(&subject));
+                        let card = inner.inspector.known(&entry.subject());
                         models.push(Arc::new(entry.into_model(card)));
                     }
                     Err(EntryError::Absent | EntryError::Remote) => {}
@@ -267,7 +289,10 @@ impl Catalog {
             let bytes = inner.store.read_manifest(&located).map(|file| file.bytes).unwrap_or_default();
             inner.store.remove_manifest(&located).map_err(io_error("remove a manifest"))?;
             match Manifest::parse(&bytes) {
-                Ok(manifest) => inner.store.prune(&manifest),
+                Ok(manifest) => {
+                    inner.store.prune(&manifest);
+                    inner.views.prune(&inner.store, &manifest.layers);
+                }
                 Err(error) => {
                     tracing::warn!(model = %asked, %error, "a damaged manifest was removed without its blobs")
                 }
@@ -295,11 +320,11 @@ impl Catalog {
         BlobWriter::open(self.inner.store.clone(), parse_digest(digest)?).await
     }
 
-    /// Makes a model. `progress` hears the status lines, `success` last; nobody needs to listen.
+    /// Makes a model. `progress` hears the steps, `success` last; nobody needs to listen.
     ///
     /// # Errors
     /// The specification is refused, a blob is missing or unreadable, or the disk refuses.
-    pub async fn create(&self, spec: CreateSpec, progress: mpsc::Sender<String>) -> Result<ModelId, CatalogError> {
+    pub async fn create(&self, spec: CreateSpec, progress: mpsc::Sender<Progress>) -> Result<ModelId, CatalogError> {
         create::create(self, spec, &progress).await
     }
 
@@ -328,6 +353,13 @@ impl Catalog {
         self.inner.store.blobs_dir()
     }
 
+    /// Makes the folder of a model of many files.
+    async fn ensure(&self, view: View) -> Result<(), CatalogError> {
+        let inner = Arc::clone(&self.inner);
+        let making = move || inner.views.ensure(&view).map_err(io_error("make the folder of a model"));
+        blocking("make the folder of a model", making).await
+    }
+
     async fn lock(&self) -> OwnedMutexGuard<()> {
         // The guard moves into the blocking work, so that a caller who leaves does not unlock it half done.
         Arc::clone(&self.inner.changes).lock_owned().await
@@ -340,7 +372,7 @@ impl Catalog {
         blocking("read a model", move || {
             let read = || {
                 let located = inner.store.locate(&name).ok_or(EntryError::Absent)?;
-                Entry::read(&inner.store, &located)
+                Entry::read(&inner.store, &inner.views, &located)
             };
             // A model that is replaced while it is read may look damaged once.
             let entry =
@@ -419,6 +451,7 @@ impl Inner {
             && former != manifest
         {
             self.store.prune(&former);
+            self.views.prune(&self.store, &former.layers);
         }
         Ok(ModelId(Digest::of(bytes).hex().to_owned()))
     }

@@ -15,7 +15,7 @@ use super::answer::catalog_error;
 use super::listing::{capabilities, details};
 use super::respond::{HttpReply, JSON, NDJSON, Reply, empty, json, reply, whole};
 use super::{AppState, native};
-use crate::catalog::{CatalogError, CreateSpec, ModelRef};
+use crate::catalog::{CatalogError, CreateSpec, ModelRef, Progress};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::{CopyRequest, CreateRequest, NameRequest, ShowRequest};
 use crate::os::wall::rfc3339_local;
@@ -191,7 +191,7 @@ pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpRep
     tokio::spawn(async move {
         let mut next = Some(first);
         while let Some(status) = next {
-            let _ = lines.send(Bytes::from(status_line(&status))).await;
+            let _ = lines.send(Bytes::from(progress_line(&status))).await;
             next = heard.recv().await;
         }
         drop(lines);
@@ -205,6 +205,15 @@ pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpRep
 
 fn status_line(status: &str) -> String {
     json!({"status": status}).to_string() + "\n"
+}
+
+fn progress_line(progress: &Progress) -> String {
+    match progress {
+        Progress::Status(status) => status_line(status),
+        Progress::Copying { status, completed_bytes, total_bytes } => {
+            json!({"status": status, "total": total_bytes, "completed": completed_bytes}).to_string() + "\n"
+        }
+    }
 }
 
 fn creation_error(error: &CatalogError) -> Rejection {
