@@ -457,6 +457,12 @@ impl Inner {
     }
 }
 
+/// The command that downloads a model of this name to the Hugging Face cache, if the name is one of there.
+#[must_use]
+pub fn download_advice(name: &str) -> Option<String> {
+    HubName::parse(name).map(|name| name.download())
+}
+
 fn parse_name(text: &str) -> Result<Name, CatalogError> {
     Name::parse(text).map_err(|error| match error {
         NameError::Invalid => CatalogError::InvalidName(text.to_owned()),

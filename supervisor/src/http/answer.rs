@@ -135,9 +135,10 @@ pub(super) fn catalog_error(error: &CatalogError) -> Rejection {
         CatalogError::BlobMissing(_) | CatalogError::DigestMismatch { .. } => Rejection::bad_request(error.to_string()),
         CatalogError::Refused { status_hint, message } => Rejection::new(*status_hint, message.clone()),
         CatalogError::Unreadable(failure) => Rejection::from(failure),
-        CatalogError::Io { .. } => {
+        CatalogError::Io { source, .. } => {
             tracing::error!(error = error as &dyn std::error::Error, "the store failed");
-            Rejection::internal(error.to_string())
+            let full = source.kind() == std::io::ErrorKind::StorageFull;
+            Rejection::internal(if full { format!("{error}: no space left on device") } else { error.to_string() })
         }
     }
 }

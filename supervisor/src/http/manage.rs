@@ -15,7 +15,7 @@ use super::answer::catalog_error;
 use super::listing::{capabilities, details};
 use super::respond::{HttpReply, JSON, NDJSON, Reply, empty, json, reply, whole};
 use super::{AppState, native};
-use crate::catalog::{CatalogError, CreateSpec, ModelRef, Progress};
+use crate::catalog::{CatalogError, CreateSpec, ModelRef, Progress, download_advice};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::{CopyRequest, CreateRequest, NameRequest, ShowRequest};
 use crate::os::wall::rfc3339_local;
@@ -230,11 +230,14 @@ pub(super) fn transfer(body: &[u8], verb: &str) -> Result<HttpReply, Rejection> 
     if request.name.is_empty() {
         return Err(Rejection::bad_request(if verb == "pull" { "invalid model name" } else { "model is required" }));
     }
-    let text = format!(
-        "{verb} model manifest: this version of ollmlx can't reach registries; create the model from a GGUF file \
-         instead: ollmlx create {} -f Modelfile",
-        request.name
-    );
+    let way = match download_advice(&request.name).filter(|_| verb == "pull") {
+        Some(command) => format!("download it with: {command}"),
+        None => format!(
+            "create the model from a GGUF file or an MLX folder instead: ollmlx create {} -f Modelfile",
+            request.name
+        ),
+    };
+    let text = format!("{verb} model manifest: this version of ollmlx can't reach registries; {way}");
     Err(Rejection::new(501, text))
 }
 
