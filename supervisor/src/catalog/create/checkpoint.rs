@@ -4,7 +4,7 @@
 //! what the MLX worker's inspector, and later the worker, is given. A creation that fails takes what it copied with it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ollmlx_proto::limits::MODEL_FILES_MAX;
@@ -120,7 +120,7 @@ impl Copied {
         &mut self,
         inner: &Inner,
         folder: &Path,
-        path: &PathBuf,
+        path: &Path,
         progress: &mpsc::Sender<Progress>,
     ) -> Result<(), CatalogError> {
         let name = path.strip_prefix(folder).ok().and_then(Path::to_str).filter(|name| is_file_name(name));
