@@ -122,6 +122,12 @@ pub const STORE_MANIFESTS_MAX: usize = 65_536;
 pub const BLOB_ORPHAN_AGE_S: u64 = 3600;
 /// Bytes gathered before an upload goes to disk.
 pub const BLOB_BUFFER_BYTES: usize = MIB;
+/// Bytes of one part of a name on the Hugging Face hub.
+pub const HUB_PART_BYTES_MAX: usize = 96;
+/// Bytes of a reference in the Hugging Face cache: a commit's hash and a line feed.
+pub const HUB_REF_BYTES_MAX: u64 = 256;
+/// Entries of one folder of the Hugging Face cache that are looked at.
+pub const HUB_ENTRIES_MAX: usize = 8192;
 /// Files and shards that one model may be made of.
 pub const MODEL_FILES_MAX: usize = 1024;
 /// Inspections that run at once.

@@ -126,8 +126,10 @@ impl BlobWriter {
     }
 }
 
-/// Copies a file into the store. Blocking, as long as the file is.
-pub(crate) fn import(store: &Store, mut source: File) -> io::Result<Digest> {
+/// Copies a file into the store, and says whether the blob is new. Blocking, as long as the file is; `heard` is told
+/// the bytes so far.
+pub(crate) fn import(store: &Store, mut source: File, heard: &mut dyn FnMut(u64)) -> io::Result<(Digest, bool)> {
+    let mut copied_bytes = 0_u64;
     let mut sink = Sink::new(store)?;
     let mut buffer = vec![0_u8; BLOB_BUFFER_BYTES];
     loop {
@@ -136,12 +138,15 @@ pub(crate) fn import(store: &Store, mut source: File) -> io::Result<Digest> {
             break;
         }
         sink.write(&buffer[..count])?;
+        copied_bytes = copied_bytes.saturating_add(count as u64);
+        heard(copied_bytes);
     }
     let digest = Digest::finish(sink.hash);
-    if !matches!(store.blob(&digest), Ok(Some(_))) {
-        store.publish_blob(sink.file, &digest)?;
+    if matches!(store.blob(&digest), Ok(Some(_))) {
+        return Ok((digest, false));
     }
-    Ok(digest)
+    store.publish_blob(sink.file, &digest)?;
+    Ok((digest, true))
 }
 
 /// Length of a file.

@@ -3,6 +3,8 @@
 //! Files are looked at by an inspector before anything is written; texts become small blobs; the manifest comes
 //! last, in one step, under the store's lock. Status lines are Ollama's.
 
+mod checkpoint;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,14 +16,14 @@ use tokio::sync::mpsc;
 use super::blob::{import, length};
 use super::digest::Digest;
 use super::inspect::Subject;
-use super::local::{self, shard_of};
+use super::local::{self, LocalModel, shard_of};
 use super::manifest::{Layer, Manifest, media};
 use super::model::Backend;
 use super::modelfile::{check_parameters, check_role, check_template};
 use super::name::Name;
 use super::resolve::{details_of, subject_key};
 use super::store::{has_gguf_magic, open_regular};
-use super::{Catalog, CatalogError, CreateSpec, Inner, blocking, io_error, parse_digest, parse_name};
+use super::{Catalog, CatalogError, CreateSpec, Inner, Progress, blocking, io_error, parse_digest, parse_name};
 
 /// Layers and labels before the texts of the specification are laid over them.
 #[derive(Debug, Default)]
@@ -31,6 +33,8 @@ struct Base {
     params: Map<String, Value>,
     /// Label of the weights' type, for quantising.
     file_type: String,
+    /// Layers whose blobs this creation brought into the store; they go again where it fails.
+    imported: Vec<Layer>,
 }
 
 /// A GGUF file in the store.
@@ -46,21 +50,20 @@ struct Upload {
 pub(super) async fn create(
     catalog: &Catalog,
     spec: CreateSpec,
-    progress: &mpsc::Sender<String>,
+    progress: &mpsc::Sender<Progress>,
 ) -> Result<ollmlx_proto::ModelId, CatalogError> {
     let name = parse_name(&spec.name)?;
     check(&spec)?;
     let mut base = match spec.from.as_deref().filter(|from| !from.is_empty()) {
         Some(from) if local::is_path(from) => from_path(catalog, from, progress).await?,
-        Some(from) => from_model(catalog, from).await?,
+        Some(from) => from_model(catalog, from, progress).await?,
         None if spec.files.is_empty() => return Err(refused("neither 'from' or 'files' was specified")),
         None => from_files(catalog, &spec, progress).await?,
     };
-    check_quantize(&spec, &base)?;
-    if !spec.adapters.is_empty() {
-        let adapters = uploads(catalog, &spec.adapters, Role::Adapter).await?;
-        base.layers.retain(|layer| layer.media_type != media::ADAPTER);
-        base.layers.extend(adapters.iter().map(|adapter| adapter.layer(media::ADAPTER, None)));
+    let imported = std::mem::take(&mut base.imported);
+    if let Err(error) = adjust(catalog, &spec, &mut base).await {
+        withdraw(catalog, imported).await?;
+        return Err(error);
     }
     let inner = Arc::clone(&catalog.inner);
     let guard = catalog.lock().await;
@@ -68,6 +71,9 @@ pub(super) async fn create(
         let _guard = guard;
         let mut statuses = Vec::new();
         let result = commit(&inner, &name, base, spec, &mut statuses);
+        if result.is_err() {
+            discard(&inner, &imported);
+        }
         Ok((statuses, result))
     })
     .await?;
@@ -78,6 +84,17 @@ pub(super) async fn create(
     let id = result?;
     say(progress, "success").await;
     Ok(id)
+}
+
+/// What the specification asks of the weights.
+async fn adjust(catalog: &Catalog, spec: &CreateSpec, base: &mut Base) -> Result<(), CatalogError> {
+    check_quantize(spec, base)?;
+    if !spec.adapters.is_empty() {
+        let adapters = uploads(catalog, &spec.adapters, Role::Adapter).await?;
+        base.layers.retain(|layer| layer.media_type != media::ADAPTER);
+        base.layers.extend(adapters.iter().map(|adapter| adapter.layer(media::ADAPTER, None)));
+    }
+    Ok(())
 }
 
 /// What can be said without touching the disk.
@@ -117,23 +134,36 @@ fn check_quantize(spec: &CreateSpec, base: &Base) -> Result<(), CatalogError> {
     Err(CatalogError::Refused { status_hint: 500, message })
 }
 
-async fn from_model(catalog: &Catalog, from: &str) -> Result<Base, CatalogError> {
-    let entry = catalog.entry(from).await?;
+async fn from_model(catalog: &Catalog, from: &str, progress: &mpsc::Sender<Progress>) -> Result<Base, CatalogError> {
+    let entry = match catalog.entry(from).await {
+        Err(error @ (CatalogError::NotFound(_) | CatalogError::InvalidName(_))) => {
+            let local = catalog.hub(from, error).await?;
+            return from_local(catalog, local, progress).await;
+        }
+        entry => entry?,
+    };
     let parent = entry.name.shortest();
     let mut layers = entry.manifest.layers.clone();
     for layer in &mut layers {
-        if layer.media_type == media::MODEL {
+        if [media::MODEL, media::TENSOR].contains(&layer.media_type.as_str()) {
             layer.from = Some(parent.clone());
         }
     }
     let file_type = entry.config.text("file_type").to_owned();
-    Ok(Base { layers, file_type, params: entry.params().clone(), config: entry.config.0 })
+    Ok(Base { layers, file_type, params: entry.params().clone(), config: entry.config.0, imported: Vec::new() })
 }
 
-async fn from_path(catalog: &Catalog, from: &str, progress: &mpsc::Sender<String>) -> Result<Base, CatalogError> {
-    let local = catalog.local(from).await?;
+async fn from_path(catalog: &Catalog, from: &str, progress: &mpsc::Sender<Progress>) -> Result<Base, CatalogError> {
+    from_local(catalog, catalog.local(from).await?, progress).await
+}
+
+async fn from_local(
+    catalog: &Catalog,
+    local: LocalModel,
+    progress: &mpsc::Sender<Progress>,
+) -> Result<Base, CatalogError> {
     if local.backend == Backend::Mlx {
-        return Err(refused("creating a model from a folder of safetensors is not available yet"));
+        return checkpoint::from_folder(catalog, local, progress).await;
     }
     say(progress, "parsing GGUF").await;
     let inner = Arc::clone(&catalog.inner);
@@ -143,7 +173,7 @@ async fn from_path(catalog: &Catalog, from: &str, progress: &mpsc::Sender<String
             .iter()
             .map(|path| {
                 let (file, _) = open_regular(path).map_err(io_error("import a file"))?;
-                let digest = import(&inner.store, file).map_err(io_error("import a file"))?;
+                let (digest, _) = import(&inner.store, file, &mut |_| {}).map_err(io_error("import a file"))?;
                 let key = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 Upload::find(&inner, key, digest)
             })
@@ -156,10 +186,10 @@ async fn from_path(catalog: &Catalog, from: &str, progress: &mpsc::Sender<String
 async fn from_files(
     catalog: &Catalog,
     spec: &CreateSpec,
-    progress: &mpsc::Sender<String>,
+    progress: &mpsc::Sender<Progress>,
 ) -> Result<Base, CatalogError> {
     if spec.files.keys().any(|key| key.ends_with(".safetensors")) {
-        return Err(refused("converting safetensors is not available yet"));
+        return checkpoint::from_files(catalog, spec, progress).await;
     }
     let named = spec.files.keys().any(|key| local::cut_extension(key).is_some());
     let found = uploads(catalog, &spec.files, if named { Role::Model } else { Role::Unnamed }).await?;
@@ -246,7 +276,7 @@ impl Base {
     fn new(layers: Vec<Layer>, card: &ModelCard) -> Self {
         let details = details_of(card);
         let config = json!({
-            "model_format": "gguf",
+            "model_format": if card.format.is_empty() { "gguf" } else { card.format.as_str() },
             "model_family": details.family,
             "model_families": details.families,
             "model_type": details.parameter_size,
@@ -255,7 +285,7 @@ impl Base {
             "os": "linux",
         });
         let Value::Object(config) = config else { unreachable!("an object literal is an object") };
-        Self { layers, config, params: Map::new(), file_type: details.quantization_level }
+        Self { layers, config, params: Map::new(), file_type: details.quantization_level, imported: Vec::new() }
     }
 }
 
@@ -368,9 +398,29 @@ fn is_relative(key: &str) -> bool {
     !key.contains(['\0', '\\']) && key.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
-async fn say(progress: &mpsc::Sender<String>, status: impl Into<String>) {
+/// Takes the store's lock and removes what a failed creation brought.
+async fn withdraw(catalog: &Catalog, imported: Vec<Layer>) -> Result<(), CatalogError> {
+    let (inner, guard) = (Arc::clone(&catalog.inner), catalog.lock().await);
+    blocking("remove what was copied", move || {
+        let _guard = guard;
+        discard(&inner, &imported);
+        Ok(())
+    })
+    .await
+}
+
+/// Removes blobs that a failed creation brought, unless another model has them by now. Blocking; the lock is held.
+fn discard(inner: &Inner, imported: &[Layer]) {
+    if imported.is_empty() {
+        return;
+    }
+    inner.store.prune_layers(imported);
+    inner.views.prune(&inner.store, imported);
+}
+
+async fn say(progress: &mpsc::Sender<Progress>, status: impl Into<String>) {
     // A model is made whether or not somebody listens.
-    let _ = progress.send(status.into()).await;
+    let _ = progress.send(Progress::Status(status.into())).await;
 }
 
 fn refused(message: impl Into<String>) -> CatalogError {

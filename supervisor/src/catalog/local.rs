@@ -19,7 +19,10 @@ use super::store::{contained, has_gguf_magic};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LocalModel {
     pub(crate) id: ModelId,
-    pub(crate) path: String,
+    /// What it is called: its path, or its name in a cache.
+    pub(crate) name: String,
+    /// The same with its host, where it has one.
+    pub(crate) full_name: String,
     pub(crate) backend: Backend,
     /// The file with its shards, first first; or the folder.
     pub(crate) weights: Vec<PathBuf>,
@@ -48,8 +51,13 @@ pub(crate) fn find(text: &str) -> Option<LocalModel> {
     } else {
         return None;
     };
+    measured(text, backend, weights, &counted)
+}
+
+/// The model of these files, known by a text and by the size and age of those that count. Nothing where one is gone.
+pub(crate) fn measured(text: &str, backend: Backend, weights: Vec<PathBuf>, counted: &[PathBuf]) -> Option<LocalModel> {
     let (mut size_bytes, mut modified_at) = (0_u64, UNIX_EPOCH);
-    for file in &counted {
+    for file in counted {
         let meta = fs::metadata(file).ok()?;
         size_bytes = size_bytes.saturating_add(meta.len());
         modified_at = modified_at.max(meta.modified().ok()?);
@@ -58,7 +66,8 @@ pub(crate) fn find(text: &str) -> Option<LocalModel> {
     let id = Digest::of(format!("{text}\0{size_bytes}\0{nanos}").as_bytes());
     Some(LocalModel {
         id: ModelId(id.hex().to_owned()),
-        path: text.to_owned(),
+        name: text.to_owned(),
+        full_name: text.to_owned(),
         backend,
         weights,
         size_bytes,
@@ -85,43 +94,60 @@ pub(crate) fn cut_extension(file_name: &str) -> Option<&str> {
     file_name.get(dot..)?.eq_ignore_ascii_case(".gguf").then(|| &file_name[..dot])
 }
 
-/// The file, or all shards where it is one of several. Nothing where one is missing.
-fn gguf_files(path: &Path) -> Option<Vec<PathBuf>> {
-    let name = path.file_name()?.to_str()?;
-    cut_extension(name)?;
-    let files = match shard_of(name) {
+/// The file of this name, or all shards where it is one of several, whether they are there or not.
+pub(crate) fn shards(path: &Path, name: &str) -> Vec<PathBuf> {
+    match shard_of(name) {
         None => vec![path.to_owned()],
         Some((prefix, _, count)) => {
             (1..=count).map(|index| path.with_file_name(format!("{prefix}-{index:05}-of-{count:05}.gguf"))).collect()
         }
-    };
+    }
+}
+
+/// The file, or all shards where it is one of several. Nothing where one is missing.
+fn gguf_files(path: &Path) -> Option<Vec<PathBuf>> {
+    let name = path.file_name()?.to_str()?;
+    cut_extension(name)?;
+    let files = shards(path, name);
     files.iter().all(|file| has_gguf_magic(file).unwrap_or(false)).then_some(files)
 }
 
-/// The files that make a folder a model. Links must stay in the folder, or in the cache that the folder is a
-/// snapshot of (`models--owner--name/snapshots/<revision>`).
+/// The files that make a folder a model: all that belong to its checkpoint.
 fn mlx_files(folder: &Path) -> Option<Vec<PathBuf>> {
+    let files = checkpoint_files(folder)?;
+    let has = |wanted: &dyn Fn(&Path) -> bool| files.iter().any(|path| wanted(path));
+    let config = has(&|path| path.file_name().is_some_and(|name| name == "config.json"));
+    let weights = has(&|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    (config && weights).then_some(files)
+}
+
+/// Kinds of files that belong to a checkpoint.
+const CHECKPOINT_EXTENSIONS: [&str; 5] = ["safetensors", "json", "jinja", "model", "txt"];
+
+/// The files of a checkpoint's folder, sorted. Links must stay in the folder, or in the cache that the folder is a
+/// snapshot of (`models--owner--name/snapshots/<revision>`); where one does not, there is nothing.
+pub(crate) fn checkpoint_files(folder: &Path) -> Option<Vec<PathBuf>> {
     let real = folder.canonicalize().ok()?;
     let home = match real.parent() {
         Some(parent) if parent.file_name().is_some_and(|name| name == "snapshots") => parent.parent()?.to_owned(),
         _ => real.clone(),
     };
-    let inside = |path: &Path| contained(&home, path).is_ok_and(|target| target.is_file());
-    let config = real.join("config.json");
-    if !inside(&config) {
-        return None;
-    }
-    let mut files = vec![config];
-    for entry in fs::read_dir(&real).ok()?.take(MODEL_FILES_MAX) {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).ok()? {
         let path = entry.ok()?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            if !inside(&path) {
-                return None;
-            }
-            files.push(path);
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        if hidden || !CHECKPOINT_EXTENSIONS.contains(&extension) || fs::metadata(&path).is_ok_and(|meta| meta.is_dir())
+        {
+            continue;
         }
+        if files.len() >= MODEL_FILES_MAX || !contained(&home, &path).is_ok_and(|target| target.is_file()) {
+            return None;
+        }
+        files.push(path);
     }
-    (files.len() > 1).then_some(files)
+    files.sort();
+    Some(files)
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ pub(crate) mod media {
     pub(crate) const MESSAGES: &str = "application/vnd.ollama.image.messages";
     pub(crate) const LICENSE: &str = "application/vnd.ollama.image.license";
     pub(crate) const TENSOR: &str = "application/vnd.ollama.image.tensor";
+    pub(crate) const JSON: &str = "application/vnd.ollama.image.json";
+    /// A file of a checkpoint that is neither weights nor JSON; Ollama has no word for it and ignores it.
+    pub(crate) const FILE: &str = "application/vnd.ollmlx.image.file";
     pub(crate) const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     pub(crate) const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 }

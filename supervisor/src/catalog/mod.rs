@@ -8,6 +8,9 @@
 mod blob;
 mod create;
 pub mod digest;
+mod hub;
+#[cfg(test)]
+mod hub_tests;
 mod inspect;
 mod local;
 pub mod manifest;
@@ -18,6 +21,7 @@ mod resolve;
 mod store;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -33,11 +37,13 @@ pub use model::{Backend, Details, ModelRef, StoredMessage};
 pub use resolve::human_number;
 
 use digest::Digest;
+use hub::HubName;
 use inspect::Inspector;
 use manifest::Manifest;
 use name::{Name, NameError};
 use resolve::{Entry, EntryError};
 use store::{Located, Store};
+use view::{View, Views};
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -48,6 +54,8 @@ pub struct CatalogConfig {
     pub state_dir: PathBuf,
     /// Where the worker programs are.
     pub worker_dir: PathBuf,
+    /// The cache that Hugging Face's programs fill.
+    pub hub_dir: PathBuf,
     /// Whether blobs that nothing names are removed at the start and when a model is replaced.
     pub prune: bool,
 }
@@ -62,6 +70,8 @@ pub struct Catalog {
 struct Inner {
     store: Store,
     inspector: Arc<Inspector>,
+    views: Views,
+    hub_dir: PathBuf,
     prune: bool,
     /// Held by whoever changes manifests or removes blobs.
     changes: Arc<Mutex<()>>,
@@ -72,7 +82,7 @@ struct Inner {
 pub struct CreateSpec {
     /// Name of the new model.
     pub name: String,
-    /// A model to derive from: a name, or the path of a GGUF file.
+    /// A model to derive from: a name, or the path of a GGUF file or of an MLX folder.
     pub from: Option<String>,
     /// Uploaded files: relative path to digest.
     pub files: BTreeMap<String, String>,
@@ -92,6 +102,22 @@ pub struct CreateSpec {
     pub quantize: Option<String>,
 }
 
+/// What is heard of a creation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A step.
+    Status(String),
+    /// A file on its way into the store.
+    Copying {
+        /// The step's text, equal for all lines of one file.
+        status: String,
+        /// Bytes so far.
+        completed_bytes: u64,
+        /// Bytes of the file.
+        total_bytes: u64,
+    },
+}
+
 /// Why the catalogue says no. Texts that repeat a client's name repeat it as it was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
@@ -101,6 +127,14 @@ pub enum CatalogError {
     /// No such model. Paths that are no models give this as well, whatever they are.
     #[error("model '{0}' not found")]
     NotFound(String),
+    /// No such model, and it is one that could be downloaded: the advice says how.
+    #[error("model '{name}' not found: {advice}")]
+    NotCached {
+        /// As it was asked for.
+        name: String,
+        /// What is missing and how to get it.
+        advice: String,
+    },
     /// No `sha256:` and 64 lower-case hexadecimal digits.
     #[error("invalid digest format")]
     InvalidDigest(String),
@@ -148,11 +182,14 @@ impl Catalog {
             return Err(CatalogError::Io { what: "open a catalogue without a store".into(), source });
         }
         let store = Store::new(config.stores);
+        let views = Views::new(&config.state_dir);
         if config.prune {
             store.sweep();
+            views.sweep(&store);
         }
         let inspector = Arc::new(Inspector::new(config.worker_dir, &config.state_dir));
-        let inner = Inner { store, inspector, prune: config.prune, changes: Arc::default() };
+        let inner =
+            Inner { store, inspector, views, hub_dir: config.hub_dir, prune: config.prune, changes: Arc::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -164,12 +201,17 @@ impl Catalog {
         if local::is_path(name) {
             return self.resolve_path(name).await;
         }
-        let entry = self.entry(name).await?;
-        let card = match entry.subject() {
-            Some(subject) => Some(self.inner.inspector.card(&subject).await.map_err(CatalogError::Unreadable)?),
-            None => None,
+        let entry = match self.entry(name).await {
+            Err(error @ (CatalogError::NotFound(_) | CatalogError::InvalidName(_))) => {
+                return self.resolve_hub(name, error).await;
+            }
+            entry => entry?,
         };
-        Ok(Arc::new(entry.into_model(card)))
+        if let Some(view) = entry.view.clone() {
+            self.ensure(view).await?;
+        }
+        let card = self.inner.inspector.card(&entry.subject()).await.map_err(CatalogError::Unreadable)?;
+        Ok(Arc::new(entry.into_model(Some(card))))
     }
 
     /// All models of the stores, newest first. Unreadable ones are skipped. Models that nobody has inspected yet
@@ -186,9 +228,9 @@ impl Catalog {
                 if !seen.insert(located.name.to_string().to_ascii_lowercase()) {
                     continue; // An earlier store has the name.
                 }
-                match Entry::read(&inner.store, &located) {
+                match Entry::read(&inner.store, &inner.views, &located) {
                     Ok(entry) => {
-                        let card = entry.subject().and_then(|subject| inner.inspector.known(&subject));
+                        let card = inner.inspector.known(&entry.subject());
                         models.push(Arc::new(entry.into_model(card)));
                     }
                     Err(EntryError::Absent | EntryError::Remote) => {}
@@ -212,7 +254,8 @@ impl Catalog {
         let (inner, guard, asked) = (Arc::clone(&self.inner), self.lock().await, source.to_owned());
         blocking("copy a model", move || {
             let _guard = guard;
-            let located = inner.store.locate(&from).ok_or_else(|| CatalogError::NotFound(asked.clone()))?;
+            let advice = "to give it a name of its own, write its name behind FROM in a Modelfile and create from that";
+            let located = inner.store.locate(&from).ok_or_else(|| inner.absent(&asked, advice))?;
             let to = inner.store.respell(&to);
             if located.writable && located.name.same(&to) {
                 return Ok(());
@@ -237,7 +280,8 @@ impl Catalog {
         let (inner, guard, asked) = (Arc::clone(&self.inner), self.lock().await, name.to_owned());
         blocking("delete a model", move || {
             let _guard = guard;
-            let located = inner.store.locate(&parsed).ok_or_else(|| CatalogError::NotFound(asked.clone()))?;
+            let advice = "to remove it there: hf cache rm";
+            let located = inner.store.locate(&parsed).ok_or_else(|| inner.absent(&asked, advice))?;
             if !located.writable {
                 let message = format!("model '{asked}' is in a store that is only read");
                 return Err(CatalogError::Refused { status_hint: 403, message });
@@ -245,7 +289,10 @@ impl Catalog {
             let bytes = inner.store.read_manifest(&located).map(|file| file.bytes).unwrap_or_default();
             inner.store.remove_manifest(&located).map_err(io_error("remove a manifest"))?;
             match Manifest::parse(&bytes) {
-                Ok(manifest) => inner.store.prune(&manifest),
+                Ok(manifest) => {
+                    inner.store.prune(&manifest);
+                    inner.views.prune(&inner.store, &manifest.layers);
+                }
                 Err(error) => {
                     tracing::warn!(model = %asked, %error, "a damaged manifest was removed without its blobs")
                 }
@@ -273,11 +320,11 @@ impl Catalog {
         BlobWriter::open(self.inner.store.clone(), parse_digest(digest)?).await
     }
 
-    /// Makes a model. `progress` hears the status lines, `success` last; nobody needs to listen.
+    /// Makes a model. `progress` hears the steps, `success` last; nobody needs to listen.
     ///
     /// # Errors
     /// The specification is refused, a blob is missing or unreadable, or the disk refuses.
-    pub async fn create(&self, spec: CreateSpec, progress: mpsc::Sender<String>) -> Result<ModelId, CatalogError> {
+    pub async fn create(&self, spec: CreateSpec, progress: mpsc::Sender<Progress>) -> Result<ModelId, CatalogError> {
         create::create(self, spec, &progress).await
     }
 
@@ -306,6 +353,13 @@ impl Catalog {
         self.inner.store.blobs_dir()
     }
 
+    /// Makes the folder of a model of many files.
+    async fn ensure(&self, view: View) -> Result<(), CatalogError> {
+        let inner = Arc::clone(&self.inner);
+        let making = move || inner.views.ensure(&view).map_err(io_error("make the folder of a model"));
+        blocking("make the folder of a model", making).await
+    }
+
     async fn lock(&self) -> OwnedMutexGuard<()> {
         // The guard moves into the blocking work, so that a caller who leaves does not unlock it half done.
         Arc::clone(&self.inner.changes).lock_owned().await
@@ -318,7 +372,7 @@ impl Catalog {
         blocking("read a model", move || {
             let read = || {
                 let located = inner.store.locate(&name).ok_or(EntryError::Absent)?;
-                Entry::read(&inner.store, &located)
+                Entry::read(&inner.store, &inner.views, &located)
             };
             // A model that is replaced while it is read may look damaged once.
             let entry =
@@ -333,10 +387,30 @@ impl Catalog {
     }
 
     async fn resolve_path(&self, path: &str) -> Result<Arc<ModelRef>, CatalogError> {
-        let local = self.local(path).await?;
+        self.inspected(self.local(path).await?).await
+    }
+
+    async fn resolve_hub(&self, asked: &str, unknown: CatalogError) -> Result<Arc<ModelRef>, CatalogError> {
+        self.inspected(self.hub(asked, unknown).await?).await
+    }
+
+    async fn inspected(&self, local: local::LocalModel) -> Result<Arc<ModelRef>, CatalogError> {
         let card =
             self.inner.inspector.card(&resolve::local_subject(&local)).await.map_err(CatalogError::Unreadable)?;
         Ok(Arc::new(resolve::local_model(local, card)))
+    }
+
+    /// The model of this name in the Hugging Face cache; what the stores said of it where it can't be one of there.
+    async fn hub(&self, asked: &str, unknown: CatalogError) -> Result<local::LocalModel, CatalogError> {
+        let Some(name) = HubName::parse(asked) else { return Err(unknown) };
+        let (inner, asked) = (Arc::clone(&self.inner), asked.to_owned());
+        blocking("look into the Hugging Face cache", move || {
+            if matches!(unknown, CatalogError::InvalidName(_)) && !hub::has(&inner.hub_dir, &name) {
+                return Err(unknown);
+            }
+            hub::find(&inner.hub_dir, &name, &asked)
+        })
+        .await
     }
 
     async fn local(&self, path: &str) -> Result<local::LocalModel, CatalogError> {
@@ -346,6 +420,17 @@ impl Catalog {
 }
 
 impl Inner {
+    /// A name that no store has: models of the Hugging Face cache are there, but not ours to change.
+    fn absent(&self, asked: &str, advice: &str) -> CatalogError {
+        match HubName::parse(asked) {
+            Some(name) if hub::has(&self.hub_dir, &name) => {
+                let message = format!("model '{asked}' is in the Hugging Face cache, which is only read; {advice}");
+                CatalogError::Refused { status_hint: 403, message }
+            }
+            _ => CatalogError::NotFound(asked.to_owned()),
+        }
+    }
+
     /// Writes a manifest and removes what only its predecessor needed. The lock is held.
     fn publish(&self, name: &Name, bytes: &[u8]) -> Result<ModelId, CatalogError> {
         let name = self.store.respell(name);
@@ -366,9 +451,16 @@ impl Inner {
             && former != manifest
         {
             self.store.prune(&former);
+            self.views.prune(&self.store, &former.layers);
         }
         Ok(ModelId(Digest::of(bytes).hex().to_owned()))
     }
+}
+
+/// The command that downloads a model of this name to the Hugging Face cache, if the name is one of there.
+#[must_use]
+pub fn download_advice(name: &str) -> Option<String> {
+    HubName::parse(name).map(|name| name.download())
 }
 
 fn parse_name(text: &str) -> Result<Name, CatalogError> {

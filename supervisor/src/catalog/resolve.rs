@@ -19,6 +19,7 @@ use super::manifest::{Config, Layer, Manifest, media};
 use super::model::{Backend, Details, ModelRef, StoredMessage};
 use super::name::Name;
 use super::store::{Located, Store};
+use super::view::{View, Views};
 
 /// Everything that the store says of a model, before its card is known.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(crate) struct Entry {
     weights: Vec<PathBuf>,
     weight_bytes: u64,
     adapters: Vec<PathBuf>,
+    /// The folder that shows the blobs to a worker under their names, for models of many files.
+    pub(crate) view: Option<View>,
     parent: String,
     texts: Texts,
 }
@@ -59,7 +62,7 @@ pub(crate) enum EntryError {
 
 impl Entry {
     /// Reads a manifest and what it names, weights excepted.
-    pub(crate) fn read(store: &Store, located: &Located) -> Result<Self, EntryError> {
+    pub(crate) fn read(store: &Store, views: &Views, located: &Located) -> Result<Self, EntryError> {
         let label = located.name.shortest();
         let file = match store.read_manifest(located) {
             Ok(file) => file,
@@ -79,10 +82,19 @@ impl Entry {
             Backend::Gguf => media::MODEL,
             Backend::Mlx => media::TENSOR,
         };
-        let (weights, weight_bytes) = blob_paths(store, &label, &manifest, weights_type)?;
+        let (mut weights, mut weight_bytes) = blob_paths(store, &label, &manifest, weights_type)?;
         if weights.is_empty() {
             let public = format!("{label}: its manifest names no weights");
             return Err(EntryError::Damaged(Failure::new(FailureKind::ModelInvalid, public)));
+        }
+        let view = match backend {
+            Backend::Gguf => None,
+            Backend::Mlx => {
+                Some(views.plan(store, &manifest.layers).map_err(|error| damaged(&label, &error.to_string(), &error))?)
+            }
+        };
+        if let Some(view) = &view {
+            (weights, weight_bytes) = (vec![view.folder.clone()], view.size_bytes);
         }
         let (adapters, _) = blob_paths(store, &label, &manifest, media::ADAPTER)?;
         if manifest.layers.iter().any(|layer| layer.media_type == media::PROJECTOR) {
@@ -99,16 +111,17 @@ impl Entry {
             weights,
             weight_bytes,
             adapters,
+            view,
             parent,
             texts,
             manifest,
         })
     }
 
-    /// What an inspector is to look at; nothing for models whose tensors are blobs of their own.
-    pub(crate) fn subject(&self) -> Option<Subject> {
-        if self.backend == Backend::Mlx {
-            return None;
+    /// What an inspector is to look at.
+    pub(crate) fn subject(&self) -> Subject {
+        if let Some(view) = &self.view {
+            return view_subject(view, self.name.shortest());
         }
         let digests: Vec<&Digest> = self
             .manifest
@@ -117,13 +130,13 @@ impl Entry {
             .filter(|layer| layer.media_type == media::MODEL)
             .map(|layer| &layer.digest)
             .collect();
-        Some(Subject {
+        Subject {
             label: self.name.shortest(),
             key: subject_key(&digests),
             size_bytes: self.weight_bytes,
             backend: self.backend,
             paths: self.weights.clone(),
-        })
+        }
     }
 
     /// Default options.
@@ -257,8 +270,8 @@ pub(crate) fn local_model(local: LocalModel, card: Arc<ModelCard>) -> ModelRef {
     ModelRef {
         digest: local.id.0.clone(),
         id: local.id,
-        name: local.path.clone(),
-        full_name: local.path,
+        name: local.name,
+        full_name: local.full_name,
         backend: local.backend,
         weights: local.weights,
         adapters: Vec::new(),
@@ -279,11 +292,22 @@ pub(crate) fn local_model(local: LocalModel, card: Arc<ModelCard>) -> ModelRef {
 /// What an inspector is to look at for a model outside the store.
 pub(crate) fn local_subject(local: &LocalModel) -> Subject {
     Subject {
-        label: local.path.clone(),
+        label: local.name.clone(),
         key: local.id.0.clone(),
         size_bytes: local.size_bytes,
         backend: local.backend,
         paths: local.weights.clone(),
+    }
+}
+
+/// What an inspector is to look at for a model of many files.
+pub(crate) fn view_subject(view: &View, label: String) -> Subject {
+    Subject {
+        label,
+        key: view.key.clone(),
+        size_bytes: view.size_bytes,
+        backend: Backend::Mlx,
+        paths: vec![view.folder.clone()],
     }
 }
 

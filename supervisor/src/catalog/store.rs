@@ -17,7 +17,7 @@ use ollmlx_proto::limits::{BLOB_ORPHAN_AGE_S, MANIFEST_BYTES_MAX, STORE_MANIFEST
 use tempfile::{Builder, NamedTempFile};
 
 use super::digest::Digest;
-use super::manifest::Manifest;
+use super::manifest::{Layer, Manifest};
 use super::name::Name;
 
 /// One or more stores, looked through in order.
@@ -223,11 +223,20 @@ impl Store {
     /// Removes those of a former manifest's blobs that no manifest names any more. Removes nothing while any
     /// manifest is unreadable, for it may name them.
     pub(crate) fn prune(&self, former: &Manifest) {
+        self.prune_blobs(former.blobs());
+    }
+
+    /// The same for some layers.
+    pub(crate) fn prune_layers(&self, layers: &[Layer]) {
+        self.prune_blobs(layers.iter());
+    }
+
+    fn prune_blobs<'a>(&self, blobs: impl Iterator<Item = &'a Layer>) {
         let Some(kept) = self.referenced() else {
             tracing::warn!("unused blobs were kept because a manifest is unreadable");
             return;
         };
-        for layer in former.blobs().filter(|layer| !kept.contains(&layer.digest)) {
+        for layer in blobs.filter(|layer| !kept.contains(&layer.digest)) {
             let path = self.blobs_dir().join(layer.digest.file_name());
             match fs::remove_file(&path) {
                 Ok(()) => tracing::debug!(digest = %layer.digest, "unused blob was removed"),

@@ -1,5 +1,7 @@
 //! The catalogue on real folders, with an inspector of our own: a script that obeys what the file says.
 
+mod mlx;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -58,6 +60,7 @@ fn worker_dir() -> &'static Path {
         let script = dir.path().join("ollmlx-worker-gguf");
         fs::write(&script, SCRIPT).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        mlx::add_inspector(dir.path());
         dir
     })
     .path()
@@ -114,7 +117,12 @@ impl House {
         let result = self.catalog.create(spec, sender).await;
         let mut statuses = Vec::new();
         while let Some(status) = receiver.recv().await {
-            statuses.push(status);
+            statuses.push(match status {
+                Progress::Status(status) => status,
+                Progress::Copying { status, completed_bytes, total_bytes } => {
+                    format!("{status} {completed_bytes}/{total_bytes}")
+                }
+            });
         }
         (statuses, result)
     }
@@ -128,6 +136,7 @@ impl House {
 
 fn open(dir: &TempDir, prune: bool) -> Catalog {
     Catalog::open(CatalogConfig {
+        hub_dir: dir.path().join("hub"),
         stores: vec![dir.path().join("store"), dir.path().join("second")],
         state_dir: dir.path().join("state"),
         worker_dir: worker_dir().to_owned(),
@@ -661,21 +670,6 @@ async fn models_that_run_elsewhere_are_refused() {
     assert!(matches!(house.catalog.resolve("far:latest:local").await, Err(CatalogError::NotFound(_))));
     let both = refusal(house.catalog.resolve("far:local:cloud").await.unwrap_err());
     assert_eq!(both, (400, "use either :local or :cloud, not both: \"far:local:cloud\"".into()));
-}
-
-#[tokio::test]
-async fn tensors_as_blobs_resolve_without_an_inspector() {
-    let house = House::new();
-    let config = house.upload(br#"{"model_format":"safetensors","model_family":"","capabilities":["completion","tools"],"context_length":4096}"#).await;
-    let (a, b) = (house.upload(b"tensor a").await, house.upload(b"tensor b").await);
-    let layer =
-        |digest: &str| json!({"mediaType": manifest::media::TENSOR, "digest": digest, "size": 8, "name": digest});
-    let config = json!({"mediaType": manifest::media::CONFIG, "digest": config, "size": 2});
-    house.write_manifest("mlx/latest", json!({"config": config, "layers": [layer(&a), layer(&b)]}).to_string());
-    let model = house.catalog.resolve("mlx").await.unwrap();
-    assert_eq!((model.backend, model.weights.len(), model.card.weight_bytes), (Backend::Mlx, 2, 16));
-    assert_eq!(model.capabilities, [Capability::Completion, Capability::Tools]);
-    assert_eq!(model.details.context_length, 4096);
 }
 
 #[tokio::test]

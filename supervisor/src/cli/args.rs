@@ -191,6 +191,9 @@ pub struct ListArgs {
     /// Only names that begin so
     #[arg(value_name = "PREFIX")]
     pub names: Vec<String>,
+    /// Show backend and format too
+    #[arg(short, long)]
+    pub verbose: bool,
     /// Print the server's answer as JSON
     #[arg(long)]
     pub json: bool,

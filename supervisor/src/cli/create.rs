@@ -22,7 +22,9 @@ const HASH_CHUNK_BYTES: usize = 1024 * 1024;
 /// How often the progress of an upload is shown.
 const UPLOAD_TICK_MS: u64 = 100;
 /// Files of a model folder that belong to the model.
-const FOLDER_EXTENSIONS: [&str; 4] = ["safetensors", "json", "model", "jinja"];
+const FOLDER_EXTENSIONS: [&str; 5] = ["safetensors", "json", "model", "jinja", "txt"];
+/// Weights in formats that can hold code, which nothing here reads.
+const PICKLE_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
 /// Reads the Modelfile, uploads what it names, and creates.
 ///
@@ -136,9 +138,18 @@ fn folder_files(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     let entries = std::fs::read_dir(folder).map_err(|error| file_error(folder, error))?;
     let mut all: Vec<PathBuf> =
         entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect();
+    all.retain(|path| path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b".")));
     all.sort();
     let has = |path: &PathBuf, extension: &str| path.extension().is_some_and(|found| found == extension);
     let gguf: Vec<PathBuf> = all.iter().filter(|path| has(path, "gguf")).cloned().collect();
+    let any = |extension: &str| all.iter().any(|path| has(path, extension));
+    if !any("gguf") && !any("safetensors") && PICKLE_EXTENSIONS.iter().any(|extension| any(extension)) {
+        let folder = folder.display();
+        return Err(CliError::Modelfile(format!(
+            "{folder} has only pickled weights, which are not read since they can hold code; to convert them: \
+             mlx_lm.convert --hf-path {folder}"
+        )));
+    }
     let files = match gguf.is_empty() {
         false => gguf,
         true => all.into_iter().filter(|path| FOLDER_EXTENSIONS.iter().any(|extension| has(path, extension))).collect(),

@@ -35,6 +35,7 @@ pub(super) async fn run(
         stores: config.stores(),
         state_dir: config.state_dir.clone(),
         worker_dir: worker_dir.clone(),
+        hub_dir: config.hub_cache_dir.clone(),
         prune: !config.noprune,
     })
     .map_err(|error| CliError::Store(error.to_string()))?;

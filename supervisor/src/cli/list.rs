@@ -21,25 +21,39 @@ pub async fn run(client: &Client, args: args::ListArgs) -> Result<(), CliError> 
     if args.json {
         return print_json(&answer);
     }
-    print(&table(&answer, prefix.as_deref().unwrap_or(""), Utc::now()))
+    let prefix = prefix.as_deref().unwrap_or("");
+    print(&if args.verbose { wide(&answer, prefix, Utc::now()) } else { table(&answer, prefix, Utc::now()) })
 }
 
-/// The table of `/api/tags`.
+/// The table of `/api/tags`, column for column Ollama's.
 pub(super) fn table(answer: &Value, prefix: &str, now: DateTime<Utc>) -> String {
-    let prefix = prefix.to_lowercase();
-    let models = answer["models"].as_array().map_or(&[][..], Vec::as_slice);
-    let rows: Vec<Vec<String>> = models
-        .iter()
-        .filter(|model| text_of(model, "name").to_lowercase().starts_with(&prefix))
+    let rows: Vec<Vec<String>> = rows(answer, prefix).map(|model| row(model, now)).collect();
+    text_table::with_header(&["NAME", "ID", "SIZE", "MODIFIED"], &rows)
+}
+
+/// The same, and who serves each.
+fn wide(answer: &Value, prefix: &str, now: DateTime<Utc>) -> String {
+    let rows: Vec<Vec<String>> = rows(answer, prefix)
         .map(|model| {
-            let size = match model["remote_model"].as_str() {
-                Some(remote) if !remote.is_empty() => "-".to_owned(),
-                _ => human::bytes(model["size"].as_u64().unwrap_or(0)),
-            };
-            vec![text_of(model, "name").to_owned(), short_id(model), size, since(text_of(model, "modified_at"), now)]
+            let more = [text_of(model, "backend"), text_of(&model["details"], "format")].map(str::to_owned);
+            row(model, now).into_iter().chain(more).collect()
         })
         .collect();
-    text_table::with_header(&["NAME", "ID", "SIZE", "MODIFIED"], &rows)
+    text_table::with_header(&["NAME", "ID", "SIZE", "MODIFIED", "BACKEND", "FORMAT"], &rows)
+}
+
+fn rows<'a>(answer: &'a Value, prefix: &str) -> impl Iterator<Item = &'a Value> {
+    let prefix = prefix.to_lowercase();
+    let models = answer["models"].as_array().map_or(&[][..], Vec::as_slice);
+    models.iter().filter(move |model| text_of(model, "name").to_lowercase().starts_with(&prefix))
+}
+
+fn row(model: &Value, now: DateTime<Utc>) -> Vec<String> {
+    let size = match model["remote_model"].as_str() {
+        Some(remote) if !remote.is_empty() => "-".to_owned(),
+        _ => human::bytes(model["size"].as_u64().unwrap_or(0)),
+    };
+    vec![text_of(model, "name").to_owned(), short_id(model), size, since(text_of(model, "modified_at"), now)]
 }
 
 /// First twelve characters of the digest.
@@ -79,6 +93,15 @@ mod tests {
         );
         assert!(table(&answer, "a:", now()).contains("A:cloud"));
         assert!(!table(&answer, "a:", now()).contains("b:latest"));
+    }
+
+    #[test]
+    fn the_wide_table_names_backend_and_format() {
+        let answer = json!({"models": [{"name": "b:latest", "digest": "a80c", "size": 10, "backend": "mlx",
+            "details": {"format": "safetensors"}, "modified_at": "2026-01-03T23:59:00Z"}]});
+        let text = wide(&answer, "", now());
+        assert!(text.starts_with("NAME        ID      SIZE    MODIFIED              BACKEND    FORMAT"), "{text}");
+        assert!(text.contains("    mlx        safetensors    \n"), "{text}");
     }
 
     #[test]

@@ -141,9 +141,12 @@ pub(super) fn resolve(name: &str) -> Result<String, CliError> {
 pub(super) async fn show_or_pull(client: &Client, model: &str, insecure: bool) -> Result<Value, CliError> {
     let request = json!({"model": model});
     match client.post("/api/show", &request).await {
-        Err(error) if error.is_not_found() && !model_path::looks_like_path(model) => {
+        Err(absent) if absent.is_not_found() && !model_path::looks_like_path(model) => {
             let pull = json!({"model": model, "insecure": insecure});
             if let Err(error) = transfer::follow(client, "/api/pull", &pull).await {
+                if !absent.to_string().ends_with("not found") {
+                    return Err(absent); // The server knows where it could come from.
+                }
                 return Err(CliError::Usage(format!(
                     "model '{model}' is not there and could not be pulled ({error}); to use a file: ollmlx run \
                      ./file.gguf, or write 'FROM ./file.gguf' to a Modelfile and: ollmlx create {model} -f Modelfile"

@@ -110,6 +110,11 @@ fn model_rows(answer: &Value) -> Vec<Vec<String>> {
         push(label, count.filter(|count| *count > 0).map_or_else(String::new, |count| count.to_string()));
     }
     push("quantization", text_of(details, "quantization_level").to_owned());
+    // Only our own server says this; a table of Ollama's answer is as Ollama prints it.
+    if let Some(backend) = answer["backend"].as_str() {
+        push("format", text_of(details, "format").to_owned());
+        push("backend", backend.to_owned());
+    }
     push("requires", text_of(answer, "requires").to_owned());
     rows
 }

@@ -101,6 +101,8 @@ pub struct Config {
     pub models_dir: PathBuf,
     /// Stores that are only read: Ollama's own, unless told otherwise.
     pub read_models_dirs: Vec<PathBuf>,
+    /// The cache that `hf download` fills.
+    pub hub_cache_dir: PathBuf,
     /// Our own files.
     pub state_dir: PathBuf,
     /// The workers' binaries; `None` is beside our own.
@@ -169,6 +171,7 @@ impl Config {
             host: reader.read(&table::HOST, HostUrl::parse)?,
             models_dir: reader.path(&table::MODELS)?,
             read_models_dirs: reader.paths(&table::READ_MODELS)?,
+            hub_cache_dir: reader.path(&table::HUB_CACHE)?,
             state_dir: reader.path(&table::STATE_DIR)?,
             worker_dir: Some(reader.path(&table::WORKER_DIR)?).filter(|path| !path.as_os_str().is_empty()),
             keep_alive: reader.read(&table::KEEP_ALIVE, value::parse_span)?,
@@ -324,6 +327,17 @@ mod tests {
         assert_eq!(shared.stores(), [Path::new("/h/.ollama/models")]);
         let config = with_env(&[("OLLAMA_NUM_PARALLEL", "2"), ("OLLMLX_NUM_PARALLEL", "8")]);
         assert_eq!(config.num_parallel.get(), 8);
+    }
+
+    #[test]
+    fn the_hugging_face_cache_is_where_its_own_variables_say() {
+        let dir = |list: &[(&str, &str)]| with_env(&[list, &[("HOME", "/h")]].concat()).hub_cache_dir;
+        assert_eq!(dir(&[]), Path::new("/h/.cache/huggingface/hub"));
+        assert_eq!(dir(&[("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
+        assert_eq!(dir(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/hf/")]), Path::new("/h/hf/hub"));
+        assert_eq!(dir(&[("HF_HOME", "/a"), ("HUGGINGFACE_HUB_CACHE", "/b")]), Path::new("/b"));
+        assert_eq!(dir(&[("HUGGINGFACE_HUB_CACHE", "/b"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
+        assert_eq!(dir(&[("HF_HUB_CACHE", "/c"), ("OLLMLX_HUB_CACHE", "/d")]), Path::new("/d"));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Origin {
     Default,
     /// The settings file.
     File,
+    /// A variable of another program.
+    ForeignEnv,
     /// An `OLLAMA_…` variable.
     OllamaEnv,
     /// An `OLLMLX_…` variable.
@@ -27,6 +29,7 @@ impl fmt::Display for Origin {
         out.write_str(match self {
             Self::Default => "default",
             Self::File => "file",
+            Self::ForeignEnv => "environment of another program",
             Self::OllamaEnv => "OLLAMA environment",
             Self::Env => "environment",
             Self::Flag => "flag",
@@ -87,10 +90,16 @@ impl Sources {
             (self.flags.get(knob.name), Origin::Flag),
             (self.env.get(knob.env), Origin::Env),
             (knob.ollama_env.and_then(|name| self.env.get(name)), Origin::OllamaEnv),
-            (self.file.get(knob.name), Origin::File),
         ];
-        for (text, origin) in candidates {
-            let Some(text) = text.map(|text| value::trim(text)) else { continue };
+        let foreign = knob.foreign_env.iter().filter_map(|(name, below)| {
+            let text = self.env.get(*name).map(|text| value::trim(text)).filter(|text| !text.is_empty())?;
+            Some(if below.is_empty() { text.to_owned() } else { format!("{}/{below}", text.trim_end_matches('/')) })
+        });
+        let foreign = foreign.map(|text| (Some(text), Origin::ForeignEnv));
+        let candidates = candidates.map(|(text, origin)| (text.cloned(), origin));
+        let file = (self.file.get(knob.name).cloned(), Origin::File);
+        for (text, origin) in candidates.into_iter().chain(foreign).chain(std::iter::once(file)) {
+            let Some(text) = text.as_deref().map(value::trim) else { continue };
             if !text.is_empty() {
                 return Raw { text: text.to_owned(), origin };
             }

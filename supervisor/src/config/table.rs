@@ -10,6 +10,8 @@ pub struct Knob {
     pub env: &'static str,
     /// Ollama's variable of the same meaning, read where ours is not set.
     pub ollama_env: Option<&'static str>,
+    /// Variables of other programs that say the same, strongest first, each with the path below its value.
+    pub foreign_env: &'static [(&'static str, &'static str)],
     /// Value where nobody says anything; empty means that the program decides.
     pub default: &'static str,
     /// Unit or form.
@@ -26,7 +28,7 @@ const fn knob(
     ollama_env: Option<&'static str>,
     [default, unit, help]: [&'static str; 3],
 ) -> Knob {
-    Knob { name, env, ollama_env, default, unit, help, secret: false }
+    Knob { name, env, ollama_env, foreign_env: &[], default, unit, help, secret: false }
 }
 
 /// Where the server listens, and where the other commands find it.
@@ -54,6 +56,21 @@ pub const READ_MODELS: Knob = knob(
         "Further stores whose models are served and never changed, separated by commas",
     ],
 );
+/// What `hf download` fills.
+pub const HUB_CACHE: Knob = Knob {
+    foreign_env: &[
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ],
+    ..knob(
+        "hub_cache",
+        "OLLMLX_HUB_CACHE",
+        None,
+        ["~/.cache/huggingface/hub", "folder", "Hugging Face cache whose models are served by their `owner/name`"],
+    )
+};
 /// Our own files.
 pub const STATE_DIR: Knob = knob(
     "state_dir",
@@ -196,6 +213,7 @@ pub const KNOBS: &[&Knob] = &[
     &HOST,
     &MODELS,
     &READ_MODELS,
+    &HUB_CACHE,
     &STATE_DIR,
     &WORKER_DIR,
     &KEEP_ALIVE,
@@ -230,7 +248,8 @@ impl Knob {
 pub fn markdown() -> String {
     let mut out = String::from("| flag of `serve` | variable | or | default | meaning |\n|---|---|---|---|---|\n");
     for knob in KNOBS {
-        let other = knob.ollama_env.map_or_else(String::new, |name| format!("`{name}`"));
+        let names = knob.ollama_env.into_iter().chain(knob.foreign_env.iter().map(|(name, _)| *name));
+        let other = names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let default = if knob.default.is_empty() { "–".to_owned() } else { format!("`{}`", knob.default) };
         out.push_str(&format!(
             "| `--{}` | `{}` | {other} | {default} | {} ({}) |\n",

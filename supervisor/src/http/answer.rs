@@ -114,6 +114,12 @@ impl Flavor {
                 }
                 _ => Rejection::not_found(format!("model '{name}' not found")),
             },
+            CatalogError::NotCached { advice, .. } => match self {
+                Self::Embed | Self::Embeddings | Self::OpenAiEmbeddings => {
+                    Rejection::not_found(format!("model \"{name}\" not found, try pulling it first: {advice}"))
+                }
+                _ => catalog_error(error),
+            },
             other => catalog_error(other),
         }
     }
@@ -124,13 +130,15 @@ pub(super) fn catalog_error(error: &CatalogError) -> Rejection {
     match error {
         CatalogError::InvalidName(_) => Rejection::bad_request("invalid model name"),
         CatalogError::NotFound(name) => Rejection::not_found(format!("model '{name}' not found")),
+        CatalogError::NotCached { .. } => Rejection::not_found(error.to_string()),
         CatalogError::InvalidDigest(_) => Rejection::bad_request("invalid digest format"),
         CatalogError::BlobMissing(_) | CatalogError::DigestMismatch { .. } => Rejection::bad_request(error.to_string()),
         CatalogError::Refused { status_hint, message } => Rejection::new(*status_hint, message.clone()),
         CatalogError::Unreadable(failure) => Rejection::from(failure),
-        CatalogError::Io { .. } => {
+        CatalogError::Io { source, .. } => {
             tracing::error!(error = error as &dyn std::error::Error, "the store failed");
-            Rejection::internal(error.to_string())
+            let full = source.kind() == std::io::ErrorKind::StorageFull;
+            Rejection::internal(if full { format!("{error}: no space left on device") } else { error.to_string() })
         }
     }
 }

@@ -15,7 +15,7 @@ use super::answer::catalog_error;
 use super::listing::{capabilities, details};
 use super::respond::{HttpReply, JSON, NDJSON, Reply, empty, json, reply, whole};
 use super::{AppState, native};
-use crate::catalog::{CatalogError, CreateSpec, ModelRef};
+use crate::catalog::{CatalogError, CreateSpec, ModelRef, Progress, download_advice};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::{CopyRequest, CreateRequest, NameRequest, ShowRequest};
 use crate::os::wall::rfc3339_local;
@@ -33,6 +33,9 @@ pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
     }
     let model = state.catalog.resolve(&request.name).await.map_err(|error| match error {
         CatalogError::NotFound(_) => Rejection::not_found(format!("model '{}' not found", tagged(&request.name))),
+        CatalogError::NotCached { advice, .. } => {
+            Rejection::not_found(format!("model '{}' not found: {advice}", tagged(&request.name)))
+        }
         other => catalog_error(&other),
     })?;
     let mut object = Map::new();
@@ -188,7 +191,7 @@ pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpRep
     tokio::spawn(async move {
         let mut next = Some(first);
         while let Some(status) = next {
-            let _ = lines.send(Bytes::from(status_line(&status))).await;
+            let _ = lines.send(Bytes::from(progress_line(&status))).await;
             next = heard.recv().await;
         }
         drop(lines);
@@ -202,6 +205,15 @@ pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpRep
 
 fn status_line(status: &str) -> String {
     json!({"status": status}).to_string() + "\n"
+}
+
+fn progress_line(progress: &Progress) -> String {
+    match progress {
+        Progress::Status(status) => status_line(status),
+        Progress::Copying { status, completed_bytes, total_bytes } => {
+            json!({"status": status, "total": total_bytes, "completed": completed_bytes}).to_string() + "\n"
+        }
+    }
 }
 
 fn creation_error(error: &CatalogError) -> Rejection {
@@ -218,11 +230,14 @@ pub(super) fn transfer(body: &[u8], verb: &str) -> Result<HttpReply, Rejection> 
     if request.name.is_empty() {
         return Err(Rejection::bad_request(if verb == "pull" { "invalid model name" } else { "model is required" }));
     }
-    let text = format!(
-        "{verb} model manifest: this version of ollmlx can't reach registries; create the model from a GGUF file \
-         instead: ollmlx create {} -f Modelfile",
-        request.name
-    );
+    let way = match download_advice(&request.name).filter(|_| verb == "pull") {
+        Some(command) => format!("download it with: {command}"),
+        None => format!(
+            "create the model from a GGUF file or an MLX folder instead: ollmlx create {} -f Modelfile",
+            request.name
+        ),
+    };
+    let text = format!("{verb} model manifest: this version of ollmlx can't reach registries; {way}");
     Err(Rejection::new(501, text))
 }
 

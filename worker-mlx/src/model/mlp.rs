@@ -54,7 +54,7 @@ pub struct MoeSpec {
 /// The feed-forward part of one layer.
 pub enum FeedForward {
     /// One gated layer.
-    Gated(Gated),
+    Gated(Box<Gated>),
     /// A choice of experts.
     Experts(Box<Experts>),
 }
@@ -70,7 +70,7 @@ impl FeedForward {
             Some((moe, layers)) if layers.get(index).copied().unwrap_or(false) => {
                 Experts::load(weights, spec, *moe, &path).map(|experts| Self::Experts(Box::new(experts)))
             }
-            _ => Gated::load(weights, spec, &path).map(Self::Gated),
+            _ => Gated::load(weights, spec, &path).map(|gated| Self::Gated(Box::new(gated))),
         }
     }
 
