@@ -70,6 +70,18 @@ impl Checkpoint {
     }
 }
 
+/// The name that MLX's own tools give a tensor: Ollama writes the factors of a packed weight `x.weight.scale` and
+/// `x.weight.bias`.
+#[must_use]
+pub fn usual_name(name: &str) -> String {
+    for (theirs, usual) in [(".weight.scale", ".scales"), (".weight.bias", ".biases")] {
+        if let Some(path) = name.strip_suffix(theirs) {
+            return format!("{path}{usual}");
+        }
+    }
+    name.to_owned()
+}
+
 fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
@@ -184,6 +196,7 @@ fn read_header(path: &Path, tensors: &mut BTreeMap<String, TensorMeta>) -> Resul
     let parsed = parse_header(&header).map_err(|error| fault("bad safetensors header").with_detail(error))?;
     check_ranges(&parsed, file_bytes - 8 - header_bytes).map_err(|what| fault(&what))?;
     for (tensor, (meta, _)) in parsed {
+        let tensor = usual_name(&tensor);
         if tensors.insert(tensor.clone(), meta).is_some() {
             return Err(fault(&format!("the tensor {tensor} stands in two files")));
         }

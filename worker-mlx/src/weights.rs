@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use mlx_rs::{Array, Dtype, error::Exception};
 use ollmlx_proto::{Failure, FailureKind};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, usual_name};
 use crate::config::{Config, invalid};
 use crate::quant::{Embedding, Linear, Mode, Packing, Weight};
 
@@ -45,7 +45,7 @@ impl Weights {
                 let name = shard.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 invalid(format!("{name} can't be loaded")).with_detail(error.to_string())
             })?;
-            arrays.extend(loaded);
+            arrays.extend(loaded.into_iter().map(|(name, array)| (usual_name(&name), array)));
         }
         Ok(Self { arrays, placement })
     }
@@ -110,7 +110,7 @@ impl Weights {
         let scales = self.raw(&format!("{path}.scales"))?;
         let offsets = self.arrays.remove(&format!("{path}.biases"));
         let packing = packing(&name, &packed, &scales, offsets.is_some(), input)?;
-        if self.has(&format!("{path}.global_scale")) {
+        if self.has(&format!("{path}.global_scale")) || self.has(&format!("{name}.global_scale")) {
             return Err(invalid(format!("{path} has a global scale, which is not supported")));
         }
         check_shape(&name, &packed, &shape(packed.dim(-1)))?;

@@ -46,7 +46,12 @@ fn load(family: &str) -> MlxEngine {
 }
 
 fn load_as(family: &str, unpacking: Unpacking) -> MlxEngine {
-    let spec = LoadSpec {
+    MlxEngine::open(&order(family), unpacking, &mut |_, _| true)
+        .unwrap_or_else(|failure| panic!("{family}: {failure:?}"))
+}
+
+fn order(family: &str) -> LoadSpec {
+    LoadSpec {
         weights: vec![folder(family)],
         adapters: Vec::new(),
         go_template: None,
@@ -60,8 +65,7 @@ fn load_as(family: &str, unpacking: Unpacking) -> MlxEngine {
         cpu_level: String::new(),
         memory_limit_bytes: 0,
         wired_limit_bytes: 0,
-    };
-    MlxEngine::open(&spec, unpacking, &mut |_, _| true).unwrap_or_else(|failure| panic!("{family}: {failure:?}"))
+    }
 }
 
 struct Golden {
@@ -345,4 +349,39 @@ fn text_of_control_tokens_is_parsed_only_where_it_is_trusted() {
     assert_eq!(vocab.text_bytes(257), b"");
     assert_eq!(vocab.text_bytes(259), b"<think>");
     assert!(vocab.ends.contains(&257) && vocab.add_bos);
+}
+
+#[test]
+fn a_tensor_per_file_in_the_names_of_ollama_is_the_same_model() {
+    let _guard = alone();
+    let family = "llama-4bit";
+    let split = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(folder(family).join(file), split.path().join(file)).unwrap();
+    }
+    let whole = std::fs::read(folder(family).join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&whole[8..8 + length]).unwrap();
+    for (number, (name, tensor)) in
+        header.as_object().unwrap().iter().filter(|(_, it)| it["dtype"].is_string()).enumerate()
+    {
+        let theirs = name.replace(".scales", ".weight.scale").replace(".biases", ".weight.bias");
+        let range = tokens(&tensor["data_offsets"]);
+        let data = &whole[8 + length + range[0] as usize..8 + length + range[1] as usize];
+        let mut own = tensor.clone();
+        own["data_offsets"] = serde_json::json!([0, data.len()]);
+        let text = serde_json::json!({ theirs: own }).to_string();
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.extend_from_slice(data);
+        std::fs::write(split.path().join(format!("model-{number}.safetensors")), bytes).unwrap();
+    }
+    let card = MlxBackend::inspect(&[split.path().to_path_buf()]).unwrap();
+    let usual = MlxBackend::inspect(&[folder(family)]).unwrap();
+    assert_eq!((card.parameter_count, &card.memory), (usual.parameter_count, &usual.memory));
+    let spec = LoadSpec { weights: vec![split.path().to_path_buf()], ..order(family) };
+    let mut engine = MlxEngine::open(&spec, Unpacking::Never, &mut |_, _| true).unwrap();
+    let golden = golden(family);
+    let got = step(&mut engine, 0, &golden.prompt);
+    assert_close(family, "a tensor per file", &got, golden.logits.last().unwrap());
 }
