@@ -192,8 +192,10 @@ pub const CLI_LINE_BYTES_MAX: usize = 8 * MIB;
 /// On a CPU device a quantised model is unpacked to 32-bit floats where that takes at most this many bytes: BLAS on
 /// plain floats is then several times faster than MLX's quantised product.
 pub const MLX_CPU_UNPACK_BYTES_MAX: u64 = 2 << 30;
-/// Bytes of freed buffers that MLX may keep for reuse.
+/// Most bytes of freed buffers that MLX may keep for reuse.
 pub const MLX_BUFFER_CACHE_BYTES: usize = 256 << 20;
+/// Least of it.
+pub const MLX_BUFFER_CACHE_BYTES_MIN: usize = 16 << 20;
 /// Bytes of `tokenizer.json`; that of Gemma 3 has 33 MB.
 pub const MLX_TOKENIZER_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Bytes of a chat template.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, memory, transforms};
-use ollmlx_proto::limits::MLX_BUFFER_CACHE_BYTES;
-use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryReport, ModelCard, SlotId, TokenId};
+use ollmlx_proto::limits::{MLX_BUFFER_CACHE_BYTES, MLX_BUFFER_CACHE_BYTES_MIN};
+use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::ChatSource;
 use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
 
@@ -98,13 +98,7 @@ impl MlxEngine {
         let on_cpu = is_on_cpu();
         let unpack = unpacking == Unpacking::WhereSmall && unpacks(&checkpoint.tensors, &config, on_cpu);
         let placement = Placement { on_cpu, unpack };
-        let expected = memory_model(&checkpoint, &spec, &config).estimate(
-            load.slots,
-            load.context_tokens,
-            load.batch_tokens,
-            &load.kv_type,
-        );
-        limit_memory(load, &expected, on_cpu).map_err(fault)?;
+        limit_memory(load, &memory_model(&checkpoint, &spec, &config), on_cpu).map_err(fault)?;
         let kv_packing = KvPacking::named(&load.kv_type).ok_or_else(|| unknown_kv_type(&load.kv_type))?;
         let encoder = matches!(spec, ModelSpec::Encoder(_));
         let vocab_size = match &spec {
@@ -256,9 +250,12 @@ impl MlxEngine {
 }
 
 /// Tells MLX what it may take. The limit is soft: beyond it MLX empties its buffer cache and waits for running work.
-fn limit_memory(load: &LoadSpec, expected: &MemoryReport, on_cpu: bool) -> Result<(), Exception> {
+fn limit_memory(load: &LoadSpec, model: &MemoryModel, on_cpu: bool) -> Result<(), Exception> {
     let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    memory::set_cache_limit(MLX_BUFFER_CACHE_BYTES.min(bytes(expected.compute)))?;
+    let expected = model.estimate(load.slots, load.context_tokens, load.batch_tokens, &load.kv_type);
+    // What one batch needs is worth keeping for the next; more would be outside the estimate.
+    let reusable = bytes(expected.compute.saturating_sub(model.fixed));
+    memory::set_cache_limit(reusable.clamp(MLX_BUFFER_CACHE_BYTES_MIN, MLX_BUFFER_CACHE_BYTES))?;
     if load.memory_limit_bytes > 0 {
         memory::set_memory_limit(bytes(load.memory_limit_bytes))?;
     }
