@@ -98,6 +98,13 @@ pub const DEATHS_WINDOW_S: u64 = 600;
 pub const QUARANTINE_S: u64 = 60;
 /// Deaths that a request may be present at before it is the suspect.
 pub const POISON_DEATHS_MAX: u32 = 2;
+/// Tokens beyond the point of a death after which a request that was present at it is above suspicion again: what
+/// kills a worker by what it is kills it again at the same place.
+pub const PROBATION_TOKENS: usize = 16;
+/// Deaths of one model that are kept for `ollmlx why`.
+pub const DEATH_RECORDS_MAX: usize = 16;
+/// Bytes of the log in each.
+pub const DEATH_LOG_BYTES_MAX: usize = 4096;
 /// Bytes of a worker's standard error that are kept.
 pub const LOG_TAIL_BYTES_MAX: usize = 64 * 1024;
 /// An inspection must end within this.

@@ -23,6 +23,7 @@ pub(super) enum Command {
     },
     Unload(ModelId),
     Pardon(ModelId),
+    Restart(ModelId),
     Shutdown {
         forced: bool,
     },
@@ -96,6 +97,12 @@ impl Handle {
     /// Forget a model's deaths (it was re-created, or a person asked).
     pub async fn pardon(&self, model: ModelId) {
         let _driver_gone = self.commands.send(Command::Pardon(model)).await;
+    }
+
+    /// Ends a model's backoff or quarantine, forgets its deaths, and replaces its process once what it runs has ended.
+    /// Returns at once; unknown models are fine.
+    pub async fn restart(&self, model: ModelId) {
+        let _driver_gone = self.commands.send(Command::Restart(model)).await;
     }
 
     /// The latest view, lock-free.

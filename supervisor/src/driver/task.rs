@@ -175,6 +175,7 @@ impl Task {
             }
             Command::Unload(model) => self.step(Event::Unload { model }),
             Command::Pardon(model) => self.step(Event::Pardoned { model }),
+            Command::Restart(model) => self.step(Event::Restart { model }),
             Command::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
             Command::Shutdown { forced: true } => self.step(Event::ShutdownForced),
         }

@@ -30,6 +30,7 @@ mod evict;
 pub mod lifecycle;
 mod model;
 mod queue;
+pub mod record;
 mod room;
 mod settle;
 pub mod snapshot;
@@ -40,7 +41,8 @@ use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
 
 pub use effect::{Effect, Outbox, Push};
 pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono};
-pub use snapshot::{Snapshot, WorkerView};
+pub use record::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
+pub use snapshot::{Snapshot, Totals, WorkerView};
 
 use backoff::Rng;
 use budget::Ledger;
@@ -102,6 +104,7 @@ pub struct Scheduler {
     queue_len: usize,
     leaving: bool,
     finished: bool,
+    totals: Totals,
     now: Mono,
 }
 
@@ -119,6 +122,7 @@ impl Scheduler {
             queue_len: 0,
             leaving: false,
             finished: false,
+            totals: Totals::default(),
             now: Mono(0),
         }
     }
@@ -131,6 +135,7 @@ impl Scheduler {
             Event::Left { request } => self.left(request, out),
             Event::Unload { model } => self.unload(&model, out),
             Event::Pardoned { model } => self.pardoned(&model, out),
+            Event::Restart { model } => self.restart(&model, out),
             Event::Spawned { worker, pid } => self.told(&worker, Input::Spawned { pid }, None, out),
             Event::SpawnFailed { worker, reason } => self.ended(&worker, Cause::SpawnFailed(reason), "", out),
             Event::Hello { worker } => self.told(&worker, Input::Hello, None, out),
@@ -258,6 +263,18 @@ impl Scheduler {
         let Ok(at) = self.find(model) else { return };
         self.models[at].tally.clear();
         self.apply(at, Input::Pardoned, None, out);
+    }
+
+    /// A person asked for a new process: the past is forgotten, and a living one goes once its work is done.
+    fn restart(&mut self, model: &ModelId, out: &mut Outbox) {
+        self.pardoned(model, out);
+        let Ok(at) = self.find(model) else { return };
+        match self.models[at].state {
+            State::Idle { .. } | State::Busy { .. } | State::Handshaking { .. } | State::Loading { .. } => {
+                self.apply(at, Input::Drain { reason: DrainReason::Reload }, Some(Cause::Asked), out);
+            }
+            _ => {}
+        }
     }
 
     /// Everything whose time has come.

@@ -9,6 +9,7 @@ use super::backoff::DeathTally;
 use super::event::{Cause, KeepAlive, LoadPlan, Mono};
 use super::lifecycle::State;
 use super::queue::{Queue, serves};
+use super::record::{Deaths, ModelDeaths};
 use crate::catalog::ModelRef;
 
 /// A request that holds a slot.
@@ -43,6 +44,9 @@ pub(super) struct Model {
     /// Whether the last process died unasked.
     pub(super) died: bool,
     pub(super) last_death: Option<String>,
+    pub(super) deaths: Deaths,
+    /// Lower CPU level that its processes are told to use, since one died in its start at a better one.
+    pub(super) cpu_level: Option<&'static str>,
 }
 
 impl Model {
@@ -64,6 +68,8 @@ impl Model {
             restarts: 0,
             died: false,
             last_death: None,
+            deaths: Deaths::default(),
+            cpu_level: None,
         }
     }
 
@@ -89,6 +95,13 @@ impl Model {
     pub(super) fn has_free_slot(&self) -> bool {
         let slots = self.ready.as_ref().map_or(0, |ready| usize::from(ready.slots));
         self.state.accepts_work() && self.running.len() < slots
+    }
+
+    /// For the view: nothing where it never died.
+    pub(super) fn deaths(&self) -> Option<ModelDeaths> {
+        let Deaths { records, count } = &self.deaths;
+        let model = self.model.clone();
+        (*count > 0).then(|| ModelDeaths { model, deaths: records.clone(), count: *count })
     }
 
     /// Whether nothing would be lost by forgetting it.
