@@ -147,6 +147,13 @@ impl World {
                 standing.0 = Standing::Running;
                 process.lose(fails);
             }
+            Effect::Requeue { worker, request } => {
+                let process = self.processes.get_mut(&worker);
+                assert!(process.is_none(), "only the reaped give back");
+                let standing = self.requests.get_mut(&request).expect("requests come back");
+                assert_eq!(standing.0, Standing::Running, "{request} comes back from a worker");
+                standing.0 = Standing::Waiting;
+            }
             Effect::Loaded { request, worker } => {
                 assert!(self.processes[&worker].ready, "loaded means ready");
                 self.end(request, Standing::Waiting);

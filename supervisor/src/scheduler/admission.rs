@@ -1,12 +1,14 @@
 //! The gate: a request leaves it granted, queued, joined to a load, or refused. And the way out for a client that
 //! leaves.
 
+use std::sync::Arc;
+
 use ollmlx_proto::{Failure, RequestId, limits};
 
 use super::event::{Job, KeepAlive, LoadPlan};
 use super::lifecycle::State;
 use super::model::Model;
-use super::queue::Waiting;
+use super::queue::{Kept, Waiting};
 use super::{Effect, Outbox, Scheduler, cause};
 
 impl Scheduler {
@@ -31,7 +33,23 @@ impl Scheduler {
         let deadline = arrived.plus_ms(self.config.queue_wait_ms);
         self.homes.insert(request, model.id.clone());
         self.queue_len += 1;
-        model.queue.push(Waiting { request, job, plan, keep_alive, arrived, deadline, loads_failed: 0 });
+        let job = match job {
+            Job::Load => Kept::Load,
+            Job::Run(run) => Kept::Run(Arc::from(run)),
+        };
+        let waiting = Waiting {
+            request,
+            job,
+            plan,
+            keep_alive,
+            arrived,
+            deadline,
+            loads_failed: 0,
+            over_budget: false,
+            came_back: false,
+            deaths: 0,
+        };
+        model.queue.push(waiting);
     }
 
     /// Why it is turned away at once.
@@ -91,7 +109,10 @@ impl Scheduler {
         } else if let Some(running) = model.running.get_mut(&request) {
             if running.cancel_deadline.is_none() {
                 running.cancel_deadline = Some(self.now.plus_ms(self.config.timeouts.silence_ms));
-                out.push(Effect::Cancel { worker: model.worker(), request });
+                // One whose worker is dying is let go when that is reaped.
+                if !matches!(model.state, State::Exiting { .. }) {
+                    out.push(Effect::Cancel { worker: model.worker(), request });
+                }
             }
         } else {
             out.never(format!("{request} is neither waiting nor running"));

@@ -50,7 +50,24 @@ fn with_tail(mut text: String, log_tail: &str) -> String {
     text
 }
 
-/// For a request that was running.
+/// For a request whose worker died twice while it ran, the second time alone.
+pub(super) fn poison(cause: &Cause, log_tail: &str) -> Failure {
+    let kind = if *cause == Cause::Silent { FailureKind::WorkerHung } else { FailureKind::WorkerDied };
+    let text = format!(
+        "the model's worker died twice while working on this request, so it is not tried again: {}",
+        cause.words()
+    );
+    let mut failure = Failure::new(kind, with_tail(text, log_tail)).with_detail(log_tail);
+    failure.retry = Retry::Never;
+    failure
+}
+
+/// For a request whose client left before its worker died.
+pub(super) fn client_gone() -> Failure {
+    Failure::new(FailureKind::Cancelled, "the client left")
+}
+
+/// For a request that was running and can't be resumed.
 pub(super) fn died_running(cause: &Cause, log_tail: &str) -> Failure {
     let kind = if *cause == Cause::Silent { FailureKind::WorkerHung } else { FailureKind::WorkerDied };
     let text = format!(

@@ -187,6 +187,13 @@ pub enum Event {
         /// Whose.
         request: RequestId,
     },
+    /// A request that came back after a death has produced [`ollmlx_proto::limits::PROBATION_TOKENS`] tokens more.
+    Cleared {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
+        request: RequestId,
+    },
     /// The socket closed.
     LinkClosed {
         /// Which.

@@ -51,6 +51,15 @@ pub enum Report {
     TooSlow(RequestId),
     /// A request could not be put into a frame; its client has been told.
     Unsendable(RequestId),
+    /// A request that came back has got past the place where its last worker died.
+    Cleared(RequestId),
+    /// Answer to [`link::LinkCommand::Park`].
+    Parked {
+        /// Which.
+        request: RequestId,
+        /// The way to its client; `None` where that is gone or has heard its end.
+        sink: Option<Box<sink::Sink>>,
+    },
     /// It broke the protocol; nothing more is read from it.
     Misbehaved(String),
     /// The socket closed.

@@ -3,13 +3,21 @@
 //! Items go into a bounded channel. When it is full they wait here: text deltas are merged in place, up to
 //! [`CLIENT_BACKLOG_BYTES_MAX`]; beyond that the client is told that it is too slow and hears nothing more. A slow
 //! client never makes the link wait.
+//!
+//! A sink outlives its worker: it goes from the link of a dead one through the driver to the link of the next, with every
+//! token that was produced, and makes the two runs one answer. What the second one says again is not passed on, counts are
+//! those of the whole, and durations leave out what was computed twice and the pause.
+//!
+//! Limit: what one token leads to (its delta, a tool call) is taken to arrive as a whole. A worker writes it at once; only
+//! a death in the middle of a write that fills the socket could tear it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use ollmlx_proto::limits::CLIENT_BACKLOG_BYTES_MAX;
-use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Output, TokenId};
+use ollmlx_proto::limits::{CLIENT_BACKLOG_BYTES_MAX, CLIENT_WRITE_TIMEOUT_MS, PROBATION_TOKENS};
+use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Finished, Output, Started, TokenId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{SendError, TrySendError};
 
@@ -77,6 +85,30 @@ pub struct Sink {
     pub produced: Vec<TokenId>,
     /// For the log.
     pub summary: Summary,
+    /// What the first worker said of the prompt.
+    started: Option<Started>,
+    clock: Clock,
+    /// Tokens at which a resumed request is above suspicion again.
+    probation: Option<usize>,
+}
+
+/// When what happened, in nanoseconds since the start of the clock, and what earlier workers took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    started_ns: Option<u64>,
+    /// First and last token of the present worker.
+    tokens_ns: Option<(u64, u64)>,
+    /// Of the prompt, where an earlier worker got as far as a token.
+    prefill_ns: Option<u64>,
+    decode_ns: u64,
+    resumed: bool,
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // What is said to clients is not for the log.
+        write!(f, "Sink({} tokens)", self.produced.len())
+    }
 }
 
 impl Sink {
@@ -92,7 +124,27 @@ impl Sink {
             ended: false,
             produced: Vec::new(),
             summary: Summary::default(),
+            started: None,
+            clock: Clock::default(),
+            probation: None,
         }
+    }
+
+    /// The next worker goes on from here.
+    pub fn resume(&mut self) {
+        let clock = &mut self.clock;
+        clock.resumed = true;
+        if let Some((first_ns, last_ns)) = clock.tokens_ns.take() {
+            clock.decode_ns += last_ns.saturating_sub(first_ns);
+            let started_ns = clock.started_ns.unwrap_or(first_ns);
+            clock.prefill_ns.get_or_insert(first_ns.saturating_sub(started_ns));
+        }
+        self.probation = Some(self.produced.len() + PROBATION_TOKENS);
+    }
+
+    /// Whether it has got past the place where its last worker died; says so once.
+    pub fn take_cleared(&mut self) -> bool {
+        self.probation.take_if(|end| self.produced.len() >= *end).is_some()
     }
 
     /// Whether nothing waits here any more.
@@ -111,10 +163,16 @@ impl Sink {
     ///
     /// # Errors
     /// The client is too slow; it has been told, and hears nothing more.
-    pub fn output(&mut self, output: Output, now_ns: u64) -> Result<(), TooSlow> {
+    pub fn output(&mut self, mut output: Output, now_ns: u64) -> Result<(), TooSlow> {
         match &output {
-            Output::Started(started) => self.summary.prompt_tokens = started.prompt_tokens,
+            Output::Started(_) if self.started.is_some() => return Ok(()),
+            Output::Started(started) => {
+                self.started = Some(started.clone());
+                self.clock.started_ns = Some(now_ns);
+                self.summary.prompt_tokens = started.prompt_tokens;
+            }
             Output::Delta(delta) => {
+                self.clock.tokens_ns = Some((self.clock.tokens_ns.map_or(now_ns, |(first_ns, _)| first_ns), now_ns));
                 self.produced.extend_from_slice(&delta.tokens);
                 self.summary.first_token_ns.get_or_insert(now_ns);
                 self.summary.completion_tokens = u32::try_from(self.produced.len()).unwrap_or(u32::MAX);
@@ -124,7 +182,8 @@ impl Sink {
         if output.is_terminal() {
             self.ended = true;
             self.summary.finish_reason = word(&output);
-            if let Output::Finished(finished) = &output {
+            if let Output::Finished(finished) = &mut output {
+                self.make_whole(finished);
                 self.summary.prompt_tokens = finished.usage.prompt_tokens;
                 self.summary.completion_tokens = finished.usage.completion_tokens;
             }
@@ -132,11 +191,31 @@ impl Sink {
         self.push(TicketItem::Output(output))
     }
 
+    /// Puts the counts of all workers into the word of the last.
+    fn make_whole(&self, finished: &mut Finished) {
+        if !self.clock.resumed {
+            return;
+        }
+        if let Some(started) = &self.started {
+            finished.usage.prompt_tokens = started.prompt_tokens;
+            finished.usage.cached_tokens = started.cached_tokens;
+        }
+        let timings = &mut finished.timings;
+        timings.prefill_ns = self.clock.prefill_ns.unwrap_or(timings.prefill_ns);
+        timings.decode_ns = timings.decode_ns.saturating_add(self.clock.decode_ns);
+    }
+
     /// Ends the client's stream, unless it has ended.
     pub fn fail(&mut self, failure: Failure) {
         // A failure is small: it never makes a client too slow.
         self.summary.finish_reason = "failed";
         let _always_fits = self.push(TicketItem::Failed(failure));
+    }
+
+    /// Waits until the client has heard all of it, is gone, or takes nothing for too long.
+    pub async fn flush(mut self: Box<Self>) {
+        let flushed = std::future::poll_fn(|context| self.poll_flush(context));
+        let _too_late = tokio::time::timeout(Duration::from_millis(CLIENT_WRITE_TIMEOUT_MS), flushed).await;
     }
 
     fn push(&mut self, item: TicketItem) -> Result<(), TooSlow> {
