@@ -24,10 +24,7 @@ impl Task {
                 let told = client.try_send(TicketItem::Granted { load_ns });
                 told.is_ok().then(|| Box::new(Sink::new(client)))
             }
-            Place::Parked(mut sink) => {
-                sink.resume();
-                Some(sink)
-            }
+            Place::Parked(sink) => Some(sink),
             Place::Returning(_) => {
                 record.place = Place::Returning(Next::Grant(worker, request));
                 return;
@@ -47,7 +44,8 @@ impl Task {
         self.owed.push_back(Event::Ended { worker, request });
     }
 
-    fn attach(&mut self, worker: &WorkerId, request: &Arc<Request>, sink: Box<Sink>) {
+    fn attach(&mut self, worker: &WorkerId, request: &Arc<Request>, mut sink: Box<Sink>) {
+        sink.begin(self.now().0);
         let produced = sink.produced.clone();
         if !produced.is_empty() {
             let (model, incarnation) = (&worker.model, worker.incarnation.0);
@@ -89,10 +87,7 @@ impl Task {
         };
         match (next, sink) {
             (Next::Park, Some(sink)) => record.place = Place::Parked(sink),
-            (Next::Grant(worker, kept), Some(mut sink)) => {
-                sink.resume();
-                self.attach(&worker, &kept, sink);
-            }
+            (Next::Grant(worker, kept), Some(sink)) => self.attach(&worker, &kept, sink),
             (Next::Fail(failure), Some(sink)) => self.fail_parked(request, sink, failure),
             (next, None) => {
                 record.place = Place::Returning(next);

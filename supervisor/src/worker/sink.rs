@@ -95,7 +95,7 @@ pub struct Sink {
 /// When what happened, in nanoseconds since the start of the clock, and what earlier workers took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Clock {
-    started_ns: Option<u64>,
+    began_ns: Option<u64>,
     /// First and last token of the present worker.
     tokens_ns: Option<(u64, u64)>,
     /// Of the prompt, where an earlier worker got as far as a token.
@@ -130,14 +130,14 @@ impl Sink {
         }
     }
 
-    /// The next worker goes on from here.
-    pub fn resume(&mut self) {
+    /// A worker is given the request now: the first one, or the next one after a death, which goes on from here.
+    pub fn begin(&mut self, now_ns: u64) {
         let clock = &mut self.clock;
+        let Some(began_ns) = clock.began_ns.replace(now_ns) else { return };
         clock.resumed = true;
         if let Some((first_ns, last_ns)) = clock.tokens_ns.take() {
             clock.decode_ns += last_ns.saturating_sub(first_ns);
-            let started_ns = clock.started_ns.unwrap_or(first_ns);
-            clock.prefill_ns.get_or_insert(first_ns.saturating_sub(started_ns));
+            clock.prefill_ns.get_or_insert(first_ns.saturating_sub(began_ns));
         }
         self.probation = Some(self.produced.len() + PROBATION_TOKENS);
     }
@@ -168,7 +168,6 @@ impl Sink {
             Output::Started(_) if self.started.is_some() => return Ok(()),
             Output::Started(started) => {
                 self.started = Some(started.clone());
-                self.clock.started_ns = Some(now_ns);
                 self.summary.prompt_tokens = started.prompt_tokens;
             }
             Output::Delta(delta) => {
