@@ -254,7 +254,6 @@ impl Scheduler {
         let Some(at) = self.living(worker) else { return };
         let model = &mut self.models[at];
         if let Some(running) = model.running.get_mut(&request)
-            && !matches!(model.state, State::Exiting { .. })
             && running.waiting.deaths > 0
         {
             running.waiting.deaths = 0;
