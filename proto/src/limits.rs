@@ -48,6 +48,8 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 // --- the waiting room ---
 /// Requests waiting over all models (`OLLAMA_MAX_QUEUE`).
 pub const QUEUE_LEN_MAX: usize = 512;
+/// Bytes of all requests in the house: each is kept until its end, so that it can go on after its worker's death.
+pub const REQUEST_BYTES_KEPT_MAX: usize = 512 * MIB;
 /// Longest wait for a grant.
 pub const QUEUE_WAIT_MS_MAX: u64 = 30 * 60_000;
 /// Requests in the house at once, waiting, running or not yet let go by their clients.
@@ -238,4 +240,5 @@ const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field ha
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
 const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
+const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);

@@ -28,6 +28,7 @@ mod cause;
 pub mod effect;
 pub mod event;
 mod evict;
+mod homes;
 mod level;
 pub mod lifecycle;
 mod model;
@@ -36,8 +37,6 @@ pub mod record;
 mod room;
 mod settle;
 pub mod snapshot;
-
-use std::collections::BTreeMap;
 
 use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
 
@@ -48,6 +47,7 @@ pub use snapshot::{Snapshot, Totals, WorkerView};
 
 use backoff::Rng;
 use budget::Ledger;
+use homes::Homes;
 use lifecycle::{DrainReason, Input, State, Timeouts};
 use model::Model;
 
@@ -102,7 +102,7 @@ pub struct Scheduler {
     /// In order of id; a place is stable within a step.
     models: Vec<Model>,
     /// Where each living request is.
-    homes: BTreeMap<RequestId, ModelId>,
+    homes: Homes,
     queue_len: usize,
     leaving: bool,
     finished: bool,
@@ -120,7 +120,7 @@ impl Scheduler {
             rng: Rng::new(seed),
             ledger,
             models: Vec::new(),
-            homes: BTreeMap::new(),
+            homes: Homes::default(),
             queue_len: 0,
             leaving: false,
             finished: false,
@@ -243,7 +243,7 @@ impl Scheduler {
         if running.waiting.deaths > 0 {
             model.tally.calm();
         }
-        self.homes.remove(&request);
+        self.homes.remove(request);
         model.last_used = self.now;
         let expires_at = model.expires_at(self.now);
         self.apply(at, Input::Ended { expires_at }, None, out);

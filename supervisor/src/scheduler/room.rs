@@ -81,7 +81,7 @@ impl Scheduler {
         }
         for waiting in loads {
             self.queue_len -= 1;
-            self.homes.remove(&waiting.request);
+            self.homes.remove(waiting.request);
             model.keep_alive = waiting.keep_alive.unwrap_or(model.keep_alive);
             out.push(Effect::Loaded { request: waiting.request, worker: model.worker() });
         }

@@ -141,7 +141,7 @@ impl Scheduler {
     pub(super) fn fail_running(&mut self, at: usize, out: &mut Outbox) {
         let failure = self.failure_of_held(self.models[at].cause.as_ref().unwrap_or(&Cause::Asked), "");
         for request in std::mem::take(&mut self.models[at].running).into_keys() {
-            self.homes.remove(&request);
+            self.homes.remove(request);
             out.push(Effect::Fail { request, failure: failure.clone() });
         }
     }
@@ -242,7 +242,7 @@ impl Scheduler {
                 fates.push(HeldRequest { request, deaths, fate: Fate::Resumed });
                 continue;
             };
-            self.homes.remove(&request);
+            self.homes.remove(request);
             out.push(Effect::Fail { request, failure });
             fates.push(HeldRequest { request, deaths, fate });
         }

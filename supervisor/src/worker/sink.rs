@@ -367,6 +367,40 @@ mod tests {
     }
 
     #[test]
+    fn two_workers_make_one_answer_and_its_durations_leave_the_pause_out() {
+        let (client, mut heard) = mpsc::channel(64);
+        let mut sink = Sink::new(client);
+        let started =
+            |cached_tokens| Output::Started(Started { slot: ollmlx_proto::SlotId(0), prompt_tokens: 9, cached_tokens });
+        sink.begin(100);
+        assert_eq!(sink.output(started(4), 110), Ok(()));
+        for (text, now_ns) in [("a", 150), ("b", 160), ("c", 170)] {
+            assert_eq!(sink.output(delta(text), now_ns), Ok(()));
+        }
+        sink.begin(5_000);
+        assert_eq!(sink.output(started(0), 5_001), Ok(()));
+        for index in 1..=PROBATION_TOKENS {
+            assert!(!sink.take_cleared(), "{index}");
+            assert_eq!(sink.output(delta("d"), 6_000), Ok(()));
+        }
+        assert!(sink.take_cleared() && !sink.take_cleared(), "once");
+        let own = ollmlx_proto::Usage { prompt_tokens: 9, cached_tokens: 0, completion_tokens: 19 };
+        let timings = ollmlx_proto::Timings { queue_ns: 1, prefill_ns: 900, decode_ns: 30 };
+        let (reason, context) = (FinishReason::Stop, Vec::new());
+        let end = Finished { reason, stop_string: None, usage: own, timings, context };
+        assert_eq!(sink.output(Output::Finished(end), 6_100), Ok(()));
+        let mut begun = 0;
+        let mut last = None;
+        while let Ok(item) = heard.try_recv() {
+            begun += usize::from(matches!(item, TicketItem::Output(Output::Started(_))));
+            last = Some(item);
+        }
+        let Some(TicketItem::Output(Output::Finished(end))) = last else { panic!("it ends") };
+        assert_eq!((begun, end.usage.cached_tokens, end.usage.completion_tokens), (1, 4, 19));
+        assert_eq!((end.timings.prefill_ns, end.timings.decode_ns), (50, 20 + 30));
+    }
+
+    #[test]
     fn nothing_follows_the_terminal_item_and_a_gone_client_is_noticed() {
         let (client, mut heard) = mpsc::channel(4);
         let mut sink = Sink::new(client);
