@@ -96,7 +96,7 @@ fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
         Span::Forever => u64::MAX,
         Span::For(span) => millis(span),
     };
-    DriverConfig { worker_dir: Some(worker_dir), scheduler, ..DriverConfig::default() }
+    DriverConfig { worker_dir: Some(worker_dir), fault: config.fault.clone(), scheduler, ..DriverConfig::default() }
 }
 
 fn millis(span: Duration) -> u64 {

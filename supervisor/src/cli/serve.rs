@@ -46,6 +46,9 @@ pub fn run(config: Config) -> Result<(), CliError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    if let Some(fault) = &config.fault {
+        tracing::warn!(fault, "FAULTS ARE ON: workers will crash, hang or misbehave on purpose (OLLMLX_FAULT)");
+    }
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)

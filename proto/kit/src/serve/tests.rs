@@ -51,12 +51,16 @@ fn hello() -> ToWorker {
 
 impl Fixture {
     fn new() -> Self {
+        Self::faulty(Faults::default())
+    }
+
+    fn faulty(faults: Faults) -> Self {
         let (stream, other) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
         let (tell, gone) = mpsc::sync_channel(1);
         let reader = other.try_clone().unwrap();
         let worker = std::thread::spawn(move || {
-            let exit = run::<ToyBackend>(reader, &other, &identity(), move || tell.send(()).unwrap_or_default());
+            let exit = run::<ToyBackend>(reader, &other, &identity(), faults, move || tell.send(()).unwrap_or_default());
             // A real worker's socket closes with its process.
             other.shutdown(std::net::Shutdown::Both).unwrap_or_default();
             exit
