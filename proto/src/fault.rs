@@ -75,7 +75,9 @@ pub struct Fault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
     /// No such fault.
-    #[error("unknown fault {0:?}; known are crash, abort, exit, garbage, half, hang, slow, abort-load, hang-load, leak and balloon")]
+    #[error(
+        "unknown fault {0:?}; known are crash, abort, exit, garbage, half, hang, slow, abort-load, hang-load, leak and balloon"
+    )]
     UnknownFault(String),
     /// No such condition.
     #[error("unknown condition {0:?}; known are times=COUNT and text=WORD")]
@@ -127,7 +129,11 @@ fn parse_rule(rule: &str) -> Result<Fault, FaultError> {
     };
     let number = |max: u64| {
         let value = value.ok_or_else(|| wrong("a number is missing, as in slow=5"))?;
-        value.parse::<u64>().ok().filter(|number| *number <= max).ok_or_else(|| wrong("the value is no number in range"))
+        value
+            .parse::<u64>()
+            .ok()
+            .filter(|number| *number <= max)
+            .ok_or_else(|| wrong("the value is no number in range"))
     };
     let (kind, takes_at) = match name {
         "crash" => (FaultKind::Crash, true),
@@ -143,10 +149,7 @@ fn parse_rule(rule: &str) -> Result<Fault, FaultError> {
         "balloon" => (FaultKind::Balloon(number(MEGABYTES_MAX)?), true),
         _ => return Err(FaultError::UnknownFault(name.to_owned())),
     };
-    let valued = matches!(
-        kind,
-        FaultKind::Exit(_) | FaultKind::Slow(_) | FaultKind::Leak(_) | FaultKind::Balloon(_)
-    );
+    let valued = matches!(kind, FaultKind::Exit(_) | FaultKind::Slow(_) | FaultKind::Leak(_) | FaultKind::Balloon(_));
     if value.is_some() && !valued {
         return Err(wrong("this fault takes no value"));
     }

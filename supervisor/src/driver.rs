@@ -43,6 +43,8 @@ pub struct DriverConfig {
     pub scheduler: SchedulerConfig,
     /// A frame that has begun must end within this.
     pub frame_timeout_ms: u64,
+    /// What workers must do wrong on purpose, see [`ollmlx_proto::fault`].
+    pub fault: Option<String>,
 }
 
 impl Default for DriverConfig {
@@ -52,6 +54,7 @@ impl Default for DriverConfig {
             runtime_dir: None,
             scheduler: SchedulerConfig::default(),
             frame_timeout_ms: limits::FRAME_TIMEOUT_MS,
+            fault: None,
         }
     }
 }

@@ -134,7 +134,10 @@ impl Faults {
             match kind {
                 FaultKind::Crash => strike(kind, segfault),
                 FaultKind::Abort => strike(kind, std::process::abort),
-                FaultKind::Exit(code) => strike(kind, || std::process::exit(i32::from(code))),
+                FaultKind::Exit(code) => {
+                    announce(kind);
+                    std::process::exit(i32::from(code));
+                }
                 FaultKind::Garbage => spoil = Some(Spoil::Garbage),
                 FaultKind::Half => spoil = Some(Spoil::Half),
                 FaultKind::Balloon(megabytes) => {
@@ -180,7 +183,7 @@ fn announce(kind: FaultKind) {
     eprintln!("fault injected: {kind} ({VARIABLE})");
 }
 
-fn strike(kind: FaultKind, end: impl FnOnce() -> !) {
+fn strike(kind: FaultKind, end: fn() -> !) -> ! {
     announce(kind);
     end()
 }

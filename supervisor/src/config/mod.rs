@@ -378,10 +378,8 @@ mod tests {
 
     #[test]
     fn a_misspelt_fault_is_an_error_wherever_it_comes_from() {
-        let sources = |text: &str| Sources {
-            env: [("OLLMLX_FAULT".to_owned(), text.to_owned())].into(),
-            ..Sources::default()
-        };
+        let sources =
+            |text: &str| Sources { env: [("OLLMLX_FAULT".to_owned(), text.to_owned())].into(), ..Sources::default() };
         let error = Config::from_sources(&sources("crush@3")).unwrap_err().to_string();
         assert!(error.starts_with("invalid value for --fault: unknown fault \"crush\""), "{error}");
         assert_eq!(Config::from_sources(&sources("crash@3")).unwrap().fault.as_deref(), Some("crash@3"));

@@ -54,7 +54,7 @@ impl Task {
     fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan) -> std::io::Result<u32> {
         let program = spawn::program(self.config.worker_dir.as_deref(), plan.model.backend.as_str())?;
         let token = rng::bytes()?;
-        let started = spawn::start(&program, &self.socket, worker, &token)?;
+        let started = spawn::start(&program, &self.socket, worker, &token, self.config.fault.as_deref())?;
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
