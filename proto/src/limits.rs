@@ -107,6 +107,12 @@ pub const PROBATION_TOKENS: usize = 16;
 pub const DEATH_RECORDS_MAX: usize = 16;
 /// Bytes of the log in each.
 pub const DEATH_LOG_BYTES_MAX: usize = 4096;
+/// Model names that metrics tell apart.
+pub const MODEL_LABELS_MAX: usize = 64;
+/// Printed lines of one model that are kept for `ollmlx logs`.
+pub const LOG_LINES_MAX: usize = 256;
+/// Models whose printed lines are kept.
+pub const LOG_MODELS_MAX: usize = 32;
 /// Bytes of a worker's standard error that are kept.
 pub const LOG_TAIL_BYTES_MAX: usize = 64 * 1024;
 /// An inspection must end within this.

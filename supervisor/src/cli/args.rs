@@ -45,6 +45,12 @@ pub enum Subcommands {
     List(ListArgs),
     /// List running models
     Ps(PsArgs),
+    /// Tell why a model's processes died, and what comes next
+    Why(Inspect),
+    /// Show what a model's processes printed
+    Logs(LogsArgs),
+    /// Give a model a new process, once what it runs has ended
+    Restart(Inspect),
     /// Copy a model
     Cp(Names),
     /// Remove a model
@@ -209,6 +215,31 @@ pub struct PsArgs {
     #[arg(short, long)]
     pub verbose: bool,
     /// Print the server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `why` and `restart`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Model name
+    #[arg(value_name = "MODEL")]
+    pub names: Vec<String>,
+    /// Print the server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Model name
+    #[arg(value_name = "MODEL")]
+    pub names: Vec<String>,
+    /// Go on with what is printed from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Print lines of JSON
     #[arg(long)]
     pub json: bool,
 }

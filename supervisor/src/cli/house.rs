@@ -41,7 +41,11 @@ pub(super) async fn run(
     .map_err(|error| CliError::Store(error.to_string()))?;
     let (handle, driving) =
         driver::start(driver_config(&config, worker_dir)).await.map_err(system("start the driver"))?;
-    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address)));
+    let (deaths, deaths_out) = watch::channel(http::metrics::DeathCounts::new());
+    // Ends with the driver.
+    tokio::spawn(http::metrics::follow(handle.snapshots(), deaths));
+    let metrics = Arc::new(http::metrics::Metrics::new(deaths_out));
+    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address), metrics));
     let (closing, closed) = watch::channel(false);
     let mut door = tokio::spawn(http::serve(listener, state, closed));
 

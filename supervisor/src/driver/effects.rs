@@ -61,7 +61,15 @@ impl Task {
         let process = Process { pid, token, shoves, phase, link: None, reported: 0 };
         self.processes.insert(worker.clone(), process);
         let reports = self.reports_in.clone();
-        self.tasks.spawn(reap::run(worker.clone(), started, shoves_out, phase_out, reports, self.clock));
+        self.tasks.spawn(reap::run(
+            worker.clone(),
+            started,
+            shoves_out,
+            phase_out,
+            reports,
+            self.clock,
+            self.inbox.logs.clone(),
+        ));
         Ok(pid)
     }
 

@@ -82,7 +82,7 @@ pub(super) struct Task {
     pub(super) clock: Clock,
     pub(super) scheduler: Scheduler,
     pub(super) socket: PathBuf,
-    inbox: Inbox,
+    pub(super) inbox: Inbox,
     pub(super) reports_in: mpsc::Sender<Reported>,
     reports: mpsc::Receiver<Reported>,
     pub(super) processes: BTreeMap<WorkerId, Process>,

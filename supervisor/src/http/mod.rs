@@ -10,8 +10,10 @@ mod guard;
 pub mod listener;
 mod listing;
 mod manage;
+pub mod metrics;
 mod native;
 mod openai;
+mod ops;
 mod plan;
 mod respond;
 mod route;
@@ -62,6 +64,7 @@ pub struct AppState {
     /// Settings.
     pub config: HttpConfig,
     guard: guard::Guard,
+    metrics: Arc<metrics::Metrics>,
     /// Bytes of bodies that may still be held.
     body_budget: Arc<Semaphore>,
 }
@@ -69,9 +72,14 @@ pub struct AppState {
 impl AppState {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig) -> Self {
+    pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig, metrics: Arc<metrics::Metrics>) -> Self {
         let guard = guard::Guard::new(&config);
         let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
-        Self { handle, catalog, config, guard, body_budget: Arc::new(Semaphore::new(budget)) }
+        Self { handle, catalog, config, guard, metrics, body_budget: Arc::new(Semaphore::new(budget)) }
+    }
+
+    /// Whether the server is on its way out.
+    fn is_leaving(&self) -> bool {
+        self.handle.snapshot().leaving
     }
 }

@@ -31,6 +31,25 @@ impl Cause {
         }
     }
 
+    /// One of a fixed set of words, for counting.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Exited { .. } => "exited",
+            Self::Signalled { signal } => Signal::try_from(*signal).map_or("signal", Signal::as_str),
+            Self::NoHello => "no-hello",
+            Self::HelloRefused(_) => "hello-refused",
+            Self::LoadStalled => "load-stalled",
+            Self::LoadFailed(_) => "load-failed",
+            Self::Silent => "silent",
+            Self::Protocol(_) => "protocol",
+            Self::LinkLost => "link-lost",
+            Self::SpawnFailed(_) => "spawn-failed",
+            Self::OverBudget => "over-budget",
+        }
+    }
+
     /// Whether trying again is pointless, by the worker's own word.
     pub(super) fn is_permanent(&self) -> bool {
         matches!(self, Self::LoadFailed(failure) if failure.retry == Retry::Never)

@@ -59,6 +59,18 @@ pub enum After {
     Quarantine(Mono),
 }
 
+impl After {
+    /// A word for it, and until when it lasts.
+    #[must_use]
+    pub fn parts(self) -> (&'static str, Option<Mono>) {
+        match self {
+            Self::Ready => ("ready", None),
+            Self::Backoff(until) => ("backoff", Some(until)),
+            Self::Quarantine(until) => ("quarantine", Some(until)),
+        }
+    }
+}
+
 /// One death.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeathRecord {

@@ -8,9 +8,11 @@
 //! | `link` | frames in and out; outputs to the request they belong to |
 //! | `sink` | one request's way to its client, which may be slow |
 //! | `reap` | waits for the end, passes signals on |
+//! | `log_book` | what all of them printed, for who asks |
 //! | `log_tail` | the last of what it printed |
 
 pub mod link;
+pub mod log_book;
 pub mod log_tail;
 pub mod reap;
 pub mod sink;
