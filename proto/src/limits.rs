@@ -86,6 +86,12 @@ pub const ASK_TIMEOUT_MS: u64 = 3_000;
 pub const TERM_TIMEOUT_MS: u64 = 3_000;
 /// From SIGKILL to a complaint; the process is waited for whatever happens.
 pub const KILL_TIMEOUT_MS: u64 = 10_000;
+/// A successor must say that it serves within this.
+pub const UPGRADE_READY_MS: u64 = 30_000;
+/// After a successor has taken over, running requests of the old server get this long.
+pub const UPGRADE_DRAIN_MS: u64 = 10 * 60_000;
+/// After a successor has taken over, connections that are open may still bring a request for this long.
+pub const UPGRADE_LINGER_MS: u64 = 1_000;
 /// Running requests get this long when the server leaves.
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
 /// First delay after a failure; doubles.

@@ -53,7 +53,7 @@ class Operating(unittest.TestCase):
         assert status == 200, cls.answer
 
     def test_metrics_are_what_prometheus_reads(self):
-        self.server.call("GET", "/made/up/by/a/stranger")
+        self.server.raw("GET", "/made/up/by/a/stranger")
         status, text = self.server.raw("GET", "/metrics")
         self.assertEqual(status, 200)
         found = exposition(text.decode())

@@ -51,6 +51,8 @@ pub enum Subcommands {
     Logs(LogsArgs),
     /// Give a model a new process, once what it runs has ended
     Restart(Inspect),
+    /// Replace the running server by the program that lies at its path now, refusing no connection
+    Upgrade(UpgradeArgs),
     /// Copy a model
     Cp(Names),
     /// Remove a model
@@ -226,6 +228,14 @@ pub struct Inspect {
     #[arg(value_name = "MODEL")]
     pub names: Vec<String>,
     /// Print the server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `upgrade`.
+#[derive(Debug, Args)]
+pub struct UpgradeArgs {
+    /// Print the new server's answer as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -24,6 +24,7 @@ pub mod show;
 pub mod stop;
 pub mod text_table;
 pub mod transfer;
+pub mod upgrade;
 pub mod version;
 pub mod why;
 pub mod wrap;
@@ -97,6 +98,7 @@ async fn call(client: &Client, config: &Config, command: Subcommands) -> Result<
         Subcommands::Why(args) => why::run(client, args).await,
         Subcommands::Logs(args) => logs::run(client, args).await,
         Subcommands::Restart(args) => restart::run(client, args).await,
+        Subcommands::Upgrade(args) => upgrade::run(client, args).await,
         Subcommands::Cp(args) => copy::run(client, args).await,
         Subcommands::Rm(args) => remove::run(client, args).await,
         // Both need no server, and were answered before.

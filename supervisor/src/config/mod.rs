@@ -141,6 +141,8 @@ pub struct Config {
     pub nohistory: bool,
     /// Faults that workers commit on purpose, as text that [`ollmlx_proto::fault::parse`] understands.
     pub fault: Option<String>,
+    /// Whether a predecessor hands its socket over, as standard input (`OLLMLX_LISTEN_FD=0`).
+    pub inherits_socket: bool,
     /// Log detail.
     pub log_level: LogLevel,
     /// What was ignored, and why; for the log.
@@ -200,6 +202,7 @@ impl Config {
             noprune: reader.read(&table::NOPRUNE, |text| Ok(value::parse_bool(text)))?,
             nohistory: reader.read(&table::NOHISTORY, |text| Ok(value::parse_bool(text)))?,
             fault: reader.fault()?,
+            inherits_socket: sources.env.get("OLLMLX_LISTEN_FD").is_some_and(|fd| fd == "0"),
             log_level: reader.read(&table::DEBUG, |text| Ok(LogLevel::parse(text)))?,
             warnings: Vec::new(),
             entries: Vec::new(),

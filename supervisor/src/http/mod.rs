@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 use crate::catalog::Catalog;
 use crate::driver::Handle;
 
-pub use self::listener::serve;
+pub use self::listener::{Door, serve};
 
 /// What the door is told by the settings.
 #[derive(Clone, Debug)]
@@ -63,6 +63,8 @@ pub struct AppState {
     pub catalog: Catalog,
     /// Settings.
     pub config: HttpConfig,
+    /// Why the last upgrade failed.
+    upgrade: tokio::sync::watch::Receiver<Option<String>>,
     guard: guard::Guard,
     metrics: Arc<metrics::Metrics>,
     /// Bytes of bodies that may still be held.
@@ -72,10 +74,16 @@ pub struct AppState {
 impl AppState {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig, metrics: Arc<metrics::Metrics>) -> Self {
+    pub fn new(
+        handle: Handle,
+        catalog: Catalog,
+        config: HttpConfig,
+        metrics: Arc<metrics::Metrics>,
+        upgrade: tokio::sync::watch::Receiver<Option<String>>,
+    ) -> Self {
         let guard = guard::Guard::new(&config);
         let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
-        Self { handle, catalog, config, guard, metrics, body_budget: Arc::new(Semaphore::new(budget)) }
+        Self { handle, catalog, config, upgrade, guard, metrics, body_budget: Arc::new(Semaphore::new(budget)) }
     }
 
     /// Whether the server is on its way out.

@@ -32,6 +32,17 @@ async fn model(state: &AppState, name: &str) -> Result<Arc<ModelRef>, Rejection>
     state.catalog.resolve(name).await.map_err(|error| catalog_error(&error))
 }
 
+/// `GET /api/ollmlx/server`: which process answers, and why its last upgrade failed.
+pub(super) fn server(state: &AppState) -> HttpReply {
+    let body = json!({
+        "pid": std::process::id(),
+        "version": state.config.version,
+        "started_at": rfc3339_local(state.handle.wall_clock_of(Mono(0))),
+        "upgrade_error": *state.upgrade.borrow(),
+    });
+    json_reply(200, body.to_string())
+}
+
 /// `POST /api/ollmlx/restart`: forgets the deaths, ends a rest, replaces the process once its work is done.
 pub(super) async fn restart(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
     let model = model(state, &NameRequest::parse(body)?.name).await?;
