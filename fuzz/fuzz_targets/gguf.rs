@@ -1,6 +1,6 @@
 //! Any file has a header or an error, in bounded memory. The parser is taken by its path: its crate would bring llama.cpp.
 #![no_main]
-#![allow(dead_code, unreachable_pub, reason = "only the header parser of that crate is used")]
+#![expect(dead_code, reason = "only the header parser of that crate is used")]
 
 #[path = "../../worker-gguf/src/gguf/mod.rs"]
 mod gguf;
