@@ -11,8 +11,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::control::{FromWorker, ToWorker};
-use crate::ids::RequestId;
+use crate::ids::{RequestId, TokenId};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
+use crate::request::{Format, Limits, Logprobs, Request, Sampling, Work};
 
 /// What a frame carries. Numbers are the wire; never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,12 +192,49 @@ impl Message for FromWorker {
 /// # Errors
 /// The message is larger than a frame may be; `out` is as before.
 pub fn encode<M: Message>(message: &M, out: &mut Vec<u8>) -> Result<(), FrameError> {
-    let start = out.len();
     let (tag, request) = message.tag_and_request();
+    framed(tag, request, out, |out| message.write(out))
+}
+
+/// Appends the frame of [`ToWorker::Run`] for a request that is kept by its owner, with these tokens in the place of
+/// its own `produced`: resuming must not copy a prompt.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_run(request: &Request, produced: &[TokenId], out: &mut Vec<u8>) -> Result<(), FrameError> {
+    let Request { id, work, sampling, stop, format, limits, logprobs, produced: _ } = request;
+    let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, produced };
+    // A variant of an enum travels as its number and then its fields.
+    framed(Tag::Run, request.id, out, |out| put(&(RUN_VARIANT, borrowed), out))
+}
+
+/// Place of [`ToWorker::Run`] among its variants.
+const RUN_VARIANT: u32 = 2;
+
+/// A [`Request`], field by field and in its order.
+#[derive(Serialize)]
+struct Borrowed<'a> {
+    id: &'a RequestId,
+    work: &'a Work,
+    sampling: &'a Sampling,
+    stop: &'a [String],
+    format: &'a Format,
+    limits: &'a Limits,
+    logprobs: &'a Option<Logprobs>,
+    produced: &'a [TokenId],
+}
+
+fn framed(
+    tag: Tag,
+    request: RequestId,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), FrameError>,
+) -> Result<(), FrameError> {
+    let start = out.len();
     out.extend_from_slice(&[0; 4]);
     out.push(tag as u8);
     out.extend_from_slice(&request.0.to_le_bytes());
-    let written = message.write(out).and_then(|()| {
+    let written = write(out).and_then(|()| {
         let bytes = out.len() - start - 4;
         if bytes > FRAME_BYTES_MAX { Err(FrameError::Length { bytes }) } else { Ok(bytes) }
     });

@@ -12,6 +12,7 @@
 pub mod card;
 pub mod control;
 pub mod error;
+pub mod fault;
 pub mod frame;
 pub mod ids;
 pub mod limits;

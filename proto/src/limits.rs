@@ -48,6 +48,8 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 // --- the waiting room ---
 /// Requests waiting over all models (`OLLAMA_MAX_QUEUE`).
 pub const QUEUE_LEN_MAX: usize = 512;
+/// Bytes of all requests in the house: each is kept until its end, so that it can go on after its worker's death.
+pub const REQUEST_BYTES_KEPT_MAX: usize = 512 * MIB;
 /// Longest wait for a grant.
 pub const QUEUE_WAIT_MS_MAX: u64 = 30 * 60_000;
 /// Requests in the house at once, waiting, running or not yet let go by their clients.
@@ -84,6 +86,12 @@ pub const ASK_TIMEOUT_MS: u64 = 3_000;
 pub const TERM_TIMEOUT_MS: u64 = 3_000;
 /// From SIGKILL to a complaint; the process is waited for whatever happens.
 pub const KILL_TIMEOUT_MS: u64 = 10_000;
+/// A successor must say that it serves within this.
+pub const UPGRADE_READY_MS: u64 = 30_000;
+/// After a successor has taken over, running requests of the old server get this long.
+pub const UPGRADE_DRAIN_MS: u64 = 10 * 60_000;
+/// After a successor has taken over, connections that are open may still bring a request for this long.
+pub const UPGRADE_LINGER_MS: u64 = 1_000;
 /// Running requests get this long when the server leaves.
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
 /// First delay after a failure; doubles.
@@ -98,6 +106,19 @@ pub const DEATHS_WINDOW_S: u64 = 600;
 pub const QUARANTINE_S: u64 = 60;
 /// Deaths that a request may be present at before it is the suspect.
 pub const POISON_DEATHS_MAX: u32 = 2;
+/// Tokens beyond the point of a death after which a request that was present at it is above suspicion again: what
+/// kills a worker by what it is kills it again at the same place.
+pub const PROBATION_TOKENS: usize = 16;
+/// Deaths of one model that are kept for `ollmlx why`.
+pub const DEATH_RECORDS_MAX: usize = 16;
+/// Bytes of the log in each.
+pub const DEATH_LOG_BYTES_MAX: usize = 4096;
+/// Model names that metrics tell apart.
+pub const MODEL_LABELS_MAX: usize = 64;
+/// Printed lines of one model that are kept for `ollmlx logs`.
+pub const LOG_LINES_MAX: usize = 256;
+/// Models whose printed lines are kept.
+pub const LOG_MODELS_MAX: usize = 32;
 /// Bytes of a worker's standard error that are kept.
 pub const LOG_TAIL_BYTES_MAX: usize = 64 * 1024;
 /// An inspection must end within this.
@@ -148,6 +169,9 @@ pub const SLOTS_MAX: u16 = 64;
 pub const BATCH_TOKENS_MAX: u32 = 2048;
 /// Prompt tokens computed in one step while other slots generate, so that their next token is not far.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+/// The tokens of an answer that goes on after its worker's death are computed one by one for this long, as they were
+/// before, so that a greedy answer stays the same to the last byte; then in batches, which round differently.
+pub const REPLAY_EXACT_MS: u64 = 5_000;
 /// Smallest window.
 pub const CONTEXT_TOKENS_MIN: u32 = 4;
 /// Largest window.
@@ -230,4 +254,5 @@ const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field ha
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
 const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
+const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::control::{FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
 use crate::error::{Failure, FailureKind};
-use crate::frame::{Decoder, Message, encode};
+use crate::frame::{Decoder, Message, encode, encode_run};
 use crate::ids::{Incarnation, ModelId, RequestId, SlotId, WorkerId};
 use crate::output::{
     Delta, Embeddings, FinishReason, Finished, Output, Part, Started, Timings, TokenLogprob, ToolCall, TopLogprob,
@@ -201,4 +201,19 @@ fn the_page_shows_the_bytes_that_are_sent() {
         std::fs::write(&path, &fresh).expect("the page is writable where it is renewed");
     }
     assert!(page == fresh || std::env::var_os("UPDATE_PROTOCOL").is_some(), "the wire changed: see PROTOCOL.md");
+}
+
+#[test]
+fn a_kept_request_travels_as_if_it_had_its_tokens() {
+    for (name, message) in to_worker() {
+        let ToWorker::Run(mut request) = message else { continue };
+        for produced in [Vec::new(), vec![7, 300, 70_000]] {
+            let mut borrowed = Vec::new();
+            encode_run(&request, &produced, &mut borrowed).expect("samples are small");
+            request.produced = produced;
+            let mut whole = Vec::new();
+            encode(&ToWorker::Run(request.clone()), &mut whole).expect("samples are small");
+            assert_eq!(borrowed, whole, "{name}");
+        }
+    }
 }

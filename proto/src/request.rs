@@ -35,6 +35,48 @@ pub struct Request {
     pub produced: Vec<TokenId>,
 }
 
+impl Request {
+    /// About how many bytes it holds: its texts, images and token ids.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let format = match &self.format {
+            Format::Text | Format::Json => 0,
+            Format::JsonSchema(schema) => schema.0.len(),
+        };
+        let stop: usize = self.stop.iter().map(String::len).sum();
+        let tokens = self.produced.len() * size_of::<TokenId>();
+        size_of::<Self>() + self.work.bytes() + format + stop + tokens
+    }
+}
+
+impl Work {
+    fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        match self {
+            Self::Chat(chat) => {
+                let messages: usize = chat.messages.iter().map(Message::bytes).sum();
+                let tools: usize = chat.tools.iter().map(|tool| tool.name.len() + tool.definition.0.len()).sum();
+                let context = chat.context.len() * size_of::<TokenId>();
+                messages + tools + context + text(&chat.template) + text(&chat.suffix)
+            }
+            Self::Complete(complete) => complete.prompt.len() + text(&complete.suffix),
+            Self::Embed(embed) => embed.inputs.iter().map(|input| size_of::<String>() + input.len()).sum(),
+        }
+    }
+}
+
+impl Message {
+    fn bytes(&self) -> usize {
+        let part = |part: &ContentPart| match part {
+            ContentPart::Text(text) => text.len(),
+            ContentPart::Image(image) => image.len(),
+        };
+        let content: usize = self.content.iter().map(part).sum();
+        let calls: usize = self.tool_calls.iter().map(|call| call.name.len() + call.arguments.0.len()).sum();
+        size_of::<Self>() + content + calls + self.thinking.as_ref().map_or(0, String::len)
+    }
+}
+
 /// The kinds of work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Work {

@@ -5,15 +5,17 @@
 //! | `handle` | what the rest of the supervisor holds: `Handle`, `Ticket` |
 //! | `task` | the loop: from the world to events |
 //! | `effects` | from effects to the world |
+//! | `requests` | the way of a request between client, driver and links |
 //!
 //! The driver never waits for a client, a worker or a disk: it only receives, and what it sends has a reserved place.
 //! Every queue is bounded: commands, reports, knocks, one place per ticket for the news that it was dropped.
 //!
-//! Limit: requests are not resumed on a new incarnation yet. The link already keeps every produced token per
-//! running request.
+//! A request is kept, once, until its end; when its worker dies, its client and every token that was produced come back
+//! from the link, and the next grant sends the request together with them.
 
 mod effects;
 mod handle;
+mod requests;
 mod task;
 
 use std::io;
@@ -41,6 +43,8 @@ pub struct DriverConfig {
     pub scheduler: SchedulerConfig,
     /// A frame that has begun must end within this.
     pub frame_timeout_ms: u64,
+    /// What workers must do wrong on purpose, see [`ollmlx_proto::fault`].
+    pub fault: Option<String>,
 }
 
 impl Default for DriverConfig {
@@ -50,6 +54,7 @@ impl Default for DriverConfig {
             runtime_dir: None,
             scheduler: SchedulerConfig::default(),
             frame_timeout_ms: limits::FRAME_TIMEOUT_MS,
+            fault: None,
         }
     }
 }

@@ -14,8 +14,9 @@ use interprocess::local_socket::traits::Stream as _;
 use interprocess::local_socket::{GenericFilePath, Stream, ToFsName};
 use ollmlx_proto::frame::{self, Decoder};
 use ollmlx_proto::{
-    Delta, Failure, FailureKind, FinishReason, Finished, FromWorker, Incarnation, MemoryReport, ModelId, Output, Part,
-    Ready, Request, RequestId, SlotId, Started, Timings, ToWorker, Usage, WorkerHello, WorkerId, version,
+    Delta, Embeddings, Failure, FailureKind, FinishReason, Finished, FromWorker, Incarnation, LoadSpec, MemoryReport,
+    ModelId, Output, Part, Ready, Request, RequestId, SlotId, Started, Timings, ToWorker, Usage, Work, WorkerHello,
+    WorkerId, version,
 };
 
 fn main() {
@@ -55,7 +56,7 @@ fn main() {
         term.thread_unblock().expect("own mask");
     }
     let held = script.hold.as_ref().map(|path| std::os::unix::net::UnixStream::connect(path).expect("a listener"));
-    load(&link, &script, spec.slots, spec.context_tokens, incarnation);
+    load(&link, &script, &spec, incarnation);
     serve(&link, &messages, &script, incarnation);
     drop(held);
 }
@@ -120,7 +121,8 @@ impl Link {
     }
 }
 
-fn load(link: &Link, script: &Script, slots: u16, context_tokens: u32, incarnation: u32) {
+fn load(link: &Link, script: &Script, spec: &LoadSpec, incarnation: u32) {
+    let LoadSpec { slots, context_tokens, ref cpu_level, .. } = *spec;
     for done in 0..script.progress {
         link.send(&FromWorker::LoadProgress { done, total: script.progress });
     }
@@ -133,6 +135,8 @@ fn load(link: &Link, script: &Script, slots: u16, context_tokens: u32, incarnati
                 std::process::exit(9);
             }
             Load::Hang => hang(),
+            Load::Illegal if cpu_level == "x64" => {}
+            Load::Illegal => nix::sys::signal::raise(nix::sys::signal::Signal::SIGILL).expect("own process"),
             Load::Refuse => {
                 link.send(&FromWorker::LoadFailed(Failure::new(FailureKind::ModelInvalid, "fake: bad magic")));
                 std::process::exit(1);
@@ -150,6 +154,8 @@ struct Run {
     id: RequestId,
     index: u32,
     end: u32,
+    /// Its prompt has the word in it.
+    poisonous: bool,
 }
 
 fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnation: u32) {
@@ -162,7 +168,10 @@ fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnatio
             messages.recv_timeout(Duration::from_millis(script.interval_ms))
         };
         match message {
-            Ok(ToWorker::Run(request)) => runs.push(begin(link, script, &request)),
+            Ok(ToWorker::Run(request)) => match &request.work {
+                Work::Embed(embed) => embed_all(link, script, incarnation, request.id, embed.inputs.len()),
+                _ => runs.push(begin(link, script, &request)),
+            },
             Ok(ToWorker::Cancel(id)) if !script.ignore_cancel => {
                 if let Some(place) = runs.iter().position(|run| run.id == id) {
                     finish(link, &runs.swap_remove(place), FinishReason::Cancelled);
@@ -183,7 +192,18 @@ fn begin(link: &Link, script: &Script, request: &Request) -> Run {
     let started = Started { slot: SlotId(0), prompt_tokens: 3, cached_tokens: 0 };
     link.send(&FromWorker::Output(request.id, Output::Started(started)));
     let index = u32::try_from(request.produced.len()).expect("few");
-    Run { id: request.id, index, end: script.tokens }
+    assert!(request.produced.iter().copied().eq(0..index), "what was produced comes back: {:?}", request.produced);
+    let poisonous = format!("{:?}", request.work).contains("poison");
+    Run { id: request.id, index, end: script.tokens, poisonous }
+}
+
+fn embed_all(link: &Link, script: &Script, incarnation: u32, id: RequestId, inputs: usize) {
+    if let Some((_, misfortune)) = script.misfortune.filter(|_| script.is_unlucky(incarnation)) {
+        befall(link, misfortune, id);
+    }
+    let vectors = vec![vec![1.0]; inputs];
+    let embedded = Embeddings { vectors, prompt_tokens: 3, timings: Timings::default() };
+    link.send(&FromWorker::Output(id, Output::Embedded(embedded)));
 }
 
 fn finish(link: &Link, run: &Run, reason: FinishReason) {
@@ -196,15 +216,21 @@ fn finish(link: &Link, run: &Run, reason: FinishReason) {
 /// One token for each that runs.
 fn step(link: &Link, runs: &mut Vec<Run>, script: &Script, incarnation: u32) {
     runs.retain_mut(|run| {
-        if run.index >= script.end_of(run.end) {
-            finish(link, run, FinishReason::Stop);
-            return false;
-        }
         if let Some((after, misfortune)) = script.misfortune
             && script.is_unlucky(incarnation)
             && run.index >= after
         {
             befall(link, misfortune, run.id);
+        }
+        if let Some((after, misfortune)) = script.poison
+            && run.poisonous
+            && run.index >= after
+        {
+            befall(link, misfortune, run.id);
+        }
+        if run.index >= script.end_of(run.end) {
+            finish(link, run, FinishReason::Stop);
+            return false;
         }
         let text = format!("{}{}", run.index, "x".repeat(script.padding_bytes));
         let delta = Delta { tokens: vec![run.index], text, part: Part::Content, logprobs: Vec::new() };

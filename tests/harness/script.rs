@@ -38,6 +38,8 @@ pub enum Load {
     Hang,
     /// It says that the model is invalid.
     Refuse,
+    /// SIGILL, except at the lowest CPU level.
+    Illegal,
 }
 
 /// What befalls it at a token.
@@ -79,6 +81,8 @@ pub struct Script {
     pub load: Load,
     /// At which token of a request what happens.
     pub misfortune: Option<(u32, Misfortune)>,
+    /// At which token of a request with the word `poison` in its prompt what happens, whatever the incarnation.
+    pub poison: Option<(u32, Misfortune)>,
     /// Load and misfortune happen up to this incarnation; 0 is always.
     pub unlucky_until: u32,
     /// SIGTERM is not heeded.
@@ -103,6 +107,7 @@ impl Default for Script {
             load_delay_ms: 0,
             load: Load::Good,
             misfortune: None,
+            poison: None,
             unlucky_until: 0,
             ignore_term: false,
             ignore_drain: false,

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod deaths;
+mod house;
 mod nth_failure;
 mod process;
+mod resume;
 mod sim;
 mod tidy;
 mod world;

@@ -4,129 +4,14 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use harness::script::{Load, Misfortune, Script};
 use ollmlx_proto::frame::{self, Decoder};
-use ollmlx_proto::{
-    Failure, FailureKind, FinishReason, FromWorker, Incarnation, Output, ToWorker, WorkerHello, WorkerId, limits,
-};
-use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle, Ticket, TicketItem};
-use ollmlx_supervisor::scheduler::{Job, KeepAlive, LoadPlan, Snapshot, WorkerView};
+use ollmlx_proto::{FailureKind, FinishReason, FromWorker, Incarnation, ToWorker, WorkerHello, WorkerId, limits};
+use ollmlx_supervisor::scheduler::{Cause, Job, KeepAlive, LoadPlan};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-
-struct House {
-    folder: tempfile::TempDir,
-    handle: Handle,
-    driver: Driver,
-}
-
-impl House {
-    async fn open(change: impl FnOnce(&mut DriverConfig)) -> Self {
-        let folder = tempfile::Builder::new().prefix("oh").tempdir_in("/tmp").unwrap();
-        harness::link_workers(folder.path(), Path::new(env!("CARGO_BIN_EXE_fake-worker")));
-        let mut config = DriverConfig {
-            worker_dir: Some(folder.path().to_owned()),
-            runtime_dir: Some(folder.path().to_owned()),
-            ..DriverConfig::default()
-        };
-        config.scheduler.timeouts.ask_ms = 300;
-        config.scheduler.timeouts.term_ms = 300;
-        change(&mut config);
-        let (handle, driver) = driver::start(config).await.unwrap();
-        Self { folder, handle, driver }
-    }
-
-    fn plan(&self, name: &str, script: &Script) -> LoadPlan {
-        let path = self.folder.path().join(name);
-        script.write(&path);
-        harness::plan(&harness::model(name, path), 2048, 1)
-    }
-
-    async fn ask(&self, plan: &LoadPlan) -> Ticket {
-        self.handle.submit(Job::Run(harness::request(0, "")), plan.clone(), None).await
-    }
-
-    async fn run(&self, plan: &LoadPlan) -> Answer {
-        let mut ticket = self.ask(plan).await;
-        Answer::of(&mut ticket).await
-    }
-
-    /// Waits for a view that is like this.
-    async fn until(&self, like: impl FnMut(&Snapshot) -> bool) -> Snapshot {
-        let mut snapshots = self.handle.snapshots();
-        let view = tokio::time::timeout(PATIENCE, snapshots.wait_for(like)).await;
-        view.expect("the view comes").unwrap().clone()
-    }
-
-    async fn until_worker(&self, plan: &LoadPlan, mut like: impl FnMut(&WorkerView) -> bool) -> WorkerView {
-        let view = self.until(|view| view.of(&plan.model.id).is_some_and(&mut like)).await;
-        view.of(&plan.model.id).unwrap().clone()
-    }
-
-    async fn close(self) {
-        self.handle.shutdown(true).await;
-        tokio::time::timeout(PATIENCE, self.driver.join()).await.expect("it ends").unwrap();
-    }
-}
-
-/// What a client heard.
-#[derive(Debug, Default)]
-struct Answer {
-    granted: bool,
-    text: String,
-    deltas: usize,
-    tokens: Vec<u32>,
-    finished: Option<FinishReason>,
-    failure: Option<Failure>,
-    loaded: bool,
-}
-
-impl Answer {
-    async fn of(ticket: &mut Ticket) -> Self {
-        let mut answer = Self::default();
-        while let Some(item) = tokio::time::timeout(PATIENCE, ticket.next()).await.expect("an item comes") {
-            match item {
-                TicketItem::Granted { .. } => answer.granted = true,
-                TicketItem::Loaded => answer.loaded = true,
-                TicketItem::Failed(failure) => answer.failure = Some(failure),
-                TicketItem::Output(Output::Delta(delta)) => {
-                    answer.deltas += 1;
-                    answer.text.push_str(&delta.text);
-                    answer.tokens.extend(delta.tokens);
-                }
-                TicketItem::Output(Output::Finished(finished)) => answer.finished = Some(finished.reason),
-                TicketItem::Output(_) => {}
-            }
-        }
-        answer
-    }
-
-    fn kind(&self) -> FailureKind {
-        self.failure.as_ref().unwrap_or_else(|| panic!("it failed: {self:?}")).kind
-    }
-
-    fn public(&self) -> &str {
-        &self.failure.as_ref().unwrap().public
-    }
-}
-
-async fn first_delta(ticket: &mut Ticket) {
-    loop {
-        match tokio::time::timeout(PATIENCE, ticket.next()).await.expect("an item comes") {
-            Some(TicketItem::Output(Output::Delta(_))) => return,
-            Some(TicketItem::Failed(failure)) => panic!("{failure}"),
-            Some(_) => {}
-            None => panic!("it ended"),
-        }
-    }
-}
-
-fn endless() -> Script {
-    Script { tokens: 0, interval_ms: 5, ..Script::default() }
-}
+use crate::house::{Answer, House, PATIENCE, endless, first_delta};
 
 #[tokio::test]
 async fn tokens_stream_and_the_worker_stays_for_the_next_request() {
@@ -157,7 +42,7 @@ async fn a_load_job_ends_with_loaded_and_unload_ends_the_worker() {
 }
 
 #[tokio::test]
-async fn a_crash_ends_the_stream_with_its_cause_and_the_next_request_is_served() {
+async fn a_worker_that_dies_is_restarted_and_its_cause_is_told() {
     for (misfortune, words) in [
         (Misfortune::Abort, "killed by SIGABRT: fake: assertion failed"),
         (Misfortune::Kill, "killed by SIGKILL"),
@@ -166,9 +51,6 @@ async fn a_crash_ends_the_stream_with_its_cause_and_the_next_request_is_served()
         let house = House::open(|_| {}).await;
         let script = Script { misfortune: Some((2, misfortune)), unlucky_until: 1, ..Script::default() };
         let plan = house.plan("crash", &script);
-        let answer = house.run(&plan).await;
-        assert_eq!((answer.kind(), answer.text.as_str()), (FailureKind::WorkerDied, "01"), "what came before is heard");
-        assert!(answer.public().contains(words), "{}", answer.public());
         assert_eq!(house.run(&plan).await.text, "01234");
         let view = house.until_worker(&plan, |worker| worker.state == "idle").await;
         assert_eq!((view.worker.incarnation.0, view.restarts), (2, 1));
@@ -182,8 +64,9 @@ async fn a_worker_that_falls_silent_is_killed_and_replaced() {
     let house = House::open(|config| config.scheduler.timeouts.silence_ms = 400).await;
     let script = Script { misfortune: Some((1, Misfortune::Hang)), unlucky_until: 1, ..Script::default() };
     let plan = house.plan("hang", &script);
-    assert_eq!(house.run(&plan).await.kind(), FailureKind::WorkerHung);
     assert_eq!(house.run(&plan).await.text, "01234");
+    let deaths = house.handle.snapshot().deaths_of(&plan.model.id).unwrap().deaths.clone();
+    assert_eq!(deaths[0].cause, Cause::Silent);
     house.close().await;
 }
 
@@ -197,9 +80,9 @@ async fn a_worker_that_breaks_the_protocol_is_killed_and_others_go_on() {
     {
         let script = Script { misfortune: Some((1, misfortune)), unlucky_until: 1, ..Script::default() };
         let plan = house.plan(name, &script);
-        let answer = house.run(&plan).await;
-        assert_eq!(answer.kind(), FailureKind::WorkerDied, "{misfortune:?}");
-        assert!(answer.public().contains("broke the protocol"), "{}", answer.public());
+        assert_eq!(house.run(&plan).await.text, "01234", "{misfortune:?}");
+        let deaths = house.handle.snapshot().deaths_of(&plan.model.id).unwrap().deaths.clone();
+        assert!(matches!(deaths[0].cause, Cause::Protocol(_)), "{:?}", deaths[0].cause);
         house.handle.unload(plan.model.id.clone()).await;
         house.until(|view| view.of(&plan.model.id).is_none()).await;
     }
@@ -231,15 +114,18 @@ async fn a_worker_that_heeds_nothing_is_killed() {
 #[tokio::test]
 async fn the_death_of_one_worker_leaves_the_other_alone() {
     let house = House::open(|_| {}).await;
-    let (one, two) = (house.plan("one", &endless()), house.plan("two", &endless()));
+    let script = Script { tokens: 40, interval_ms: 5, ..Script::default() };
+    let (one, two) = (house.plan("one", &script), house.plan("two", &endless()));
     let (mut first, mut second) = (house.ask(&one).await, house.ask(&two).await);
     first_delta(&mut first).await;
     first_delta(&mut second).await;
     let pid = house.until_worker(&one, |worker| worker.state == "busy").await.pid.unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert!(Answer::of(&mut first).await.public().contains("killed by SIGKILL"));
+    let answer = Answer::of(&mut first).await;
+    assert_eq!((answer.failure, answer.tokens.last()), (None, Some(&39)));
     first_delta(&mut second).await;
+    assert_eq!(house.handle.snapshot().of(&two.model.id).unwrap().restarts, 0);
     drop(second);
     house.close().await;
 }

@@ -43,7 +43,22 @@ const ROOMS: &[(&str, Option<&[&str]>)] = &[
 ];
 
 /// What `http` and `dialect` may name of scheduler and driver: plain words that the driver's handle takes and gives.
-const DRIVER_WORDS: &[&str] = &["Job", "KeepAlive", "LoadPlan", "Snapshot", "WorkerView", "Mono", "TicketItem"];
+const DRIVER_WORDS: &[&str] = &[
+    "Job",
+    "KeepAlive",
+    "LoadPlan",
+    "Snapshot",
+    "WorkerView",
+    "Mono",
+    "TicketItem",
+    "Cause",
+    "DeathRecord",
+    "ModelDeaths",
+    "HeldRequest",
+    "Fate",
+    "After",
+    "Totals",
+];
 
 /// Worlds that a pure room must not touch.
 const PURE: &[(&str, &[&str])] = &[

@@ -1,11 +1,13 @@
 //! A pretend world around the real scheduler: processes are records, time is a number, luck is a seed.
 //!
 //! The world keeps its own model of what must hold, from nothing but events and effects: one process per model, memory
-//! from spawn to reap, at most `slots` grants, each request granted once and ended once, only living workers spoken to.
+//! from spawn to reap, at most `slots` grants, each request granted to one process at a time and ended once, only
+//! living workers spoken to. It plays the links as well: each request has an answer of some tokens, which must arrive
+//! once and in order whatever dies, and some requests are poison: they kill whoever computes a certain token of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId};
+use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
 use ollmlx_supervisor::scheduler::{
     Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig,
 };
@@ -40,13 +42,39 @@ pub(crate) struct Process {
     pub(crate) ready: bool,
     /// The link is closed, by a loss or because it is dying.
     pub(crate) link_closed: bool,
-    pub(crate) running: BTreeSet<RequestId>,
+    /// Who runs, and the next token of each.
+    pub(crate) running: BTreeMap<RequestId, u32>,
     pub(crate) cancelled: BTreeSet<RequestId>,
+    /// Said and not yet heard: whose, the first token, how many.
+    pub(crate) wire: VecDeque<(RequestId, u32, u32)>,
+    /// Whose fault its death is.
+    pub(crate) killer: Option<RequestId>,
     /// Its exit status is known; it will be reaped.
     pub(crate) dead: Option<Cause>,
     pub(crate) pushed: Option<Push>,
     /// Does nothing of its own accord.
     pub(crate) stuck: bool,
+}
+
+/// The answer to a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Answer {
+    /// Tokens of the whole.
+    tokens: u32,
+    /// Computing this one is deadly.
+    poison: Option<u32>,
+    /// The client has heard so many.
+    heard: u32,
+    /// It came back when it had so many.
+    resumed_at: Option<u32>,
+    /// Deaths that it was present at and did not cause.
+    accidents: u32,
+}
+
+impl Answer {
+    pub(crate) fn of(tokens: u32, poison: Option<u32>) -> Self {
+        Self { tokens, poison, ..Self::default() }
+    }
 }
 
 /// How a request stands.
@@ -64,6 +92,11 @@ pub(crate) struct World {
     pub(crate) now: Mono,
     pub(crate) processes: BTreeMap<WorkerId, Process>,
     pub(crate) requests: BTreeMap<RequestId, (Standing, bool)>,
+    pub(crate) answers: BTreeMap<RequestId, Answer>,
+    /// Whose fault the death is that is told of at the moment.
+    dying_of: Option<RequestId>,
+    pub(crate) sentenced: u64,
+    pub(crate) resumed: u64,
     pub(crate) failures: Vec<(RequestId, FailureKind)>,
     pub(crate) next_request: u64,
     pub(crate) finished: bool,
@@ -71,6 +104,8 @@ pub(crate) struct World {
     pub(crate) effects: u64,
     pub(crate) fails_at: Option<u64>,
     pub(crate) slots: u16,
+    /// What the next request to arrive is answered.
+    pub(crate) next_answer: Answer,
     workers_max: usize,
     limit: Option<u64>,
     incarnations: BTreeMap<ModelId, u32>,
@@ -87,12 +122,17 @@ impl World {
             now: Mono(1),
             processes: BTreeMap::new(),
             requests: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            dying_of: None,
+            sentenced: 0,
+            resumed: 0,
             failures: Vec::new(),
             next_request: 1,
             finished: false,
             effects: 0,
             fails_at: None,
             slots: 2,
+            next_answer: Answer::default(),
             incarnations: BTreeMap::new(),
             next_pid: 100,
             log: None,
@@ -140,12 +180,23 @@ impl World {
                 let process = self.processes.get_mut(&worker).expect("grants go to processes");
                 assert!(process.ready && !process.link_closed, "{worker} can take {}", request.id);
                 assert!(process.pushed.is_none(), "I5: {worker} was shown the door");
-                assert!(process.running.insert(request.id), "no request is granted twice");
+                let heard = self.answers[&request.id].heard;
+                assert_eq!(process.running.insert(request.id, heard), None, "no request is granted twice");
                 assert!(process.running.len() <= usize::from(self.slots), "no slot is granted twice");
                 let standing = self.requests.get_mut(&request.id).expect("grants are for requests");
                 assert_eq!(standing.0, Standing::Waiting, "{} is granted while it waits", request.id);
                 standing.0 = Standing::Running;
                 process.lose(fails);
+            }
+            Effect::Requeue { worker, request } => {
+                let process = self.processes.get_mut(&worker);
+                assert!(process.is_none(), "only the reaped give back");
+                let standing = self.requests.get_mut(&request).expect("requests come back");
+                assert_eq!(standing.0, Standing::Running, "{request} comes back from a worker");
+                standing.0 = Standing::Waiting;
+                let answer = self.answers.get_mut(&request).expect("known");
+                answer.resumed_at = Some(answer.heard);
+                self.resumed += 1;
             }
             Effect::Loaded { request, worker } => {
                 assert!(self.processes[&worker].ready, "loaded means ready");
@@ -155,6 +206,15 @@ impl World {
                 let standing = self.requests[&request].0;
                 assert_ne!(standing, Standing::Ended, "{request} ends once, not again with {failure}");
                 self.end(request, standing);
+                if failure.public.contains("died twice") {
+                    self.sentenced += 1;
+                    let answer = &self.answers[&request];
+                    match self.dying_of {
+                        Some(killer) => assert_eq!(killer, request, "the innocent are not sentenced with the guilty"),
+                        // Two deaths in a row look like guilt where it was alone at the second; one never does.
+                        None => assert!(answer.accidents >= 2 || answer.poison.is_some(), "{request} is a suspect"),
+                    }
+                }
                 self.failures.push((request, failure.kind));
                 for process in self.processes.values_mut() {
                     process.running.remove(&request);
@@ -201,7 +261,9 @@ impl World {
             told_to_load: false,
             ready: false,
             link_closed: false,
-            running: BTreeSet::new(),
+            running: BTreeMap::new(),
+            wire: VecDeque::new(),
+            killer: None,
             cancelled: BTreeSet::new(),
             dead: None,
             pushed: None,
@@ -233,6 +295,7 @@ impl World {
         let request = RequestId(self.next_request);
         self.next_request += 1;
         self.requests.insert(request, (Standing::Waiting, load_only));
+        self.answers.insert(request, self.next_answer);
         let job = if load_only { Job::Load } else { Job::Run(harness::request(request.0, "")) };
         self.tell(Event::Arrived { request, job, plan: Box::new(plan), keep_alive });
         request
@@ -254,11 +317,19 @@ impl World {
         let Some(process) = self.processes.get_mut(worker) else { return false };
         let worker = worker.clone();
         if let Some(cause) = process.dead.clone() {
-            if !std::mem::replace(&mut process.link_closed, true) && process.said_hello {
+            if !process.link_closed && !process.wire.is_empty() {
+                // What was written before the death is read.
+                self.hear(&worker);
+            } else if !std::mem::replace(&mut process.link_closed, true) && process.said_hello {
                 self.tell(Event::LinkClosed { worker });
             } else {
-                self.processes.remove(&worker);
+                let process = self.processes.remove(&worker).expect("it was here");
+                self.dying_of = process.killer;
+                for request in process.running.keys().filter(|request| process.killer != Some(**request)) {
+                    self.answers.get_mut(request).expect("known").accidents += 1;
+                }
                 self.tell(Event::Exited { worker, cause, log_tail: "last words\n".to_owned() });
+                self.dying_of = None;
             }
             return true;
         }
@@ -277,18 +348,66 @@ impl World {
             let device = "fake".to_owned();
             let ready = Ready { slots, context_tokens, memory, device, accelerator_bytes: 0 };
             self.tell(Event::Ready { worker, ready });
-        } else if let Some(request) = process.cancelled.pop_first().or(process.running.first().copied()) {
+        } else if process.wire.len() > 1 {
+            self.hear(&worker);
+        } else if let Some(request) = process.cancelled.pop_first() {
             self.finish(&worker, request);
+        } else if let Some((&request, &token)) =
+            process.running.iter().min_by_key(|(request, token)| (*token, *request))
+        {
+            self.compute(&worker, request, token);
         } else {
             return false;
         }
         true
     }
 
+    /// Some tokens of one request, its end, or the end of the process.
+    fn compute(&mut self, worker: &WorkerId, request: RequestId, token: u32) {
+        let Answer { tokens, poison, .. } = self.answers[&request];
+        let process = self.processes.get_mut(worker).expect("it lives");
+        let until = tokens.min(token + 8).min(poison.filter(|&poison| poison >= token).unwrap_or(u32::MAX));
+        if until > token {
+            process.wire.push_back((request, token, until - token));
+            process.running.insert(request, until);
+        } else if poison.is_some_and(|poison| poison == token) {
+            process.dead = Some(Cause::Signalled { signal: 6 });
+            process.killer = Some(request);
+        } else {
+            while self.processes.get(worker).is_some_and(|process| !process.wire.is_empty()) {
+                self.hear(worker);
+            }
+            self.finish(worker, request);
+        }
+    }
+
+    /// The oldest words on the wire reach whom they are for, if they are for anybody.
+    fn hear(&mut self, worker: &WorkerId) {
+        let process = self.processes.get_mut(worker).expect("it was here");
+        let Some((request, token, count)) = process.wire.pop_front() else { return };
+        if self.requests[&request].0 == Standing::Ended {
+            return;
+        }
+        assert!(process.running.contains_key(&request), "words of {worker} are for those it runs");
+        let answer = self.answers.get_mut(&request).expect("known");
+        assert_eq!(answer.heard, token, "{request} hears each token once and in order");
+        answer.heard += count;
+        let probation = u32::try_from(limits::PROBATION_TOKENS).expect("small");
+        if answer.resumed_at.is_some_and(|from| answer.heard >= from + probation) {
+            answer.resumed_at = None;
+            // Whoever got that far was not killed by accident at that place.
+            answer.accidents = 0;
+            self.tell(Event::Cleared { worker: worker.clone(), request });
+        }
+    }
+
     /// The worker confirms the end of one that it runs.
     pub(crate) fn finish(&mut self, worker: &WorkerId, request: RequestId) {
         let process = self.processes.get_mut(worker).expect("it lives");
-        if process.running.remove(&request) {
+        if process.running.remove(&request).is_some() {
+            let Answer { heard, tokens, .. } = self.answers[&request];
+            let whole = process.cancelled.contains(&request) || heard == tokens;
+            assert!(whole || self.requests[&request].0 == Standing::Leaving, "{request} heard {heard} of {tokens}");
             process.cancelled.remove(&request);
             self.requests.get_mut(&request).expect("known").0 = Standing::Ended;
             self.tell(Event::Ended { worker: worker.clone(), request });
@@ -312,6 +431,25 @@ impl World {
         let again = self.scheduler.next_deadline();
         assert!(again.is_none_or(|again| again > before || again > deadline), "time goes on after {deadline:?}");
         true
+    }
+
+    /// Nobody misbehaves any more. Says what was not served or refused by time alone.
+    pub(crate) fn calm_down(&mut self) -> Vec<RequestId> {
+        for process in self.processes.values_mut() {
+            process.stuck = false;
+        }
+        for _ in 0..20_000 {
+            if self.requests.values().all(|entry| entry.0 == Standing::Ended) {
+                break;
+            }
+            let workers: Vec<WorkerId> = self.processes.keys().cloned().collect();
+            let moved = workers.iter().fold(false, |moved, worker| self.proceed(worker) | moved);
+            if !moved && !self.jump() {
+                break;
+            }
+        }
+        let left = self.requests.iter().filter(|(_, entry)| entry.0 != Standing::Ended);
+        left.map(|(request, _)| *request).collect()
     }
 
     /// Everybody behaves from here on, and the server leaves: all must end, and nothing may remain.

@@ -32,7 +32,7 @@ use ollmlx_proto::{
 use self::embed::EmbedJob;
 use self::job::{Clock, Ending, Job};
 use self::prompt::{Prepared, Renderer};
-use self::slots::{Placement, Slot, place};
+use self::slots::{Placement, Replay, Slot, place};
 use crate::chat::ChatFormat;
 use crate::engine::{Engine, EngineError, SlotInput};
 use crate::grammar::GrammarFactory;
@@ -233,6 +233,7 @@ impl<E: Engine> Batcher<E> {
         };
         let grammar = self.grammars.compile(&request.format)?;
         let mut tokens = prompt.tokens.clone();
+        let prompt_tokens = tokens.len();
         let mut job = Job::new(&request, prompt, grammar, at);
         let ending = replay(&mut job, &request.produced, &mut tokens, &self.vocab)?;
         let Some(placement) = place(&self.slots, &tokens) else {
@@ -248,7 +249,11 @@ impl<E: Engine> Batcher<E> {
         };
         out.push((request.id, Output::Started(started)));
         self.uses += 1;
-        self.slots[slot] = Slot { tokens, computed, exact: usize::MAX, used: self.uses, job: Some(job) };
+        // A window that slid has lost what it was computed from.
+        let slid = tokens.len() != prompt_tokens + request.produced.len();
+        let from = (!request.produced.is_empty() && !slid).then_some(prompt_tokens);
+        let replay = Replay::from(from);
+        self.slots[slot] = Slot { tokens, computed, exact: usize::MAX, used: self.uses, job: Some(job), replay };
         if let Some(ending) = ending {
             self.finish(slot, ending, out);
         }
@@ -319,13 +324,14 @@ impl<E: Engine> Batcher<E> {
         }
         // Short prompts first, whole, so that most first tokens come early; the oldest prompt always gets its part, so that
         // no long one starves.
+        let now = Instant::now();
         let oldest = prefilling.iter().copied().min_by_key(|&slot| self.slots[slot].arrived());
-        let kept = oldest.map_or(0, |slot| self.slots[slot].waiting().min(left.div_ceil(OLDEST_SHARE)));
+        let kept = oldest.map_or(0, |slot| self.slots[slot].step_tokens(now).min(left.div_ceil(OLDEST_SHARE)));
         left -= kept;
         prefilling.sort_by_key(|&slot| self.slots[slot].waiting());
         for slot in prefilling {
             let own = if Some(slot) == oldest { kept } else { 0 };
-            let tokens = self.slots[slot].waiting().min(left + own);
+            let tokens = self.slots[slot].step_tokens(now).min(left + own);
             if tokens > 0 {
                 left -= tokens.saturating_sub(own);
                 plan.push(Share { slot, tokens });

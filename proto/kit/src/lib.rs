@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod chat;
 pub mod engine;
+pub mod fault;
 pub mod grammar;
 pub mod inspect;
 pub mod sampler;

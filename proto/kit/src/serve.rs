@@ -37,6 +37,7 @@ use ollmlx_proto::{
 use self::link::{Gone, Sender, dial, read_in_background};
 use crate::batch::{Batcher, StepOutcome};
 use crate::engine::{Backend, Engine};
+use crate::fault::{self, Faults, Spoil};
 use crate::inspect;
 
 /// A supervisor that takes no bytes for this long is as good as dead.
@@ -121,9 +122,9 @@ pub fn main<B: Backend>() -> ExitCode {
 fn worker<B: Backend>() -> u8 {
     let exit = match environment() {
         Err(reason) => Exit::Environment(reason),
-        Ok((socket, identity)) => match dial(&socket) {
+        Ok((socket, identity, faults)) => match dial(&socket) {
             Err(error) => Exit::Protocol(format!("the supervisor can't be reached: {error}")),
-            Ok((reader, writer)) => run::<B>(reader, writer, &identity, || std::process::exit(0)),
+            Ok((reader, writer)) => run::<B>(reader, writer, &identity, faults, || std::process::exit(0)),
         },
     };
     match &exit {
@@ -133,7 +134,7 @@ fn worker<B: Backend>() -> u8 {
     exit.status()
 }
 
-fn environment() -> Result<(PathBuf, Identity), String> {
+fn environment() -> Result<(PathBuf, Identity, Faults), String> {
     let variable = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
     let socket = std::env::var_os("OLLMLX_SOCKET").ok_or("OLLMLX_SOCKET is not set")?;
     let identity = Identity {
@@ -145,7 +146,13 @@ fn environment() -> Result<(PathBuf, Identity), String> {
         },
         token: parse_token(&variable("OLLMLX_TOKEN")?).ok_or("OLLMLX_TOKEN is not 64 hexadecimal digits")?,
     };
-    Ok((PathBuf::from(socket), identity))
+    let faults = match std::env::var(fault::VARIABLE) {
+        Ok(text) => Some(text),
+        Err(std::env::VarError::NotPresent) => None,
+        Err(error) => return Err(format!("{}: {error}", fault::VARIABLE)),
+    };
+    let faults = Faults::from_text(faults.as_deref(), identity.worker.incarnation.0)?;
+    Ok((PathBuf::from(socket), identity, faults))
 }
 
 fn parse_token(digits: &str) -> Option<[u8; 32]> {
@@ -171,6 +178,7 @@ pub fn run<B: Backend>(
     reader: impl Read + Send + 'static,
     writer: impl Write,
     identity: &Identity,
+    faults: Faults,
     gone: impl FnOnce() + Send + 'static,
 ) -> Exit {
     let mut sender = Sender::new(writer);
@@ -179,7 +187,7 @@ pub fn run<B: Backend>(
         Err(error) => return Exit::Protocol(format!("no thread could be started: {error}")),
     };
     // Unwinding ends here; nothing that was touched is used afterwards.
-    match catch_unwind(AssertUnwindSafe(|| serve::<B>(&mut sender, &inbox, identity))) {
+    match catch_unwind(AssertUnwindSafe(|| serve::<B>(&mut sender, &inbox, identity, faults))) {
         Ok(Ok(exit) | Err(exit)) => exit,
         Err(_) => Exit::Panicked,
     }
@@ -189,6 +197,7 @@ fn serve<B: Backend>(
     sender: &mut Sender<impl Write>,
     inbox: &Receiver<ToWorker>,
     identity: &Identity,
+    mut faults: Faults,
 ) -> Result<Exit, Exit> {
     sender.send(&FromWorker::Hello(WorkerHello {
         versions: PROTOCOL_VERSIONS.to_vec(),
@@ -209,6 +218,7 @@ fn serve<B: Backend>(
         ToWorker::Drain => return leave(sender),
         other => return Err(unexpected(&other)),
     };
+    faults.load();
     let engine = match load::<B>(sender, &spec) {
         Ok(engine) => engine,
         Err(failure) => {
@@ -217,7 +227,8 @@ fn serve<B: Backend>(
             return Ok(Exit::LoadFailed);
         }
     };
-    let mut session = Session::new(Batcher::new(engine));
+    faults.loaded();
+    let mut session = Session::new(Batcher::new(engine), faults);
     sender.send(&FromWorker::Ready(session.ready()))?;
     session.serve(sender, inbox)
 }
@@ -265,6 +276,7 @@ fn load<B: Backend>(sender: &mut Sender<impl Write>, spec: &LoadSpec) -> Result<
 /// A loaded worker.
 struct Session<E> {
     batcher: Batcher<E>,
+    faults: Faults,
     draining: bool,
     outputs: Vec<(RequestId, Output)>,
     memory: MemoryReport,
@@ -272,9 +284,9 @@ struct Session<E> {
 }
 
 impl<E: Engine> Session<E> {
-    fn new(batcher: Batcher<E>) -> Self {
+    fn new(batcher: Batcher<E>, faults: Faults) -> Self {
         let memory = batcher.engine().memory();
-        Self { batcher, draining: false, outputs: Vec::new(), memory, told: Instant::now() }
+        Self { batcher, faults, draining: false, outputs: Vec::new(), memory, told: Instant::now() }
     }
 
     fn ready(&self) -> Ready {
@@ -315,6 +327,7 @@ impl<E: Engine> Session<E> {
         match message {
             ToWorker::Run(request) if self.draining => Err(unexpected(&ToWorker::Run(request))),
             ToWorker::Run(request) => {
+                self.faults.request(&request);
                 self.batcher.run(*request);
                 Ok(())
             }
@@ -331,9 +344,17 @@ impl<E: Engine> Session<E> {
     }
 
     fn step(&mut self, sender: &mut Sender<impl Write>) -> Result<(), Exit> {
+        self.faults.before_step();
         let stepped = self.batcher.step(&mut self.outputs);
+        let spoil = self.faults.after_step(&self.outputs);
         for (id, output) in self.outputs.drain(..) {
             sender.queue_output(id, output);
+        }
+        if let Some(spoil) = spoil {
+            sender.spoil(spoil)?;
+            if spoil == Spoil::Half {
+                return Err(Exit::Broken("half a frame was sent, as asked".to_owned()));
+            }
         }
         let outcome = match stepped {
             Ok(outcome) => outcome,

@@ -45,6 +45,14 @@ pub enum Subcommands {
     List(ListArgs),
     /// List running models
     Ps(PsArgs),
+    /// Tell why a model's processes died, and what comes next
+    Why(Inspect),
+    /// Show what a model's processes printed
+    Logs(LogsArgs),
+    /// Give a model a new process, once what it runs has ended
+    Restart(Inspect),
+    /// Replace the running server by the program that lies at its path now, refusing no connection
+    Upgrade(UpgradeArgs),
     /// Copy a model
     Cp(Names),
     /// Remove a model
@@ -209,6 +217,39 @@ pub struct PsArgs {
     #[arg(short, long)]
     pub verbose: bool,
     /// Print the server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `why` and `restart`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Model name
+    #[arg(value_name = "MODEL")]
+    pub names: Vec<String>,
+    /// Print the server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `upgrade`.
+#[derive(Debug, Args)]
+pub struct UpgradeArgs {
+    /// Print the new server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Model name
+    #[arg(value_name = "MODEL")]
+    pub names: Vec<String>,
+    /// Go on with what is printed from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Print lines of JSON
     #[arg(long)]
     pub json: bool,
 }

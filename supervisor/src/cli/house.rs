@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ollmlx_proto::limits::UPGRADE_DRAIN_MS;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -19,15 +20,23 @@ use crate::scheduler::{KeepAlive, SchedulerConfig};
 /// After the last worker is reaped, connections get this long to write what they have.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// What the house needs to know of the world around it.
+pub(super) struct World {
+    /// How it is being asked to leave.
+    pub(super) leaving: watch::Receiver<Leaving>,
+    /// Why the last upgrade failed.
+    pub(super) upgrade: watch::Receiver<Option<String>>,
+    /// Called once it serves.
+    pub(super) ready: Box<dyn FnOnce() + Send>,
+}
+
 /// Serves until somebody asks to leave and the last worker is reaped.
 ///
 /// # Errors
 /// A part that could not start.
-pub(super) async fn run(
-    config: Config,
-    listener: TcpListener,
-    mut leaving: watch::Receiver<Leaving>,
-) -> Result<(), CliError> {
+pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> Result<(), CliError> {
+    let World { mut leaving, upgrade, ready } = world;
+    let mut further = leaving.clone();
     let system = |step| move |source| CliError::System { step, source };
     let address = listener.local_addr().map_err(system("read the address"))?;
     let worker_dir = worker_dir(&config).map_err(system("find the workers"))?;
@@ -41,10 +50,15 @@ pub(super) async fn run(
     .map_err(|error| CliError::Store(error.to_string()))?;
     let (handle, driving) =
         driver::start(driver_config(&config, worker_dir)).await.map_err(system("start the driver"))?;
-    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address)));
-    let (closing, closed) = watch::channel(false);
+    let (deaths, deaths_out) = watch::channel(http::metrics::DeathCounts::new());
+    // Ends with the driver.
+    tokio::spawn(http::metrics::follow(handle.snapshots(), deaths));
+    let metrics = Arc::new(http::metrics::Metrics::new(deaths_out));
+    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address), metrics, upgrade));
+    let (closing, closed) = watch::channel(http::Door::Open);
     let mut door = tokio::spawn(http::serve(listener, state, closed));
 
+    ready();
     let mut driving = std::pin::pin!(driving.join());
     let mut asked = Leaving::No;
     loop {
@@ -56,7 +70,18 @@ pub(super) async fn run(
             }
             changed = leaving.wait_for(|leaving| *leaving > asked) => {
                 asked = changed.map_or(Leaving::AtOnce, |leaving| *leaving);
-                let _ = closing.send(true);
+                if asked == Leaving::Replaced {
+                    let _ = closing.send(http::Door::HandedOver);
+                    let patience = Duration::from_millis(UPGRADE_DRAIN_MS);
+                    tokio::select! {
+                        // Whoever waits or runs is served to the end; then the driver may go.
+                        _ = tokio::time::timeout(patience, &mut door) => asked = Leaving::Politely,
+                        more = further.wait_for(|leaving| *leaving > Leaving::Replaced) => {
+                            asked = more.map_or(Leaving::AtOnce, |leaving| *leaving);
+                        }
+                    }
+                }
+                let _ = closing.send(http::Door::Closed);
                 handle.shutdown(asked == Leaving::AtOnce).await;
                 if asked == Leaving::AtOnce {
                     driving.await.map_err(system("end the driver"))?;
@@ -65,7 +90,7 @@ pub(super) async fn run(
             }
         }
     }
-    if tokio::time::timeout(FAREWELL, &mut door).await.is_err() {
+    if !door.is_finished() && tokio::time::timeout(FAREWELL, &mut door).await.is_err() {
         door.abort();
     }
     Ok(())
@@ -96,7 +121,7 @@ fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
         Span::Forever => u64::MAX,
         Span::For(span) => millis(span),
     };
-    DriverConfig { worker_dir: Some(worker_dir), scheduler, ..DriverConfig::default() }
+    DriverConfig { worker_dir: Some(worker_dir), fault: config.fault.clone(), scheduler, ..DriverConfig::default() }
 }
 
 fn millis(span: Duration) -> u64 {

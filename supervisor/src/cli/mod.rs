@@ -11,18 +11,22 @@ pub mod create;
 pub mod error;
 pub mod human;
 pub mod list;
+pub mod logs;
 pub mod model_path;
 pub mod output;
 pub mod progress;
 pub mod ps;
 pub mod remove;
+pub mod restart;
 pub mod run;
 pub mod serve;
 pub mod show;
 pub mod stop;
 pub mod text_table;
 pub mod transfer;
+pub mod upgrade;
 pub mod version;
+pub mod why;
 pub mod wrap;
 
 mod house;
@@ -91,6 +95,10 @@ async fn call(client: &Client, config: &Config, command: Subcommands) -> Result<
         Subcommands::Push(args) => transfer::push(client, args).await,
         Subcommands::List(args) => list::run(client, args).await,
         Subcommands::Ps(args) => ps::run(client, args).await,
+        Subcommands::Why(args) => why::run(client, args).await,
+        Subcommands::Logs(args) => logs::run(client, args).await,
+        Subcommands::Restart(args) => restart::run(client, args).await,
+        Subcommands::Upgrade(args) => upgrade::run(client, args).await,
         Subcommands::Cp(args) => copy::run(client, args).await,
         Subcommands::Rm(args) => remove::run(client, args).await,
         // Both need no server, and were answered before.

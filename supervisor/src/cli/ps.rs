@@ -72,10 +72,24 @@ fn workers(answer: &Value, prefix: &str) -> String {
                 text("device"),
                 text("restarts"),
                 text("last_death"),
+                row["size"].as_u64().map_or_else(|| "-".to_owned(), human::bytes),
+                text("rests_until"),
             ]
         })
         .collect();
-    let header = ["NAME", "BACKEND", "STATE", "PID", "SLOTS", "QUEUED", "DEVICE", "RESTARTS", "LAST DEATH"];
+    let header = [
+        "NAME",
+        "BACKEND",
+        "STATE",
+        "PID",
+        "SLOTS",
+        "QUEUED",
+        "DEVICE",
+        "RESTARTS",
+        "LAST DEATH",
+        "MEMORY",
+        "RESTS UNTIL",
+    ];
     text_table::with_header(&header, &rows)
 }
 

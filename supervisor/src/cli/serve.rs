@@ -13,6 +13,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::error::CliError;
 use super::house;
+use super::upgrade;
 use super::version::OWN;
 use crate::config::{Config, HostUrl, LogLevel};
 use crate::telemetry;
@@ -27,6 +28,8 @@ const OPEN_FILES_WISHED: u64 = 16_384;
 pub enum Leaving {
     /// Not at all.
     No,
+    /// A successor has the socket: no new connections, everything else to its end.
+    Replaced,
     /// First signal: no new work, running requests may end.
     Politely,
     /// Second signal: at once.
@@ -46,6 +49,9 @@ pub fn run(config: Config) -> Result<(), CliError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    if let Some(fault) = &config.fault {
+        tracing::warn!(fault, "FAULTS ARE ON: workers will crash, hang or misbehave on purpose (OLLMLX_FAULT)");
+    }
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -60,11 +66,15 @@ async fn serve(config: Config) -> Result<(), CliError> {
     // Before the socket opens, so that no signal is missed once anybody can know that we run.
     let (leaving, phase) = watch::channel(Leaving::No);
     let signals = Signals::new()?;
-    let listener = bind(&config.host).await?;
+    let listener = if config.inherits_socket { upgrade::inherit()? } else { bind(&config.host).await? };
+    let ready: Box<dyn FnOnce() + Send> =
+        if config.inherits_socket { Box::new(upgrade::say_ready) } else { Box::new(|| {}) };
+    let successor = upgrade::Successor::new(&listener)?;
+    let (upgrade_error, upgrade) = watch::channel(None);
     let address = listener.local_addr().map_err(|source| CliError::System { step: "read the address", source })?;
     tracing::info!("Listening on {address} (version {OWN})");
-    let announcing = tokio::spawn(signals.announce(leaving));
-    let end = house::run(config, listener, phase).await;
+    let announcing = tokio::spawn(signals.announce(leaving, successor, upgrade_error));
+    let end = house::run(config, listener, house::World { leaving: phase, upgrade, ready }).await;
     announcing.abort();
     tracing::info!("server stopped");
     end
@@ -128,21 +138,47 @@ fn raise_open_files() {
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    upgrade: Signal,
 }
 
 impl Signals {
     fn new() -> Result<Self, CliError> {
         let on = |kind| signal(kind).map_err(|source| CliError::System { step: "listen to signals", source });
-        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+            upgrade: on(SignalKind::user_defined2())?,
+        })
     }
 
     /// First signal: politely. Every further one: at once.
-    async fn announce(mut self, leaving: watch::Sender<Leaving>) {
+    async fn announce(
+        mut self,
+        leaving: watch::Sender<Leaving>,
+        successor: upgrade::Successor,
+        upgrade_error: watch::Sender<Option<String>>,
+    ) {
+        let mut replaced = false;
         let mut phase = Leaving::Politely;
         loop {
             let heard = tokio::select! {
                 heard = self.interrupt.recv() => heard,
                 heard = self.terminate.recv() => heard,
+                _ = self.upgrade.recv(), if !replaced => {
+                    upgrade_error.send_replace(None);
+                    match successor.start().await {
+                        Ok(pid) => {
+                            tracing::info!(pid, "a new server has taken over; this one ends when its requests have");
+                            replaced = true;
+                            leaving.send_replace(Leaving::Replaced);
+                        }
+                        Err(error) => {
+                            tracing::error!("the upgrade failed and this server goes on: {error}");
+                            upgrade_error.send_replace(Some(error.to_string()));
+                        }
+                    }
+                    continue;
+                }
             };
             if heard.is_none() || leaving.send(phase).is_err() {
                 return;

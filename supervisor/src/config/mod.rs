@@ -139,6 +139,10 @@ pub struct Config {
     pub noprune: bool,
     /// Keep no history.
     pub nohistory: bool,
+    /// Faults that workers commit on purpose, as text that [`ollmlx_proto::fault::parse`] understands.
+    pub fault: Option<String>,
+    /// Whether a predecessor hands its socket over, as standard input (`OLLMLX_LISTEN_FD=0`).
+    pub inherits_socket: bool,
     /// Log detail.
     pub log_level: LogLevel,
     /// What was ignored, and why; for the log.
@@ -197,6 +201,8 @@ impl Config {
             api_key: reader.optional(&table::API_KEY, |text| Ok(text.to_owned()))?,
             noprune: reader.read(&table::NOPRUNE, |text| Ok(value::parse_bool(text)))?,
             nohistory: reader.read(&table::NOHISTORY, |text| Ok(value::parse_bool(text)))?,
+            fault: reader.fault()?,
+            inherits_socket: sources.env.get("OLLMLX_LISTEN_FD").is_some_and(|fd| fd == "0"),
             log_level: reader.read(&table::DEBUG, |text| Ok(LogLevel::parse(text)))?,
             warnings: Vec::new(),
             entries: Vec::new(),
@@ -263,6 +269,16 @@ impl Reader<'_> {
         parse: impl Fn(&str) -> Result<T, ValueError>,
     ) -> Result<Option<T>, ConfigError> {
         self.read(knob, |text| if text.is_empty() { Ok(None) } else { parse(text).map(Some) })
+    }
+
+    /// Strict wherever it comes from: a fault that is misspelt would prove that the server survives it.
+    fn fault(&mut self) -> Result<Option<String>, ConfigError> {
+        let text = self.optional(&table::FAULT, |text| Ok(text.to_owned()))?;
+        ollmlx_proto::fault::parse(text.as_deref().unwrap_or_default()).map_err(|error| ConfigError {
+            flag: table::FAULT.flag(),
+            reason: ValueError::FaultInvalid(error.to_string()),
+        })?;
+        Ok(text)
     }
 
     fn path(&mut self, knob: &'static Knob) -> Result<PathBuf, ConfigError> {
@@ -361,6 +377,15 @@ mod tests {
     fn a_load_timeout_of_zero_is_for_ever() {
         assert_eq!(with_env(&[("OLLAMA_LOAD_TIMEOUT", "0")]).load_timeout, Span::Forever);
         assert_eq!(with_env(&[("OLLAMA_LOAD_TIMEOUT", "-1s")]).load_timeout, Span::Forever);
+    }
+
+    #[test]
+    fn a_misspelt_fault_is_an_error_wherever_it_comes_from() {
+        let sources =
+            |text: &str| Sources { env: [("OLLMLX_FAULT".to_owned(), text.to_owned())].into(), ..Sources::default() };
+        let error = Config::from_sources(&sources("crush@3")).unwrap_err().to_string();
+        assert!(error.starts_with("invalid value for --fault: unknown fault \"crush\""), "{error}");
+        assert_eq!(Config::from_sources(&sources("crash@3")).unwrap().fault.as_deref(), Some("crash@3"));
     }
 
     #[test]

@@ -200,6 +200,13 @@ pub const NOHISTORY: Knob = knob(
     Some("OLLAMA_NOHISTORY"),
     ["false", "boolean", "Keep no history of the interactive session"],
 );
+/// Faults on purpose.
+pub const FAULT: Knob = knob(
+    "fault",
+    "OLLMLX_FAULT",
+    None,
+    ["", "list of faults", "Faults that workers commit on purpose, for tests only, such as crash@20;times=1"],
+);
 /// Log level.
 pub const DEBUG: Knob = knob(
     "debug",
@@ -232,6 +239,7 @@ pub const KNOBS: &[&Knob] = &[
     &API_KEY,
     &NOPRUNE,
     &NOHISTORY,
+    &FAULT,
     &DEBUG,
 ];
 

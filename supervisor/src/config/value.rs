@@ -39,6 +39,9 @@ pub enum ValueError {
     /// The port is not a number up to 65535.
     #[error("invalid port {0:?}")]
     PortInvalid(String),
+    /// Not a list of faults.
+    #[error("{0}")]
+    FaultInvalid(String),
     /// Not one of the words.
     #[error("must be one of {allowed}, not {text:?}")]
     WordUnknown {

@@ -4,12 +4,12 @@ use ollmlx_proto::{Failure, FailureKind, RequestId, ToWorker, WorkerId};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::task::{Process, Task};
+use super::task::{Place, Process, Task};
 use crate::os::rng;
 use crate::scheduler::{Cause, Effect, Event, LoadPlan, Mono, Push};
-use crate::worker::link::{LinkCommand, Phase};
+use crate::worker::link::{LinkCommand, Message, Phase};
 use crate::worker::reap::{self, SHOVES_LEN_MAX, Shove};
-use crate::worker::sink::{Sink, Summary, TicketItem};
+use crate::worker::sink::{Summary, TicketItem};
 use crate::worker::spawn;
 
 /// For a request that is larger than a frame may be.
@@ -29,11 +29,12 @@ impl Task {
             }
             Effect::Load { worker, plan } => self.send(&worker, ToWorker::Load(plan.spec)),
             Effect::Grant { worker, request } => self.grant(worker, request, now),
+            Effect::Requeue { worker, request } => self.requeue(&worker, request),
             Effect::Loaded { request, worker } => {
                 if let Some(record) = self.requests.get_mut(&request) {
                     let load_ns = now.since(record.arrived);
-                    record.granted = Some((now, worker));
-                    if let Some(client) = record.client.take() {
+                    (record.granted, record.worker) = (Some(now), Some(worker));
+                    if let Place::Here(client) = std::mem::replace(&mut record.place, Place::AtLink) {
                         // A client that is gone needs no answer, and a new queue has room for two.
                         let _gone = client.try_send(TicketItem::Granted { load_ns });
                         let _gone = client.try_send(TicketItem::Loaded);
@@ -53,54 +54,23 @@ impl Task {
     fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan) -> std::io::Result<u32> {
         let program = spawn::program(self.config.worker_dir.as_deref(), plan.model.backend.as_str())?;
         let token = rng::bytes()?;
-        let started = spawn::start(&program, &self.socket, worker, &token)?;
+        let started = spawn::start(&program, &self.socket, worker, &token, self.config.fault.as_deref())?;
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
         let process = Process { pid, token, shoves, phase, link: None, reported: 0 };
         self.processes.insert(worker.clone(), process);
         let reports = self.reports_in.clone();
-        self.tasks.spawn(reap::run(worker.clone(), started, shoves_out, phase_out, reports, self.clock));
+        self.tasks.spawn(reap::run(
+            worker.clone(),
+            started,
+            shoves_out,
+            phase_out,
+            reports,
+            self.clock,
+            self.inbox.logs.clone(),
+        ));
         Ok(pid)
-    }
-
-    /// Connects the client with the link, then sends the request. A client that is gone by now takes no slot.
-    fn grant(&mut self, worker: WorkerId, request: Box<ollmlx_proto::Request>, now: Mono) {
-        let id = request.id;
-        let client = self.requests.get_mut(&id).and_then(|record| {
-            record.granted = Some((now, worker.clone()));
-            let client = record.client.take()?;
-            let load_ns = now.since(record.arrived);
-            client.try_send(TicketItem::Granted { load_ns }).is_ok().then_some(client)
-        });
-        let Some(client) = client else {
-            self.summarise(id, &Summary { finish_reason: "cancelled", ..Summary::default() });
-            self.owed.push_back(Event::Left { request: id });
-            self.owed.push_back(Event::Ended { worker, request: id });
-            return;
-        };
-        if let Some(link) = self.processes.get(&worker).and_then(|process| process.link.as_ref()) {
-            let attach = LinkCommand::Attach(id, Box::new(Sink::new(client)));
-            if link.commands.try_send(attach).is_err() {
-                error!(%worker, request_id = %id, "no room at the link");
-            }
-        }
-        self.send(&worker, ToWorker::Run(request));
-    }
-
-    /// Ends a waiting client here, or a running one through its link, behind what it has yet to hear.
-    fn fail(&mut self, request: RequestId, failure: Failure) {
-        let Some(record) = self.requests.get_mut(&request) else { return };
-        warn!(request_id = %request, kind = ?failure.kind, error = failure.public, "request failed");
-        match (record.client.take(), record.granted.clone()) {
-            (Some(client), _) => {
-                // The queue of one that waits is empty; one that is gone needs no answer.
-                let _gone = client.try_send(TicketItem::Failed(failure));
-            }
-            (None, Some((_, worker))) => self.fail_at_link(&worker, request, failure),
-            (None, None) => {}
-        }
-        self.summarise(request, &Summary { finish_reason: "failed", ..Summary::default() });
     }
 
     pub(super) fn fail_at_link(&mut self, worker: &WorkerId, request: RequestId, failure: Failure) {
@@ -112,6 +82,10 @@ impl Task {
     }
 
     fn send(&mut self, worker: &WorkerId, message: ToWorker) {
+        self.send_message(worker, Message::Plain(message));
+    }
+
+    pub(super) fn send_message(&mut self, worker: &WorkerId, message: Message) {
         let Some(process) = self.processes.get(worker) else { return };
         let sent = process.link.as_ref().map(|link| link.messages.try_send(message).map_err(|_| ()));
         if let Some(Err(_full_or_closed)) = sent {

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::os::clock::Clock;
 use crate::scheduler::{Job, KeepAlive, LoadPlan, Mono, Snapshot};
+use crate::worker::log_book::LogBook;
 use crate::worker::sink::TicketItem;
 
 /// What handles tell the driver.
@@ -23,6 +24,7 @@ pub(super) enum Command {
     },
     Unload(ModelId),
     Pardon(ModelId),
+    Restart(ModelId),
     Shutdown {
         forced: bool,
     },
@@ -34,6 +36,7 @@ pub(super) struct Inbox {
     pub(super) dropped: mpsc::Receiver<RequestId>,
     pub(super) snapshots: watch::Sender<Snapshot>,
     pub(super) finished: watch::Sender<bool>,
+    pub(super) logs: watch::Sender<LogBook>,
 }
 
 /// The only way in. Cheap to clone.
@@ -44,6 +47,7 @@ pub struct Handle {
     dropped: mpsc::Sender<RequestId>,
     snapshots: watch::Receiver<Snapshot>,
     finished: watch::Receiver<bool>,
+    logs: watch::Receiver<LogBook>,
     clock: Clock,
     next_request: Arc<AtomicU64>,
 }
@@ -60,15 +64,17 @@ pub(super) fn pair(clock: Clock) -> (Handle, Inbox) {
     let (dropped_in, dropped) = mpsc::channel(limits::TICKETS_MAX);
     let (snapshots, snapshots_out) = watch::channel(Snapshot::default());
     let (finished, finished_out) = watch::channel(false);
+    let (logs, logs_out) = watch::channel(LogBook::new());
     let handle = Handle {
         commands: commands_in,
         dropped: dropped_in,
         snapshots: snapshots_out,
         finished: finished_out,
+        logs: logs_out,
         clock,
         next_request: Arc::new(AtomicU64::new(1)),
     };
-    (handle, Inbox { commands, dropped, snapshots, finished })
+    (handle, Inbox { commands, dropped, snapshots, finished, logs })
 }
 
 impl Handle {
@@ -98,6 +104,12 @@ impl Handle {
         let _driver_gone = self.commands.send(Command::Pardon(model)).await;
     }
 
+    /// Ends a model's backoff or quarantine, forgets its deaths, and replaces its process once what it runs has ended.
+    /// Returns at once; unknown models are fine.
+    pub async fn restart(&self, model: ModelId) {
+        let _driver_gone = self.commands.send(Command::Restart(model)).await;
+    }
+
     /// The latest view, lock-free.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -108,6 +120,12 @@ impl Handle {
     #[must_use]
     pub fn snapshots(&self) -> watch::Receiver<Snapshot> {
         self.snapshots.clone()
+    }
+
+    /// What the workers printed.
+    #[must_use]
+    pub fn logs(&self) -> watch::Receiver<LogBook> {
+        self.logs.clone()
     }
 
     /// Leave: refuse what waits and what comes, let running requests end within their time. `forced` ends them too.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ollmlx_proto::{RequestId, ToWorker, WorkerId, limits, version};
+use ollmlx_proto::{Failure, Request, RequestId, ToWorker, WorkerId, limits, version};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -17,9 +17,9 @@ use crate::os::clock::Clock;
 use crate::os::memory;
 use crate::os::process::Exit;
 use crate::scheduler::{Cause, Event, Mono, Outbox, Scheduler};
-use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, Phase, Reader};
+use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, Message, Phase, Reader};
 use crate::worker::reap::Shove;
-use crate::worker::sink::{Summary, TicketItem};
+use crate::worker::sink::{Sink, Summary, TicketItem};
 use crate::worker::socket::{Door, Knock, same_token};
 use crate::worker::{Report, Reported};
 
@@ -45,15 +45,36 @@ pub(super) struct Process {
 
 pub(super) struct Link {
     pub(super) commands: mpsc::Sender<LinkCommand>,
-    pub(super) messages: mpsc::Sender<ToWorker>,
+    pub(super) messages: mpsc::Sender<Message>,
 }
 
 /// One request as the shell knows it, until its end.
 pub(super) struct Record {
-    /// Given to the link with the grant.
-    pub(super) client: Option<mpsc::Sender<TicketItem>>,
+    pub(super) place: Place,
     pub(super) arrived: Mono,
-    pub(super) granted: Option<(Mono, WorkerId)>,
+    /// The first time.
+    pub(super) granted: Option<Mono>,
+    /// The last one.
+    pub(super) worker: Option<WorkerId>,
+}
+
+/// Where the way to a client is.
+pub(super) enum Place {
+    /// Here; given to the link with the grant.
+    Here(mpsc::Sender<TicketItem>),
+    /// At the link of the worker.
+    AtLink,
+    /// Called back from the link of a worker that is gone; this is done when it comes.
+    Returning(Next),
+    /// Here again, with what it has heard.
+    Parked(Box<Sink>),
+}
+
+/// What is done with one that returns.
+pub(super) enum Next {
+    Park,
+    Grant(WorkerId, Arc<Request>),
+    Fail(Failure),
 }
 
 pub(super) struct Task {
@@ -61,7 +82,7 @@ pub(super) struct Task {
     pub(super) clock: Clock,
     pub(super) scheduler: Scheduler,
     pub(super) socket: PathBuf,
-    inbox: Inbox,
+    pub(super) inbox: Inbox,
     pub(super) reports_in: mpsc::Sender<Reported>,
     reports: mpsc::Receiver<Reported>,
     pub(super) processes: BTreeMap<WorkerId, Process>,
@@ -169,12 +190,14 @@ impl Task {
     fn commanded(&mut self, command: Command) {
         match command {
             Command::Submit { request, job, plan, keep_alive, client } => {
-                let record = Record { client: Some(client), arrived: self.now(), granted: None };
+                let place = Place::Here(client);
+                let record = Record { place, arrived: self.now(), granted: None, worker: None };
                 self.requests.insert(request, record);
                 self.step(Event::Arrived { request, job, plan, keep_alive });
             }
             Command::Unload(model) => self.step(Event::Unload { model }),
             Command::Pardon(model) => self.step(Event::Pardoned { model }),
+            Command::Restart(model) => self.step(Event::Restart { model }),
             Command::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
             Command::Shutdown { forced: true } => self.step(Event::ShutdownForced),
         }
@@ -182,10 +205,10 @@ impl Task {
 
     /// A ticket was dropped. One that runs is summed up when its worker confirms the end.
     fn left(&mut self, request: RequestId) {
-        if self.requests.get(&request).is_some_and(|record| record.client.is_some()) {
-            self.summarise(request, &Summary { finish_reason: "cancelled", ..Summary::default() });
+        match self.requests.get(&request).map(|record| &record.place) {
+            None | Some(Place::AtLink) => self.step(Event::Left { request }),
+            Some(_) => self.forget(request, &Summary { finish_reason: "cancelled", ..Summary::default() }),
         }
-        self.step(Event::Left { request });
     }
 
     fn reported(&mut self, worker: WorkerId, report: Report) {
@@ -205,9 +228,15 @@ impl Task {
                 Event::MemorySampled { worker, bytes }
             }
             Report::Ended { request, summary } => {
+                if self.requests.get(&request).is_some_and(|record| !matches!(record.place, Place::AtLink)) {
+                    // The last word of a worker that was given up before it was heard: nothing is left to resume.
+                    return self.forget(request, &summary);
+                }
                 self.summarise(request, &summary);
                 Event::Ended { worker, request }
             }
+            Report::Cleared(request) => Event::Cleared { worker, request },
+            Report::Parked { request, sink } => return self.parked(request, sink),
             // The worker is told to cancel, and its end is waited for, as if the client had left.
             Report::TooSlow(request) => Event::Left { request },
             Report::Unsendable(request) => {
@@ -254,7 +283,7 @@ impl Task {
         let (messages, messages_out) = mpsc::channel(LINK_QUEUE_LEN_MAX);
         let answer = ToWorker::Hello { version, build: env!("CARGO_PKG_VERSION").to_owned() };
         // A new queue has room.
-        let _fits = messages.try_send(answer);
+        let _fits = messages.try_send(Message::Plain(answer));
         process.phase.send_replace(Phase::Open);
         let reader = Reader {
             worker: worker.clone(),
@@ -288,8 +317,7 @@ impl Task {
     pub(super) fn summarise(&mut self, request: RequestId, summary: &Summary) {
         let Some(record) = self.requests.remove(&request) else { return };
         let now = self.now();
-        let granted = record.granted.as_ref().map(|(granted, _)| *granted);
-        let worker = record.granted.as_ref().map(|(_, worker)| worker);
+        let (granted, worker) = (record.granted, record.worker.as_ref());
         info!(
             request_id = %request,
             model = worker.map(|worker| tracing::field::display(worker.model.clone())),

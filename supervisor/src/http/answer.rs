@@ -10,6 +10,7 @@ use hyper::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
 use ollmlx_proto::{Embeddings, Output};
 
 use super::AppState;
+use super::metrics::Pace;
 use super::plan::{Planned, plan};
 use super::respond::{EVENTS, HttpReply, JSON, NDJSON, Reply, reply, whole};
 use super::stream::{Stopwatch, TicketBody};
@@ -250,7 +251,9 @@ impl Running {
         let stream = self.meta.stream;
         let mut encoder = self.flavor.encoder(self.meta.clone());
         let mut heard = VecDeque::new();
+        let mut pace = Pace::new(Arc::clone(&state.metrics), started);
         while let Some(item) = self.ticket.next().await {
+            pace.heard(&item, state.handle.now());
             if let TicketItem::Failed(failure) | TicketItem::Output(Output::Failed(failure)) = &item
                 && (heard.iter().all(|item| !decides(item)) || !stream)
             {
@@ -260,14 +263,14 @@ impl Running {
                 let decided = decides(&item);
                 heard.push_back(item);
                 if decided {
-                    return self.streamed(encoder, watch, heard);
+                    return self.streamed(encoder, watch, heard, pace);
                 }
             } else {
                 encoder.push(&item);
             }
         }
         if stream {
-            return self.streamed(encoder, watch, heard);
+            return self.streamed(encoder, watch, heard, pace);
         }
         watch.set(encoder.as_mut());
         match encoder.finish() {
@@ -276,9 +279,15 @@ impl Running {
         }
     }
 
-    fn streamed(self, encoder: Box<dyn Encoder>, watch: Stopwatch, heard: VecDeque<TicketItem>) -> HttpReply {
+    fn streamed(
+        self,
+        encoder: Box<dyn Encoder>,
+        watch: Stopwatch,
+        heard: VecDeque<TicketItem>,
+        pace: Pace,
+    ) -> HttpReply {
         let content_type = if self.flavor.is_native() { NDJSON } else { EVENTS };
-        let body = TicketBody::new(self.ticket, encoder, watch, heard);
+        let body = TicketBody::new(self.ticket, encoder, watch, heard, pace);
         let mut reply = reply(200, content_type, Reply::Ticket(Box::new(body)));
         if !self.flavor.is_native() {
             reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

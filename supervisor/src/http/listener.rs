@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use ollmlx_proto::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT_MS};
+use ollmlx_proto::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT_MS, UPGRADE_LINGER_MS};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -21,14 +22,25 @@ use super::route::route;
 /// After a failed accept (out of descriptors, mostly) others get time to close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `leaving` becomes true, then lets running requests end; the caller bounds that by dropping this.
-pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: watch::Receiver<bool>) {
+/// Whether new connections are welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Door {
+    /// They are.
+    Open,
+    /// A successor accepts them; those that are open may bring one more request.
+    HandedOver,
+    /// They are not.
+    Closed,
+}
+
+/// Serves until the door is not open any more, then lets running requests end; the caller bounds that by dropping this.
+pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let accepted = tokio::select! {
-            () = told(&mut leaving) => break,
+            () = told(&mut leaving, Door::Open) => break,
             accepted = accept(&listener, &room) => accepted,
         };
         match accepted {
@@ -50,8 +62,8 @@ pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: wat
 }
 
 /// Waits until the server leaves; a sender that is gone means the same.
-async fn told(leaving: &mut watch::Receiver<bool>) {
-    drop(leaving.wait_for(|leaving| *leaving).await);
+async fn told(leaving: &mut watch::Receiver<Door>, than: Door) {
+    drop(leaving.wait_for(|leaving| *leaving > than).await);
 }
 
 async fn accept(
@@ -65,10 +77,17 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {
+    let door = leaving.clone();
     let service = service_fn(move |request| {
-        let state = Arc::clone(&state);
-        async move { Ok::<_, Infallible>(answer(state, request).await) }
+        let (state, door) = (Arc::clone(&state), door.clone());
+        async move {
+            let mut reply = answer(state, request).await;
+            if *door.borrow() != Door::Open {
+                reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(reply)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -82,7 +101,14 @@ async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch:
                 tracing::debug!(%error, "a connection ended early");
             }
         }
-        () = told(&mut leaving) => {
+        () = told(&mut leaving, Door::Open) => {
+            // One that was accepted just now, or is kept alive, may have a request under way: it must not be refused.
+            let linger = tokio::time::sleep(Duration::from_millis(UPGRADE_LINGER_MS));
+            tokio::select! {
+                _ended = connection.as_mut() => return,
+                () = told(&mut leaving, Door::HandedOver) => {}
+                () = linger => {}
+            }
             connection.as_mut().graceful_shutdown();
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended early");

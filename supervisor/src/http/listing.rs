@@ -111,6 +111,7 @@ fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Valu
         "queued": view.queued,
         "restarts": view.restarts,
         "last_death": view.last_death,
+        "cpu_level": view.cpu_level,
         "rests_until": view.rests_until.map(|at| rfc3339_local(state.handle.wall_clock_of(at))),
     })
 }

@@ -10,8 +10,10 @@ mod guard;
 pub mod listener;
 mod listing;
 mod manage;
+pub mod metrics;
 mod native;
 mod openai;
+mod ops;
 mod plan;
 mod respond;
 mod route;
@@ -25,7 +27,7 @@ use tokio::sync::Semaphore;
 use crate::catalog::Catalog;
 use crate::driver::Handle;
 
-pub use self::listener::serve;
+pub use self::listener::{Door, serve};
 
 /// What the door is told by the settings.
 #[derive(Clone, Debug)]
@@ -61,7 +63,10 @@ pub struct AppState {
     pub catalog: Catalog,
     /// Settings.
     pub config: HttpConfig,
+    /// Why the last upgrade failed.
+    upgrade: tokio::sync::watch::Receiver<Option<String>>,
     guard: guard::Guard,
+    metrics: Arc<metrics::Metrics>,
     /// Bytes of bodies that may still be held.
     body_budget: Arc<Semaphore>,
 }
@@ -69,9 +74,20 @@ pub struct AppState {
 impl AppState {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig) -> Self {
+    pub fn new(
+        handle: Handle,
+        catalog: Catalog,
+        config: HttpConfig,
+        metrics: Arc<metrics::Metrics>,
+        upgrade: tokio::sync::watch::Receiver<Option<String>>,
+    ) -> Self {
         let guard = guard::Guard::new(&config);
         let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
-        Self { handle, catalog, config, guard, body_budget: Arc::new(Semaphore::new(budget)) }
+        Self { handle, catalog, config, upgrade, guard, metrics, body_budget: Arc::new(Semaphore::new(budget)) }
+    }
+
+    /// Whether the server is on its way out.
+    fn is_leaving(&self) -> bool {
+        self.handle.snapshot().leaving
     }
 }

@@ -9,7 +9,7 @@ use hyper::{Method, Request};
 use super::answer::{Flavor, run};
 use super::guard::{Verdict, mark};
 use super::respond::{HttpReply, empty, text};
-use super::{AppState, body, listing, manage, native, openai, respond};
+use super::{AppState, body, listing, manage, metrics, native, openai, ops, respond};
 use crate::dialect::Rejection;
 
 /// What a path means. The text after a fixed part is carried along.
@@ -30,6 +30,13 @@ enum Endpoint<'a> {
     Blob(&'a str),
     /// Work of a model, in one of the dialects.
     Run(Flavor),
+    Metrics,
+    Healthz,
+    Readyz,
+    Server,
+    Why,
+    Logs,
+    Restart,
     OpenAiModels,
     OpenAiModel(&'a str),
 }
@@ -61,6 +68,13 @@ fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static [Method])> {
         "/v1/completions" => (Endpoint::Run(Flavor::OpenAiCompletion), POST),
         "/v1/embeddings" => (Endpoint::Run(Flavor::OpenAiEmbeddings), POST),
         "/v1/messages" => (Endpoint::Run(Flavor::Anthropic), POST),
+        "/metrics" => (Endpoint::Metrics, GET),
+        "/healthz" => (Endpoint::Healthz, GET_HEAD),
+        "/readyz" => (Endpoint::Readyz, GET_HEAD),
+        "/api/ollmlx/server" => (Endpoint::Server, GET),
+        "/api/ollmlx/why" => (Endpoint::Why, POST),
+        "/api/ollmlx/logs" => (Endpoint::Logs, POST),
+        "/api/ollmlx/restart" => (Endpoint::Restart, POST),
         "/v1/models" => (Endpoint::OpenAiModels, GET),
         _ => {
             if let Some(digest) = path.strip_prefix("/api/blobs/").filter(|rest| !rest.contains('/')) {
@@ -75,9 +89,19 @@ fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static [Method])> {
 /// From a request's head to its reply.
 pub(super) async fn route(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
     let (head, incoming) = request.into_parts();
+    let reply = judged(&state, &head, incoming).await;
+    let path = head.uri.path();
+    state.metrics.answered(path, endpoint(path).is_some(), reply.status().as_u16());
+    reply
+}
+
+async fn judged(state: &Arc<AppState>, head: &hyper::http::request::Parts, incoming: Incoming) -> HttpReply {
+    // Probes have no key, and learn nothing but that somebody lives.
+    let is_probe = matches!(head.uri.path(), "/healthz" | "/readyz");
     let origin = match state.guard.check(&head.method, &head.headers, head.uri.host()) {
         Verdict::Answer(reply) => return reply,
         Verdict::Pass(origin) => origin,
+        Verdict::Unauthorized if is_probe => None,
         Verdict::Unauthorized => {
             let rejection = Rejection::new(401, "unauthorized: this server wants its key as a bearer token");
             return Flavor::of_path(head.uri.path()).refuse(&rejection);
@@ -85,9 +109,7 @@ pub(super) async fn route(state: Arc<AppState>, request: Request<Incoming>) -> H
     };
     let path = head.uri.path();
     let mut reply = match endpoint(path) {
-        Some((endpoint, methods)) if methods.contains(&head.method) => {
-            dispatch(&state, endpoint, &head, incoming).await
-        }
+        Some((endpoint, methods)) if methods.contains(&head.method) => dispatch(state, endpoint, head, incoming).await,
         Some((_, methods)) => {
             let mut reply = text(405, "405 method not allowed");
             let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
@@ -123,6 +145,10 @@ async fn dispatch(
         Endpoint::Status => return native::status(),
         Endpoint::Tags => return listing::tags(state).await,
         Endpoint::Ps => return listing::ps(state),
+        Endpoint::Metrics => return metrics::metrics(state),
+        Endpoint::Healthz => return metrics::healthz(),
+        Endpoint::Readyz => return metrics::readyz(state),
+        Endpoint::Server => return ops::server(state),
         Endpoint::OpenAiModels => return openai::models(state).await,
         Endpoint::OpenAiModel(id) => return openai::model(state, id).await,
         Endpoint::Blob(digest) => return manage::blob(state, &head.method, digest, incoming).await,
@@ -139,6 +165,9 @@ async fn dispatch(
         Endpoint::Copy => manage::copy(state, &body.bytes).await,
         Endpoint::Delete => manage::delete(state, &body.bytes).await,
         Endpoint::Create => manage::create(state, &body.bytes).await,
+        Endpoint::Why => ops::why(state, &body.bytes).await,
+        Endpoint::Logs => ops::logs(state, &body.bytes).await,
+        Endpoint::Restart => ops::restart(state, &body.bytes).await,
         Endpoint::Pull => manage::transfer(&body.bytes, "pull"),
         Endpoint::Push => manage::transfer(&body.bytes, "push"),
         _ => Err(Rejection::new(401, "unauthorized")),

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
+use super::metrics::Pace;
 use crate::dialect::Encoder;
 use crate::driver::{Handle, Ticket, TicketItem};
 use crate::os::wall::{rfc3339_utc, wall_now};
@@ -40,6 +41,7 @@ pub(super) struct TicketBody {
     watch: Stopwatch,
     /// Items that were heard before the head was written.
     heard: VecDeque<TicketItem>,
+    pace: Pace,
 }
 
 impl std::fmt::Debug for TicketBody {
@@ -54,8 +56,9 @@ impl TicketBody {
         encoder: Box<dyn Encoder>,
         watch: Stopwatch,
         heard: VecDeque<TicketItem>,
+        pace: Pace,
     ) -> Self {
-        Self { ticket, encoder, watch, heard }
+        Self { ticket, encoder, watch, heard, pace }
     }
 
     /// The next bytes; `None` at the end. Every line or event is its own chunk, flushed as it comes.
@@ -63,7 +66,13 @@ impl TicketBody {
         loop {
             let item = match self.heard.pop_front() {
                 Some(item) => Some(item),
-                None => ready!(self.ticket.poll_next(context)),
+                None => {
+                    let item = ready!(self.ticket.poll_next(context));
+                    if let Some(item) = &item {
+                        self.pace.heard(item, self.watch.handle.now());
+                    }
+                    item
+                }
             };
             let Some(item) = item else { return Poll::Ready(None) };
             self.watch.set(self.encoder.as_mut());

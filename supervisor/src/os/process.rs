@@ -68,6 +68,18 @@ pub fn start(program: &Path, private_prefix: &str, variables: &[(&str, OsString)
     Ok(Started { child, pid, printed })
 }
 
+/// Starts a successor of ourselves with the same arguments: `socket` is its standard input, a pipe its standard output.
+/// It outlives us.
+///
+/// # Errors
+/// The system's.
+pub fn start_successor(program: &Path, socket: OwnedFd, variables: &[(&str, &str)]) -> io::Result<Child> {
+    let mut command = command(program);
+    command.args(std::env::args_os().skip(1)).envs(variables.iter().copied());
+    command.stdin(Stdio::from(socket)).stdout(Stdio::piped());
+    command.spawn()
+}
+
 /// Sends SIGTERM to a group; a group that is gone is fine.
 pub fn terminate_group(pid: u32) {
     signal_group(pid, Signal::SIGTERM);

@@ -1,12 +1,14 @@
 //! The gate: a request leaves it granted, queued, joined to a load, or refused. And the way out for a client that
 //! leaves.
 
+use std::sync::Arc;
+
 use ollmlx_proto::{Failure, RequestId, limits};
 
 use super::event::{Job, KeepAlive, LoadPlan};
 use super::lifecycle::State;
 use super::model::Model;
-use super::queue::Waiting;
+use super::queue::{Kept, Waiting};
 use super::{Effect, Outbox, Scheduler, cause};
 
 impl Scheduler {
@@ -18,10 +20,15 @@ impl Scheduler {
         keep_alive: Option<KeepAlive>,
         out: &mut Outbox,
     ) {
-        if self.homes.contains_key(&request) {
+        if self.homes.has(request) {
             return out.never(format!("{request} arrived twice"));
         }
-        if let Some(failure) = self.refusal(&plan) {
+        let bytes = match &job {
+            Job::Load => 0,
+            Job::Run(run) => run.bytes(),
+        };
+        let crowded = (!self.homes.has_room(bytes)).then(cause::queue_full);
+        if let Some(failure) = self.refusal(&plan).or(crowded) {
             return out.push(Effect::Fail { request, failure });
         }
         let at = self.place_of(&plan);
@@ -29,9 +36,25 @@ impl Scheduler {
         model.model = plan.model.clone();
         let arrived = self.now;
         let deadline = arrived.plus_ms(self.config.queue_wait_ms);
-        self.homes.insert(request, model.id.clone());
+        self.homes.insert(request, model.id.clone(), bytes);
         self.queue_len += 1;
-        model.queue.push(Waiting { request, job, plan, keep_alive, arrived, deadline, loads_failed: 0 });
+        let job = match job {
+            Job::Load => Kept::Load,
+            Job::Run(run) => Kept::Run(Arc::from(run)),
+        };
+        let waiting = Waiting {
+            request,
+            job,
+            plan,
+            keep_alive,
+            arrived,
+            deadline,
+            loads_failed: 0,
+            over_budget: false,
+            came_back: false,
+            deaths: 0,
+        };
+        model.queue.push(waiting);
     }
 
     /// Why it is turned away at once.
@@ -82,16 +105,19 @@ impl Scheduler {
 
     pub(super) fn left(&mut self, request: RequestId, out: &mut Outbox) {
         // One that has ended may still be reported as gone.
-        let Some(home) = self.homes.get(&request) else { return };
+        let Some(home) = self.homes.get(request) else { return };
         let Ok(at) = self.find(home) else { return out.never(format!("{request} has no home")) };
         let model = &mut self.models[at];
         if model.queue.remove(request).is_some() {
-            self.homes.remove(&request);
+            self.homes.remove(request);
             self.queue_len -= 1;
         } else if let Some(running) = model.running.get_mut(&request) {
             if running.cancel_deadline.is_none() {
                 running.cancel_deadline = Some(self.now.plus_ms(self.config.timeouts.silence_ms));
-                out.push(Effect::Cancel { worker: model.worker(), request });
+                // One whose worker is dying is let go when that is reaped.
+                if !matches!(model.state, State::Exiting { .. }) {
+                    out.push(Effect::Cancel { worker: model.worker(), request });
+                }
             }
         } else {
             out.never(format!("{request} is neither waiting nor running"));
@@ -100,7 +126,7 @@ impl Scheduler {
 
     /// Ends one that is out of the line already.
     pub(super) fn fail_waiting(&mut self, request: RequestId, failure: Failure, out: &mut Outbox) {
-        self.homes.remove(&request);
+        self.homes.remove(request);
         self.queue_len -= 1;
         out.push(Effect::Fail { request, failure });
     }

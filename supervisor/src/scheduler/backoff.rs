@@ -56,6 +56,11 @@ impl DeathTally {
         Rest::Backoff(now.plus_ms(jittered_ms.min(BACKOFF_MS_MAX)))
     }
 
+    /// It works after all: only the last death still counts.
+    pub(super) fn calm(&mut self) {
+        self.deaths.drain(..self.deaths.len().saturating_sub(1));
+    }
+
     /// Forgets them.
     pub(super) fn clear(&mut self) {
         self.deaths.clear();

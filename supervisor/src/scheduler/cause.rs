@@ -31,6 +31,25 @@ impl Cause {
         }
     }
 
+    /// One of a fixed set of words, for counting.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Exited { .. } => "exited",
+            Self::Signalled { signal } => Signal::try_from(*signal).map_or("signal", Signal::as_str),
+            Self::NoHello => "no-hello",
+            Self::HelloRefused(_) => "hello-refused",
+            Self::LoadStalled => "load-stalled",
+            Self::LoadFailed(_) => "load-failed",
+            Self::Silent => "silent",
+            Self::Protocol(_) => "protocol",
+            Self::LinkLost => "link-lost",
+            Self::SpawnFailed(_) => "spawn-failed",
+            Self::OverBudget => "over-budget",
+        }
+    }
+
     /// Whether trying again is pointless, by the worker's own word.
     pub(super) fn is_permanent(&self) -> bool {
         matches!(self, Self::LoadFailed(failure) if failure.retry == Retry::Never)
@@ -50,7 +69,24 @@ fn with_tail(mut text: String, log_tail: &str) -> String {
     text
 }
 
-/// For a request that was running.
+/// For a request whose worker died twice while it ran, the second time alone.
+pub(super) fn poison(cause: &Cause, log_tail: &str) -> Failure {
+    let kind = if *cause == Cause::Silent { FailureKind::WorkerHung } else { FailureKind::WorkerDied };
+    let text = format!(
+        "the model's worker died twice while working on this request, so it is not tried again: {}",
+        cause.words()
+    );
+    let mut failure = Failure::new(kind, with_tail(text, log_tail)).with_detail(log_tail);
+    failure.retry = Retry::Never;
+    failure
+}
+
+/// For a request whose client left before its worker died.
+pub(super) fn client_gone() -> Failure {
+    Failure::new(FailureKind::Cancelled, "the client left")
+}
+
+/// For a request that was running and can't be resumed.
 pub(super) fn died_running(cause: &Cause, log_tail: &str) -> Failure {
     let kind = if *cause == Cause::Silent { FailureKind::WorkerHung } else { FailureKind::WorkerDied };
     let text = format!(

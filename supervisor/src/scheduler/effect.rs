@@ -1,5 +1,7 @@
 //! Everything the scheduler wants done. The driver performs effects in order and answers `Spawn` before any other event.
 
+use std::sync::Arc;
+
 use ollmlx_proto::{Failure, Request, RequestId, WorkerId};
 
 use super::event::{Cause, LoadPlan};
@@ -37,8 +39,16 @@ pub enum Effect {
     Grant {
         /// To whom.
         worker: WorkerId,
+        /// What; the tokens that earlier incarnations produced are the driver's to add.
+        request: Arc<Request>,
+    },
+    /// Its worker is gone. Take the way to its client back from the link, with what was produced: a later `Grant` goes on
+    /// from there.
+    Requeue {
+        /// Whose link.
+        worker: WorkerId,
         /// What.
-        request: Box<Request>,
+        request: RequestId,
     },
     /// Tell a load job that its model is there.
     Loaded {

@@ -120,6 +120,12 @@ pub enum Event {
         /// Which.
         model: ModelId,
     },
+    /// A person asked for a new process: forget the deaths, end backoff and quarantine, and let a living process
+    /// finish what it runs and go. The next request, or one that waits, starts the new one.
+    Restart {
+        /// Which.
+        model: ModelId,
+    },
     /// Answer to [`super::Effect::Spawn`].
     Spawned {
         /// Which.
@@ -179,6 +185,13 @@ pub enum Event {
         /// Which.
         worker: WorkerId,
         /// Whose.
+        request: RequestId,
+    },
+    /// A request that came back after a death has produced [`ollmlx_proto::limits::PROBATION_TOKENS`] tokens more.
+    Cleared {
+        /// Where.
+        worker: WorkerId,
+        /// Which.
         request: RequestId,
     },
     /// The socket closed.

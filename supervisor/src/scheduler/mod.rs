@@ -18,7 +18,8 @@
 //! event changes nothing and is told as [`Effect::Never`] (I4); a draining worker gets no grants (I5); the tally
 //! of deaths outlives a quarantine (I6, in `limits`). Every request ends exactly once.
 //!
-//! Limit: a request that runs when its worker dies fails; it is not resumed yet. The driver keeps what resuming needs.
+//! A worker's death is nobody's problem: those it ran come back to the front of their line and go on on the next
+//! incarnation, see `settle`. The driver keeps the tokens they had produced.
 
 mod admission;
 mod backoff;
@@ -27,23 +28,26 @@ mod cause;
 pub mod effect;
 pub mod event;
 mod evict;
+mod homes;
+mod level;
 pub mod lifecycle;
 mod model;
 mod queue;
+pub mod record;
 mod room;
 mod settle;
 pub mod snapshot;
-
-use std::collections::BTreeMap;
 
 use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
 
 pub use effect::{Effect, Outbox, Push};
 pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono};
-pub use snapshot::{Snapshot, WorkerView};
+pub use record::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
+pub use snapshot::{Snapshot, Totals, WorkerView};
 
 use backoff::Rng;
 use budget::Ledger;
+use homes::Homes;
 use lifecycle::{DrainReason, Input, State, Timeouts};
 use model::Model;
 
@@ -98,10 +102,11 @@ pub struct Scheduler {
     /// In order of id; a place is stable within a step.
     models: Vec<Model>,
     /// Where each living request is.
-    homes: BTreeMap<RequestId, ModelId>,
+    homes: Homes,
     queue_len: usize,
     leaving: bool,
     finished: bool,
+    totals: Totals,
     now: Mono,
 }
 
@@ -115,10 +120,11 @@ impl Scheduler {
             rng: Rng::new(seed),
             ledger,
             models: Vec::new(),
-            homes: BTreeMap::new(),
+            homes: Homes::default(),
             queue_len: 0,
             leaving: false,
             finished: false,
+            totals: Totals::default(),
             now: Mono(0),
         }
     }
@@ -131,6 +137,7 @@ impl Scheduler {
             Event::Left { request } => self.left(request, out),
             Event::Unload { model } => self.unload(&model, out),
             Event::Pardoned { model } => self.pardoned(&model, out),
+            Event::Restart { model } => self.restart(&model, out),
             Event::Spawned { worker, pid } => self.told(&worker, Input::Spawned { pid }, None, out),
             Event::SpawnFailed { worker, reason } => self.ended(&worker, Cause::SpawnFailed(reason), "", out),
             Event::Hello { worker } => self.told(&worker, Input::Hello, None, out),
@@ -142,6 +149,7 @@ impl Scheduler {
             }
             Event::Heard { worker } => self.told(&worker, Input::Heard, None, out),
             Event::Ended { worker, request } => self.request_ended(&worker, request, out),
+            Event::Cleared { worker, request } => self.cleared(&worker, request),
             Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
             Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
             Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
@@ -158,11 +166,12 @@ impl Scheduler {
         let of_model = |model: &Model| {
             let state = model.state.deadline();
             let head = model.queue.head();
-            let wait = head.map(|waiting| waiting.deadline);
+            let wait = model.queue.deadline();
             let blocked = head.filter(|_| model.state == State::Absent);
             let gives_way = blocked.map(|waiting| waiting.arrived.plus_ms(self.config.yield_after_ms));
             let gives_way = gives_way.filter(|&at| at > self.now);
             let cancel = model.running.values().filter_map(|running| running.cancel_deadline).min();
+            let cancel = cancel.filter(|_| !matches!(model.state, State::Exiting { .. }));
             [state, wait, gives_way, cancel].into_iter().flatten().min()
         };
         self.models.iter().filter_map(of_model).min()
@@ -224,17 +233,32 @@ impl Scheduler {
     fn request_ended(&mut self, worker: &WorkerId, request: RequestId, out: &mut Outbox) {
         let Some(at) = self.living(worker) else { return };
         let model = &mut self.models[at];
-        if model.running.remove(&request).is_none() {
-            // After a loss, those that ran have been failed already.
+        let Some(running) = model.running.remove(&request) else {
+            // After a loss, those that ran may have been failed already.
             if !matches!(model.state, State::Exiting { .. }) {
                 out.never(format!("{worker} ended {request}, which it doesn't run"));
             }
             return;
+        };
+        if running.waiting.deaths > 0 {
+            model.tally.calm();
         }
-        self.homes.remove(&request);
+        self.homes.remove(request);
         model.last_used = self.now;
         let expires_at = model.expires_at(self.now);
         self.apply(at, Input::Ended { expires_at }, None, out);
+    }
+
+    /// Probation is over.
+    fn cleared(&mut self, worker: &WorkerId, request: RequestId) {
+        let Some(at) = self.living(worker) else { return };
+        let model = &mut self.models[at];
+        if let Some(running) = model.running.get_mut(&request)
+            && running.waiting.deaths > 0
+        {
+            running.waiting.deaths = 0;
+            model.tally.calm();
+        }
     }
 
     fn unload(&mut self, model: &ModelId, out: &mut Outbox) {
@@ -257,7 +281,20 @@ impl Scheduler {
     fn pardoned(&mut self, model: &ModelId, out: &mut Outbox) {
         let Ok(at) = self.find(model) else { return };
         self.models[at].tally.clear();
+        self.models[at].cpu_level = None;
         self.apply(at, Input::Pardoned, None, out);
+    }
+
+    /// A person asked for a new process: the past is forgotten, and a living one goes once its work is done.
+    fn restart(&mut self, model: &ModelId, out: &mut Outbox) {
+        self.pardoned(model, out);
+        let Ok(at) = self.find(model) else { return };
+        match self.models[at].state {
+            State::Idle { .. } | State::Busy { .. } | State::Handshaking { .. } | State::Loading { .. } => {
+                self.apply(at, Input::Drain { reason: DrainReason::Reload }, Some(Cause::Asked), out);
+            }
+            _ => {}
+        }
     }
 
     /// Everything whose time has come.
@@ -291,6 +328,10 @@ impl Scheduler {
             }
             if self.models[at].state.has_process() {
                 self.apply(at, input, Some(Cause::Asked), out);
+            }
+            if matches!(self.models[at].state, State::Exiting { .. }) {
+                // They waited for the next process.
+                self.fail_running(at, out);
             }
         }
     }

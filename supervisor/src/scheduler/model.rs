@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ollmlx_proto::limits::POISON_DEATHS_MAX;
 use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId};
 
 use super::backoff::DeathTally;
 use super::event::{Cause, KeepAlive, LoadPlan, Mono};
 use super::lifecycle::State;
-use super::queue::{Queue, serves};
+use super::queue::{Queue, Waiting, serves};
+use super::record::{Deaths, ModelDeaths};
 use crate::catalog::ModelRef;
 
 /// A request that holds a slot.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Running {
+    /// As it waited, and will again if its worker dies.
+    pub(super) waiting: Waiting,
     /// Its client left; the worker must confirm the end by then.
     pub(super) cancel_deadline: Option<Mono>,
 }
@@ -36,6 +40,8 @@ pub(super) struct Model {
     pub(super) progress: Option<(u64, u64)>,
     /// Why it is on its way out.
     pub(super) cause: Option<Cause>,
+    /// The state it was in before that, and how many it ran then.
+    pub(super) left_from: Option<(&'static str, usize)>,
     pub(super) keep_alive: KeepAlive,
     pub(super) last_used: Mono,
     pub(super) tally: DeathTally,
@@ -43,6 +49,9 @@ pub(super) struct Model {
     /// Whether the last process died unasked.
     pub(super) died: bool,
     pub(super) last_death: Option<String>,
+    pub(super) deaths: Deaths,
+    /// Lower CPU level that its processes are told to use, since one died in its start at a better one.
+    pub(super) cpu_level: Option<&'static str>,
 }
 
 impl Model {
@@ -58,12 +67,15 @@ impl Model {
             ready: None,
             progress: None,
             cause: None,
+            left_from: None,
             keep_alive,
             last_used: Mono(0),
             tally: DeathTally::default(),
             restarts: 0,
             died: false,
             last_death: None,
+            deaths: Deaths::default(),
+            cpu_level: None,
         }
     }
 
@@ -89,6 +101,23 @@ impl Model {
     pub(super) fn has_free_slot(&self) -> bool {
         let slots = self.ready.as_ref().map_or(0, |ready| usize::from(ready.slots));
         self.state.accepts_work() && self.running.len() < slots
+    }
+
+    /// For the view: nothing where it never died.
+    pub(super) fn deaths(&self) -> Option<ModelDeaths> {
+        let Deaths { records, count } = &self.deaths;
+        let model = self.model.clone();
+        (*count > 0).then(|| ModelDeaths { model, deaths: records.clone(), count: *count })
+    }
+
+    /// Whether one that runs is on probation: then nobody joins it.
+    pub(super) fn has_suspect(&self) -> bool {
+        self.running.values().any(|running| running.waiting.deaths > 0)
+    }
+
+    /// Probation: one suspect at a time, nobody joins it, and one that was present at two deaths runs alone.
+    pub(super) fn must_wait(&self, head: &Waiting) -> bool {
+        self.has_suspect() || (head.deaths >= POISON_DEATHS_MAX && !self.running.is_empty())
     }
 
     /// Whether nothing would be lost by forgetting it.

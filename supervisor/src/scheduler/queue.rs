@@ -1,16 +1,25 @@
-//! The waiting room of one model: first in, first out, all joined to one load.
+//! The waiting room of one model: first in, first out, all joined to one load. Those whose worker died come back to the
+//! front, the most suspicious first.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use ollmlx_proto::RequestId;
+use ollmlx_proto::{Request, RequestId};
 
-use super::event::{Job, KeepAlive, LoadPlan, Mono};
+use super::event::{KeepAlive, LoadPlan, Mono};
 
-/// One that waits.
+/// What a request is kept as: one prompt, however often it is granted.
+#[derive(Clone, Debug)]
+pub(super) enum Kept {
+    Load,
+    Run(Arc<Request>),
+}
+
+/// One that waits, or holds a slot and may come back.
 #[derive(Clone, Debug)]
 pub(super) struct Waiting {
     pub(super) request: RequestId,
-    pub(super) job: Job,
+    pub(super) job: Kept,
     pub(super) plan: Box<LoadPlan>,
     pub(super) keep_alive: Option<KeepAlive>,
     pub(super) arrived: Mono,
@@ -18,9 +27,15 @@ pub(super) struct Waiting {
     pub(super) deadline: Mono,
     /// Loads it has seen fail.
     pub(super) loads_failed: u32,
+    /// Its worker was ended for its memory before.
+    pub(super) over_budget: bool,
+    /// It held a slot before.
+    pub(super) came_back: bool,
+    /// Deaths it has been present at since it was last above suspicion.
+    pub(super) deaths: u32,
 }
 
-/// Those that wait for one model. Every wait is equally long, so the first in line is the first to be late.
+/// Those that wait for one model.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue {
     line: VecDeque<Waiting>,
@@ -47,6 +62,29 @@ impl Queue {
 
     pub(super) fn push(&mut self, waiting: Waiting) {
         self.line.push_back(waiting);
+    }
+
+    /// Puts one whose worker died before all that are less suspicious or came later.
+    pub(super) fn readmit(&mut self, waiting: Waiting) {
+        let goes_after = |other: &Waiting| {
+            (std::cmp::Reverse(other.deaths), other.arrived, other.request)
+                < (std::cmp::Reverse(waiting.deaths), waiting.arrived, waiting.request)
+        };
+        let index = self.line.iter().position(|other| !goes_after(other)).unwrap_or(self.line.len());
+        self.line.insert(index, waiting);
+    }
+
+    /// When the first of them has waited too long. Those that never ran wait equally long, and so the first of them is
+    /// the first to be late; those that came back are before them.
+    pub(super) fn deadline(&self) -> Option<Mono> {
+        let mut first = None;
+        for waiting in &self.line {
+            first = Some(first.map_or(waiting.deadline, |first: Mono| first.min(waiting.deadline)));
+            if !waiting.came_back {
+                break;
+            }
+        }
+        first
     }
 
     pub(super) fn head(&self) -> Option<&Waiting> {

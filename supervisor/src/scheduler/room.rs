@@ -5,9 +5,11 @@
 //! for [`super::SchedulerConfig::yield_after_ms`]; then nobody passes, and busy workers whose own line is younger
 //! give way: they finish what they run and take no more.
 
-use super::event::{Cause, Job};
+use super::event::Cause;
 use super::evict::{Candidate, Need, choose};
 use super::lifecycle::{DrainReason, Input, State};
+use super::model::Running;
+use super::queue::Kept;
 use super::{Effect, Mono, Outbox, Scheduler};
 
 /// Whether a model can be started.
@@ -49,18 +51,19 @@ impl Scheduler {
             if !model.serves(&head.plan) {
                 return self.apply(at, Input::Drain { reason: DrainReason::Reload }, None, out);
             }
-            if !model.has_free_slot() {
+            if !model.has_free_slot() || model.must_wait(head) {
                 return;
             }
             let Some(waiting) = model.queue.pop() else { return };
             self.queue_len -= 1;
-            let Job::Run(request) = waiting.job else {
+            let Kept::Run(request) = waiting.job.clone() else {
                 out.never(format!("{} is a load that waits for a slot", waiting.request));
                 continue;
             };
             model.keep_alive = waiting.keep_alive.unwrap_or(model.keep_alive);
             model.last_used = self.now;
-            model.running.insert(waiting.request, super::model::Running::default());
+            self.totals.resumed += u64::from(waiting.came_back);
+            model.running.insert(waiting.request, Running { waiting, cancel_deadline: None });
             let worker = model.worker();
             self.apply(at, Input::Granted, None, out);
             out.push(Effect::Grant { worker, request });
@@ -71,14 +74,14 @@ impl Scheduler {
     fn answer_loads(&mut self, at: usize, out: &mut Outbox) {
         let model = &mut self.models[at];
         let mut queue = std::mem::take(&mut model.queue);
-        let loads = queue.take(|waiting| matches!(waiting.job, Job::Load) && model.serves(&waiting.plan));
+        let loads = queue.take(|waiting| matches!(waiting.job, Kept::Load) && model.serves(&waiting.plan));
         model.queue = queue;
         if loads.is_empty() {
             return;
         }
         for waiting in loads {
             self.queue_len -= 1;
-            self.homes.remove(&waiting.request);
+            self.homes.remove(waiting.request);
             model.keep_alive = waiting.keep_alive.unwrap_or(model.keep_alive);
             out.push(Effect::Loaded { request: waiting.request, worker: model.worker() });
         }

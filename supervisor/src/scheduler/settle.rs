@@ -1,11 +1,26 @@
 //! Transitions, and what a death means: for the memory it held, for those it ran, for those that wait, and for when
 //! the model may be tried again.
+//!
+//! Those it ran are let go when the process is reaped, not before: until then an end that raced the death still counts,
+//! and no second process could hold the memory. They come back to the front of the line as suspects. A suspect is run
+//! with nobody but those above suspicion, and nobody joins it; it is above suspicion again after
+//! [`limits::PROBATION_TOKENS`] more tokens, or when it ends. One that was present at [`limits::POISON_DEATHS_MAX`]
+//! deaths is run quite alone, and only one that was alone when its worker died again is sentenced.
+//!
+//! Decision: suspects may run beside cleared ones, at the price of one more death before a guilty one is alone. Rejected:
+//! each alone to its end, which makes seven innocent streams wait for each other after every SIGKILL from outside.
+//!
+//! Decision: the death that sentences a request isn't counted against the model, and one that moves on has shown that its
+//! model works. A model whose workers die of everything is still quarantined, because each request's first death counts.
 
-use ollmlx_proto::{Incarnation, WorkerId};
+use ollmlx_proto::{Failure, Incarnation, RequestId, WorkerId, limits};
 
 use super::event::Cause;
+use super::level;
 use super::lifecycle::{self, Action, DrainReason, Input, Rest, Rung, State};
-use super::{Effect, Outbox, Scheduler, cause};
+use super::model::Running;
+use super::record::{After, DeathRecord, Fate, HeldRequest, last_lines};
+use super::{Effect, Outbox, Push, Scheduler, cause};
 
 /// Failed loads that a waiting request sits through.
 const LOADS_FAILED_MAX: u32 = 3;
@@ -29,6 +44,27 @@ pub(super) fn cause_of_elapsed(state: State) -> Option<Cause> {
     }
 }
 
+fn is_over(state: State) -> bool {
+    matches!(state, State::Draining { reason: DrainReason::OverBudget, .. })
+}
+
+fn after(rest: Rest) -> After {
+    match rest {
+        Rest::None => After::Ready,
+        Rest::Backoff(until) => After::Backoff(until),
+        Rest::Quarantine(until) => After::Quarantine(until),
+    }
+}
+
+/// What there is to know of a death.
+#[derive(Clone, Copy)]
+struct Death<'a> {
+    why: &'a Cause,
+    log_tail: &'a str,
+    rest: Rest,
+    guilty: Option<RequestId>,
+}
+
 impl Scheduler {
     /// Makes a transition and does what it asks for. The cause is kept if this is what makes the worker leave.
     pub(super) fn apply(&mut self, at: usize, input: Input, cause: Option<Cause>, out: &mut Outbox) {
@@ -45,12 +81,17 @@ impl Scheduler {
             self.prepare(at);
         }
         let model = &mut self.models[at];
+        if matches!(to, State::Exiting { .. }) && !matches!(from, State::Exiting { .. }) {
+            model.left_from = Some((from.name(), model.running.len()));
+        }
         if matches!(to, State::Exiting { .. }) && model.cause.is_none() {
-            let drained = match from {
-                State::Draining { reason: DrainReason::OverBudget, .. } => Cause::OverBudget,
-                _ => Cause::Asked,
-            };
-            model.cause = Some(cause.unwrap_or(drained));
+            model.cause = Some(match (from, cause) {
+                // What ends its link in this state is most likely the system, for the same reason.
+                (State::Draining { reason: DrainReason::OverBudget, .. }, None | Some(Cause::LinkLost)) => {
+                    Cause::OverBudget
+                }
+                (_, cause) => cause.unwrap_or(Cause::Asked),
+            });
         }
         if from.name() != to.name() && action != Action::Settle {
             let cause = if matches!(to, State::Exiting { .. }) { model.cause.clone() } else { None };
@@ -69,7 +110,10 @@ impl Scheduler {
                 });
             }
             Action::Push(push) => {
-                self.fail_running(at, None, out);
+                let unkillable = matches!(from, State::Exiting { rung: Rung::Pushed(Push::Kill), .. });
+                if self.leaving || unkillable {
+                    self.fail_running(at, out);
+                }
                 out.push(Effect::Push { worker, push });
             }
         }
@@ -80,7 +124,11 @@ impl Scheduler {
         let model = &mut self.models[at];
         model.incarnation = Incarnation(model.incarnation.0.saturating_add(1));
         model.plan = model.queue.plan();
+        if let (Some(plan), Some(level)) = (&mut model.plan, model.cpu_level) {
+            level.clone_into(&mut plan.spec.cpu_level);
+        }
         model.ready = None;
+        model.left_from = None;
         model.progress = None;
         model.cause = None;
         model.last_used = self.now;
@@ -89,17 +137,19 @@ impl Scheduler {
         self.ledger.reserve(&model.id, planned);
     }
 
-    /// Ends those that hold a slot of a worker that won't answer any more.
-    fn fail_running(&mut self, at: usize, log_tail: Option<&str>, out: &mut Outbox) {
-        let model = &mut self.models[at];
-        let why = model.cause.clone().unwrap_or(Cause::Asked);
-        let failure = match (&why, self.leaving) {
-            (Cause::Asked, true) => cause::shutting_down(),
-            _ => cause::died_running(&why, log_tail.unwrap_or_default()),
-        };
-        for (request, _) in std::mem::take(&mut model.running) {
-            self.homes.remove(&request);
+    /// Ends those that can't be resumed: the server leaves, or the process doesn't even die.
+    pub(super) fn fail_running(&mut self, at: usize, out: &mut Outbox) {
+        let failure = self.failure_of_held(self.models[at].cause.as_ref().unwrap_or(&Cause::Asked), "");
+        for request in std::mem::take(&mut self.models[at].running).into_keys() {
+            self.homes.remove(request);
             out.push(Effect::Fail { request, failure: failure.clone() });
+        }
+    }
+
+    fn failure_of_held(&self, why: &Cause, log_tail: &str) -> Failure {
+        match why {
+            Cause::Asked if self.leaving => cause::shutting_down(),
+            _ => cause::died_running(why, log_tail),
         }
     }
 
@@ -115,13 +165,25 @@ impl Scheduler {
         let lingers = matches!(from, State::Exiting { rung: Rung::Linger, .. });
         let why = match model.cause.take() {
             Some(known) if !(lingers && known == Cause::LinkLost) => known,
+            // The system's way to say the same.
+            _ if is_over(from) && matches!(exit, Cause::Signalled { .. }) => Cause::OverBudget,
             // Its own end says more than the end of its link.
             _ => exit,
         };
         model.cause = Some(why.clone());
         let was_loading = model.ready.is_none();
-        self.fail_running(at, Some(log_tail), out);
-        let rest = self.rest_after(at, &why);
+        let (state, aboard) = model.left_from.take().unwrap_or((from.name(), model.running.len()));
+        let guilty = self.guilty(at, &why, aboard);
+        let rest = if guilty.is_some() { Rest::None } else { self.rest_after(at, &why) };
+        let requests = self.let_go(at, Death { why: &why, log_tail, rest, guilty }, out);
+        if why != Cause::Asked {
+            self.totals.deaths += 1;
+            let model = &mut self.models[at];
+            model.cpu_level = if was_loading { level::after(model, &why) } else { model.cpu_level };
+            let (worker, at, log_tail) = (worker.clone(), self.now, last_lines(log_tail));
+            let (cause, after, cpu_level) = (why.clone(), after(rest), model.cpu_level);
+            model.deaths.push(DeathRecord { worker, at, state, cause, log_tail, requests, after, cpu_level });
+        }
         let model = &mut self.models[at];
         self.ledger.release(&model.id);
         model.plan = None;
@@ -141,6 +203,50 @@ impl Scheduler {
         if why != Cause::Asked {
             self.fail_waiting_after(at, &why, was_loading, log_tail, out);
         }
+    }
+
+    /// Who is to blame: the one that was alone, at the second death at least.
+    fn guilty(&self, at: usize, why: &Cause, aboard: usize) -> Option<RequestId> {
+        let running = &self.models[at].running;
+        let (request, held) = running.first_key_value()?;
+        let alone = aboard.max(running.len()) == 1;
+        let known = held.waiting.deaths + 1 >= limits::POISON_DEATHS_MAX;
+        (alone && known && *why != Cause::Asked && held.cancel_deadline.is_none() && !self.leaving).then_some(*request)
+    }
+
+    /// Says what becomes of those that it held.
+    fn let_go(&mut self, at: usize, death: Death<'_>, out: &mut Outbox) -> Vec<HeldRequest> {
+        let worker = self.models[at].worker();
+        let mut fates = Vec::new();
+        for (request, Running { mut waiting, cancel_deadline }) in std::mem::take(&mut self.models[at].running) {
+            waiting.deaths += u32::from(*death.why != Cause::Asked);
+            let deaths = waiting.deaths;
+            let (fate, failure) = if death.guilty == Some(request) {
+                self.totals.suspects += 1;
+                (Fate::Suspect, cause::poison(death.why, death.log_tail))
+            } else if self.leaving || death.why.is_permanent() {
+                (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
+            } else if cancel_deadline.is_some() {
+                (Fate::ClientGone, cause::client_gone())
+            } else if *death.why == Cause::OverBudget && std::mem::replace(&mut waiting.over_budget, true) {
+                // A leak is gone with its process; what a new one needs as well is not there.
+                (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
+            } else if let Rest::Quarantine(until) = death.rest {
+                (Fate::Failed, cause::quarantined(Some(&death.why.words()), until, self.now))
+            } else {
+                waiting.deadline = self.now.plus_ms(self.config.queue_wait_ms);
+                (waiting.came_back, waiting.loads_failed) = (true, 0);
+                self.queue_len += 1;
+                self.models[at].queue.readmit(waiting);
+                out.push(Effect::Requeue { worker: worker.clone(), request });
+                fates.push(HeldRequest { request, deaths, fate: Fate::Resumed });
+                continue;
+            };
+            self.homes.remove(request);
+            out.push(Effect::Fail { request, failure });
+            fates.push(HeldRequest { request, deaths, fate });
+        }
+        fates
     }
 
     /// Where the model rests. Deaths nobody asked for are counted, except those that would only repeat themselves.

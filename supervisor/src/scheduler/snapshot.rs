@@ -7,6 +7,7 @@ use ollmlx_proto::{ModelId, WorkerId};
 use super::event::Mono;
 use super::lifecycle::State;
 use super::model::Model;
+use super::record::ModelDeaths;
 use super::{KeepAlive, Scheduler};
 use crate::catalog::ModelRef;
 
@@ -25,6 +26,21 @@ pub struct Snapshot {
     pub limit_bytes: Option<u64>,
     /// Whether the server is leaving.
     pub leaving: bool,
+    /// Models that died, whether or not they are among the workers, in order of model id.
+    pub deaths: Vec<ModelDeaths>,
+    /// Since the start.
+    pub totals: Totals,
+}
+
+/// Counts since the start of the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Processes that ended without being asked.
+    pub deaths: u64,
+    /// Requests that went on on another process; one that does so twice counts twice.
+    pub resumed: u64,
+    /// Requests that failed as the suspects of two deaths.
+    pub suspects: u64,
 }
 
 /// One model that has, or had, a process.
@@ -62,6 +78,8 @@ pub struct WorkerView {
     pub last_death: Option<String>,
     /// Until when it rests, in backoff or quarantine.
     pub rests_until: Option<Mono>,
+    /// CPU level that it is told to use since it died at a better one.
+    pub cpu_level: Option<&'static str>,
 }
 
 /// The id of a model with no process at all is enough to ask for one.
@@ -70,6 +88,12 @@ impl Snapshot {
     #[must_use]
     pub fn of(&self, model: &ModelId) -> Option<&WorkerView> {
         self.workers.iter().find(|view| view.worker.model == *model)
+    }
+
+    /// The deaths of one model, if there were any.
+    #[must_use]
+    pub fn deaths_of(&self, model: &ModelId) -> Option<&ModelDeaths> {
+        self.deaths.iter().find(|deaths| deaths.model.id == *model)
     }
 }
 
@@ -85,6 +109,8 @@ impl Scheduler {
             reserved_bytes: self.ledger.total(),
             limit_bytes: self.ledger.limit(),
             leaving: self.leaving,
+            deaths: self.models.iter().filter_map(Model::deaths).collect(),
+            totals: self.totals,
         }
     }
 
@@ -116,6 +142,7 @@ impl Scheduler {
             restarts: model.restarts,
             last_death: model.last_death.clone(),
             rests_until,
+            cpu_level: model.cpu_level,
         }
     }
 

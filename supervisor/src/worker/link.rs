@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use interprocess::local_socket::tokio::Stream;
 use ollmlx_proto::frame::{self, Decoder};
-use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, RequestId, ToWorker, WorkerId, limits};
+use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, Request, RequestId, ToWorker, TokenId, WorkerId, limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -54,6 +54,16 @@ pub enum LinkCommand {
     Attach(RequestId, Box<Sink>),
     /// End it with this, unless it has ended.
     Fail(RequestId, Failure),
+    /// Its worker is gone: give its sink back as [`Report::Parked`].
+    Park(RequestId),
+}
+
+/// What the driver tells the writer.
+pub enum Message {
+    /// As it is.
+    Plain(ToWorker),
+    /// A request that is kept, and the tokens that were produced for it.
+    Run(Arc<Request>, Vec<TokenId>),
 }
 
 /// The reader of one link.
@@ -116,6 +126,10 @@ impl Reader {
                 // All four are cancel-safe. Commands first: a request is attached before its outputs come.
                 biased;
                 command = self.commands.recv(), if held => match command {
+                    Some(LinkCommand::Park(request)) => {
+                        let sink = demux.park(request);
+                        self.report(Report::Parked { request, sink }).await;
+                    }
                     Some(command) => demux.command(command),
                     None => {
                         held = false;
@@ -186,7 +200,12 @@ impl Reader {
         if !demux.sinks.contains_key(&request) {
             // Its attachment may have come since the last look.
             while let Ok(command) = self.commands.try_recv() {
-                demux.command(command);
+                if let LinkCommand::Park(request) = command {
+                    let sink = demux.park(request);
+                    self.report(Report::Parked { request, sink }).await;
+                } else {
+                    demux.command(command);
+                }
             }
         }
         let Some(sink) = demux.sinks.get_mut(&request).filter(|sink| !sink.ended) else {
@@ -196,6 +215,9 @@ impl Reader {
         let ended = output.is_terminal();
         let heard = sink.output(output, self.clock.now_ns());
         let summary = sink.summary;
+        if sink.take_cleared() && !ended {
+            self.report(Report::Cleared(request)).await;
+        }
         if heard == Err(TooSlow) && !ended {
             self.report(Report::TooSlow(request)).await;
         }
@@ -240,7 +262,17 @@ impl Demux {
                     sink.ended = true;
                 }
             }
+            // The reader answers this one itself.
+            LinkCommand::Park(_) => {}
         }
+    }
+
+    /// Takes out one that has not ended and whose client is there.
+    fn park(&mut self, request: RequestId) -> Option<Box<Sink>> {
+        if self.sinks.get(&request)?.ended {
+            return None;
+        }
+        self.sinks.remove(&request).filter(|sink| !sink.is_done())
     }
 
     /// The driver let go. Whoever has not heard its end hears it now.
@@ -277,7 +309,7 @@ async fn until(deadline: Option<Instant>) {
 pub async fn write(
     worker: WorkerId,
     stream: Arc<Stream>,
-    mut messages: mpsc::Receiver<ToWorker>,
+    mut messages: mpsc::Receiver<Message>,
     reports: mpsc::Sender<Reported>,
 ) {
     let mut bytes = Vec::new();
@@ -286,9 +318,13 @@ pub async fn write(
         let mut next = Some(message);
         // What waits travels together.
         while let Some(message) = next {
-            if let Err(error) = frame::encode(&message, &mut bytes) {
+            let encoded = match &message {
+                Message::Plain(message) => frame::encode(message, &mut bytes),
+                Message::Run(request, produced) => frame::encode_run(request, produced, &mut bytes),
+            };
+            if let Err(error) = encoded {
                 warn!(model = %worker.model, %error, "message was not sent");
-                if let ToWorker::Run(request) = message {
+                if let Message::Run(request, _) = message {
                     let _driver_gone = reports.send((worker.clone(), Report::Unsendable(request.id))).await;
                 }
             }

@@ -8,9 +8,11 @@
 //! | `link` | frames in and out; outputs to the request they belong to |
 //! | `sink` | one request's way to its client, which may be slow |
 //! | `reap` | waits for the end, passes signals on |
+//! | `log_book` | what all of them printed, for who asks |
 //! | `log_tail` | the last of what it printed |
 
 pub mod link;
+pub mod log_book;
 pub mod log_tail;
 pub mod reap;
 pub mod sink;
@@ -51,6 +53,15 @@ pub enum Report {
     TooSlow(RequestId),
     /// A request could not be put into a frame; its client has been told.
     Unsendable(RequestId),
+    /// A request that came back has got past the place where its last worker died.
+    Cleared(RequestId),
+    /// Answer to [`link::LinkCommand::Park`].
+    Parked {
+        /// Which.
+        request: RequestId,
+        /// The way to its client; `None` where that is gone or has heard its end.
+        sink: Option<Box<sink::Sink>>,
+    },
     /// It broke the protocol; nothing more is read from it.
     Misbehaved(String),
     /// The socket closed.

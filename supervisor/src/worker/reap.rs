@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 use super::link::Phase;
+use super::log_book::{self, LogBook};
 use super::log_tail::LogTail;
 use super::{Report, Reported};
 use crate::os::clock::Clock;
@@ -39,6 +40,7 @@ pub async fn run(
     mut link: watch::Receiver<Phase>,
     reports: mpsc::Sender<Reported>,
     clock: Clock,
+    book: watch::Sender<LogBook>,
 ) {
     let Started { mut child, pid, mut printed } = started;
     let mut tail = LogTail::default();
@@ -47,7 +49,7 @@ pub async fn run(
         tokio::select! {
             // All three are cancel-safe.
             ended = child.wait() => break ended.map_or(Exit::Code(-1), Exit::from),
-            more = read_some(&mut printed, &mut tail, &worker, clock), if !silent => silent = !more,
+            more = read_some(&mut printed, &mut tail, &worker, clock, &book), if !silent => silent = !more,
             Some(shove) = shoves.recv() => match shove {
                 Shove::Terminate => process::terminate_group(pid),
                 Shove::Kill => process::kill_group(pid),
@@ -58,7 +60,7 @@ pub async fn run(
     process::kill_group(pid);
     let last_words = async {
         while !silent {
-            silent = !read_some(&mut printed, &mut tail, &worker, clock).await;
+            silent = !read_some(&mut printed, &mut tail, &worker, clock, &book).await;
         }
         // An error means that there is no link any more.
         let _ended = link.wait_for(|phase| *phase != Phase::Open).await;
@@ -72,12 +74,21 @@ pub async fn run(
 }
 
 /// Reads once; `false` at the end.
-async fn read_some(printed: &mut pipe::Receiver, tail: &mut LogTail, worker: &WorkerId, clock: Clock) -> bool {
+async fn read_some(
+    printed: &mut pipe::Receiver,
+    tail: &mut LogTail,
+    worker: &WorkerId,
+    clock: Clock,
+    book: &watch::Sender<LogBook>,
+) -> bool {
     let mut buffer = [0; 4096];
     match printed.read(&mut buffer).await {
         Ok(0) | Err(_) => false,
         Ok(count) => {
-            for line in tail.push(&buffer[..count], clock.now_ns()) {
+            let now_ns = clock.now_ns();
+            let lines = tail.push(&buffer[..count], now_ns);
+            log_book::write(book, worker, &lines, now_ns);
+            for line in lines {
                 debug!(model = %worker.model, incarnation = worker.incarnation.0, line, "worker printed");
             }
             true

@@ -3,13 +3,21 @@
 //! Items go into a bounded channel. When it is full they wait here: text deltas are merged in place, up to
 //! [`CLIENT_BACKLOG_BYTES_MAX`]; beyond that the client is told that it is too slow and hears nothing more. A slow
 //! client never makes the link wait.
+//!
+//! A sink outlives its worker: it goes from the link of a dead one through the driver to the link of the next, with every
+//! token that was produced, and makes the two runs one answer. What the second one says again is not passed on, counts are
+//! those of the whole, and durations leave out what was computed twice and the pause.
+//!
+//! Limit: what one token leads to (its delta, a tool call) is taken to arrive as a whole. A worker writes it at once; only
+//! a death in the middle of a write that fills the socket could tear it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use ollmlx_proto::limits::CLIENT_BACKLOG_BYTES_MAX;
-use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Output, TokenId};
+use ollmlx_proto::limits::{CLIENT_BACKLOG_BYTES_MAX, CLIENT_WRITE_TIMEOUT_MS, PROBATION_TOKENS};
+use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Finished, Output, Started, TokenId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{SendError, TrySendError};
 
@@ -77,6 +85,30 @@ pub struct Sink {
     pub produced: Vec<TokenId>,
     /// For the log.
     pub summary: Summary,
+    /// What the first worker said of the prompt.
+    started: Option<Started>,
+    clock: Clock,
+    /// Tokens at which a resumed request is above suspicion again.
+    probation: Option<usize>,
+}
+
+/// When what happened, in nanoseconds since the start of the clock, and what earlier workers took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    began_ns: Option<u64>,
+    /// First and last token of the present worker.
+    tokens_ns: Option<(u64, u64)>,
+    /// Of the prompt, where an earlier worker got as far as a token.
+    prefill_ns: Option<u64>,
+    decode_ns: u64,
+    resumed: bool,
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // What is said to clients is not for the log.
+        write!(f, "Sink({} tokens)", self.produced.len())
+    }
 }
 
 impl Sink {
@@ -92,7 +124,27 @@ impl Sink {
             ended: false,
             produced: Vec::new(),
             summary: Summary::default(),
+            started: None,
+            clock: Clock::default(),
+            probation: None,
         }
+    }
+
+    /// A worker is given the request now: the first one, or the next one after a death, which goes on from here.
+    pub fn begin(&mut self, now_ns: u64) {
+        let clock = &mut self.clock;
+        let Some(began_ns) = clock.began_ns.replace(now_ns) else { return };
+        clock.resumed = true;
+        if let Some((first_ns, last_ns)) = clock.tokens_ns.take() {
+            clock.decode_ns += last_ns.saturating_sub(first_ns);
+            clock.prefill_ns.get_or_insert(first_ns.saturating_sub(began_ns));
+        }
+        self.probation = Some(self.produced.len() + PROBATION_TOKENS);
+    }
+
+    /// Whether it has got past the place where its last worker died; says so once.
+    pub fn take_cleared(&mut self) -> bool {
+        self.probation.take_if(|end| self.produced.len() >= *end).is_some()
     }
 
     /// Whether nothing waits here any more.
@@ -111,10 +163,15 @@ impl Sink {
     ///
     /// # Errors
     /// The client is too slow; it has been told, and hears nothing more.
-    pub fn output(&mut self, output: Output, now_ns: u64) -> Result<(), TooSlow> {
+    pub fn output(&mut self, mut output: Output, now_ns: u64) -> Result<(), TooSlow> {
         match &output {
-            Output::Started(started) => self.summary.prompt_tokens = started.prompt_tokens,
+            Output::Started(_) if self.started.is_some() => return Ok(()),
+            Output::Started(started) => {
+                self.started = Some(started.clone());
+                self.summary.prompt_tokens = started.prompt_tokens;
+            }
             Output::Delta(delta) => {
+                self.clock.tokens_ns = Some((self.clock.tokens_ns.map_or(now_ns, |(first_ns, _)| first_ns), now_ns));
                 self.produced.extend_from_slice(&delta.tokens);
                 self.summary.first_token_ns.get_or_insert(now_ns);
                 self.summary.completion_tokens = u32::try_from(self.produced.len()).unwrap_or(u32::MAX);
@@ -124,7 +181,8 @@ impl Sink {
         if output.is_terminal() {
             self.ended = true;
             self.summary.finish_reason = word(&output);
-            if let Output::Finished(finished) = &output {
+            if let Output::Finished(finished) = &mut output {
+                self.make_whole(finished);
                 self.summary.prompt_tokens = finished.usage.prompt_tokens;
                 self.summary.completion_tokens = finished.usage.completion_tokens;
             }
@@ -132,11 +190,31 @@ impl Sink {
         self.push(TicketItem::Output(output))
     }
 
+    /// Puts the counts of all workers into the word of the last.
+    fn make_whole(&self, finished: &mut Finished) {
+        if !self.clock.resumed {
+            return;
+        }
+        if let Some(started) = &self.started {
+            finished.usage.prompt_tokens = started.prompt_tokens;
+            finished.usage.cached_tokens = started.cached_tokens;
+        }
+        let timings = &mut finished.timings;
+        timings.prefill_ns = self.clock.prefill_ns.unwrap_or(timings.prefill_ns);
+        timings.decode_ns = timings.decode_ns.saturating_add(self.clock.decode_ns);
+    }
+
     /// Ends the client's stream, unless it has ended.
     pub fn fail(&mut self, failure: Failure) {
         // A failure is small: it never makes a client too slow.
         self.summary.finish_reason = "failed";
         let _always_fits = self.push(TicketItem::Failed(failure));
+    }
+
+    /// Waits until the client has heard all of it, is gone, or takes nothing for too long.
+    pub async fn flush(mut self: Box<Self>) {
+        let flushed = std::future::poll_fn(|context| self.poll_flush(context));
+        let _too_late = tokio::time::timeout(Duration::from_millis(CLIENT_WRITE_TIMEOUT_MS), flushed).await;
     }
 
     fn push(&mut self, item: TicketItem) -> Result<(), TooSlow> {
@@ -286,6 +364,40 @@ mod tests {
         let Ok(TicketItem::Failed(failure)) = heard.try_recv() else { panic!("told") };
         assert_eq!(failure.kind, FailureKind::ClientTooSlow);
         assert!(sink.is_done());
+    }
+
+    #[test]
+    fn two_workers_make_one_answer_and_its_durations_leave_the_pause_out() {
+        let (client, mut heard) = mpsc::channel(64);
+        let mut sink = Sink::new(client);
+        let started =
+            |cached_tokens| Output::Started(Started { slot: ollmlx_proto::SlotId(0), prompt_tokens: 9, cached_tokens });
+        sink.begin(100);
+        assert_eq!(sink.output(started(4), 110), Ok(()));
+        for (text, now_ns) in [("a", 150), ("b", 160), ("c", 170)] {
+            assert_eq!(sink.output(delta(text), now_ns), Ok(()));
+        }
+        sink.begin(5_000);
+        assert_eq!(sink.output(started(0), 5_001), Ok(()));
+        for index in 1..=PROBATION_TOKENS {
+            assert!(!sink.take_cleared(), "{index}");
+            assert_eq!(sink.output(delta("d"), 6_000), Ok(()));
+        }
+        assert!(sink.take_cleared() && !sink.take_cleared(), "once");
+        let own = ollmlx_proto::Usage { prompt_tokens: 9, cached_tokens: 0, completion_tokens: 19 };
+        let timings = ollmlx_proto::Timings { queue_ns: 1, prefill_ns: 900, decode_ns: 30 };
+        let (reason, context) = (FinishReason::Stop, Vec::new());
+        let end = Finished { reason, stop_string: None, usage: own, timings, context };
+        assert_eq!(sink.output(Output::Finished(end), 6_100), Ok(()));
+        let mut begun = 0;
+        let mut last = None;
+        while let Ok(item) = heard.try_recv() {
+            begun += usize::from(matches!(item, TicketItem::Output(Output::Started(_))));
+            last = Some(item);
+        }
+        let Some(TicketItem::Output(Output::Finished(end))) = last else { panic!("it ends") };
+        assert_eq!((begun, end.usage.cached_tokens, end.usage.completion_tokens), (1, 4, 19));
+        assert_eq!((end.timings.prefill_ns, end.timings.decode_ns), (50, 20 + 30));
     }
 
     #[test]

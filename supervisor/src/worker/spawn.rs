@@ -33,20 +33,27 @@ pub fn program(worker_dir: Option<&Path>, backend: &str) -> io::Result<PathBuf> 
     }
 }
 
-/// Starts the worker.
+/// Starts the worker. `fault` is what it must do wrong, see [`ollmlx_proto::fault`].
 ///
 /// # Errors
 /// The system's.
-pub fn start(program: &Path, socket: &Path, worker: &WorkerId, token: &[u8; 32]) -> io::Result<Started> {
+pub fn start(
+    program: &Path,
+    socket: &Path,
+    worker: &WorkerId,
+    token: &[u8; 32],
+    fault: Option<&str>,
+) -> io::Result<Started> {
     let mut hex = String::with_capacity(64);
     for byte in token {
         write!(hex, "{byte:02x}").map_err(io::Error::other)?;
     }
-    let variables = [
+    let mut variables = vec![
         ("OLLMLX_SOCKET", socket.as_os_str().to_owned()),
         ("OLLMLX_TOKEN", OsString::from(hex)),
         ("OLLMLX_MODEL", OsString::from(&worker.model.0)),
         ("OLLMLX_INCARNATION", OsString::from(worker.incarnation.0.to_string())),
     ];
+    variables.extend(fault.map(|fault| ("OLLMLX_FAULT", OsString::from(fault))));
     process::start(program, PRIVATE_PREFIX, &variables)
 }

@@ -4,8 +4,10 @@
 //! the same beginning (the next turn of a conversation) computes only what is new.
 
 use std::cmp::Reverse;
+use std::time::{Duration, Instant};
 
 use ollmlx_proto::TokenId;
+use ollmlx_proto::limits::REPLAY_EXACT_MS;
 
 use super::job::Job;
 
@@ -22,16 +24,32 @@ pub(super) struct Slot {
     /// Rises with each use; the least is replaced first.
     pub(super) used: u64,
     pub(super) job: Option<Job>,
+    pub(super) replay: Replay,
+}
+
+/// How the tokens of an earlier worker are computed again: one by one, as they were the first time, so that the same
+/// sums are rounded in the same order; after [`REPLAY_EXACT_MS`] as fast as can be.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Replay {
+    /// Index of the first of them; none where nothing is replayed.
+    from: Option<usize>,
+    until: Option<Instant>,
+}
+
+impl Replay {
+    pub(super) fn from(from: Option<usize>) -> Self {
+        Self { from, until: None }
+    }
 }
 
 impl Slot {
     /// When its request came; the far past where it has none.
-    pub(super) fn arrived(&self) -> Option<std::time::Instant> {
+    pub(super) fn arrived(&self) -> Option<Instant> {
         self.job.as_ref().map(|job| job.clock.arrived)
     }
 
     pub(super) fn empty() -> Self {
-        Self { tokens: Vec::new(), computed: 0, exact: usize::MAX, used: 0, job: None }
+        Self { tokens: Vec::new(), computed: 0, exact: usize::MAX, used: 0, job: None, replay: Replay::default() }
     }
 
     /// The engine's cache of this slot is empty now.
@@ -43,6 +61,20 @@ impl Slot {
 
     pub(super) fn waiting(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Tokens that the next step may compute at most.
+    pub(super) fn step_tokens(&mut self, now: Instant) -> usize {
+        let waiting = self.waiting();
+        match self.replay.from {
+            Some(from) if self.computed < from => waiting.min(from - self.computed),
+            Some(_) => {
+                let patience = Duration::from_millis(REPLAY_EXACT_MS);
+                let until = *self.replay.until.get_or_insert(now + patience);
+                if now < until { waiting.min(1) } else { waiting }
+            }
+            None => waiting,
+        }
     }
 
     /// Tokens of `wanted` that this cache could save; at least one is always computed, for its logits.

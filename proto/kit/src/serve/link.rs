@@ -13,6 +13,7 @@ use ollmlx_proto::limits::SLOTS_MAX;
 use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, RequestId, ToWorker};
 
 use super::WRITE_TIMEOUT;
+use crate::fault::{GARBAGE, Spoil};
 
 /// Messages between the two threads. Each request has a run and a cancel, and the engine drains all of them between
 /// two steps; with room for several generations of them the reader never waits here, and so sees the supervisor go.
@@ -128,6 +129,16 @@ impl<W: Write> Sender<W> {
             eprintln!("supervisor can't be written to: {error}");
             Gone
         })
+    }
+
+    /// Injects a fault into what waits: see [`crate::fault`].
+    pub(super) fn spoil(&mut self, spoil: Spoil) -> Result<(), Gone> {
+        eprintln!("fault injected: {spoil:?} on the socket ({})", crate::fault::VARIABLE);
+        match spoil {
+            Spoil::Garbage => self.buffer = GARBAGE.to_vec(),
+            Spoil::Half => self.buffer.truncate(self.buffer.len().div_ceil(2)),
+        }
+        self.flush()
     }
 
     /// Writes one message now.

@@ -51,12 +51,17 @@ fn hello() -> ToWorker {
 
 impl Fixture {
     fn new() -> Self {
+        Self::faulty(Faults::default())
+    }
+
+    fn faulty(faults: Faults) -> Self {
         let (stream, other) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
         let (tell, gone) = mpsc::sync_channel(1);
         let reader = other.try_clone().unwrap();
         let worker = std::thread::spawn(move || {
-            let exit = run::<ToyBackend>(reader, &other, &identity(), move || tell.send(()).unwrap_or_default());
+            let exit =
+                run::<ToyBackend>(reader, &other, &identity(), faults, move || tell.send(()).unwrap_or_default());
             // A real worker's socket closes with its process.
             other.shutdown(std::net::Shutdown::Both).unwrap_or_default();
             exit
@@ -275,5 +280,36 @@ fn tokens_are_64_hexadecimal_digits() {
     assert_eq!(parse_token(&"0aF9".repeat(16)), Some([[0x0a, 0xf9]; 16].concat().try_into().unwrap()));
     for bad in ["", "zz", &"0".repeat(63), &"0".repeat(65), &"+1".repeat(32), &"é".repeat(32)] {
         assert_eq!(parse_token(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_spoilt_step_sends_what_is_no_frame() {
+    let faults = |text: &str| Faults::from_text(Some(text), 7).unwrap();
+    for text in ["garbage@2", "half@2"] {
+        let mut fixture = Fixture::faulty(faults(text));
+        assert!(matches!(fixture.next(), FromWorker::Hello(_)));
+        fixture.send(&[hello(), load("toy.gguf")]);
+        assert!(matches!(fixture.after_load(), FromWorker::Ready(_)));
+        fixture.run(complete(1, "hello"));
+        let mut bytes = vec![0; 1 << 16];
+        let broken = loop {
+            let read = std::io::Read::read(&mut fixture.stream, &mut bytes).unwrap();
+            if read == 0 {
+                break fixture.decoder.is_mid_frame();
+            }
+            fixture.decoder.push(&bytes[..read]);
+            let error = loop {
+                match fixture.decoder.next_message::<FromWorker>() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break false,
+                    Err(_) => break true,
+                }
+            };
+            if error {
+                break true;
+            }
+        };
+        assert!(broken, "{text}");
     }
 }

@@ -71,6 +71,8 @@ pub struct NameRequest {
     pub stream: bool,
     /// Whether an unencrypted registry is fine.
     pub insecure: bool,
+    /// Whether what is still to come is wanted too.
+    pub follow: bool,
 }
 
 impl NameRequest {
@@ -84,6 +86,7 @@ impl NameRequest {
             name: name(&mut fields)?,
             stream: fields.boolean("stream")?.unwrap_or(true),
             insecure: fields.boolean("insecure")?.unwrap_or(false),
+            follow: fields.boolean("follow")?.unwrap_or(false),
         })
     }
 }

@@ -1,0 +1,149 @@
+//! `ollmlx upgrade`, and the server's side of it: a new program takes over the listening socket, the old one ends when
+//! its requests have.
+//!
+//! The old server starts the program that lies at its own path now, with its own arguments, the socket as standard input
+//! and a pipe as standard output. The new one says `ready` there once it serves; only then does the old one stop to
+//! accept. Both hold the same socket all the time, so a connection waits in its queue, and none is refused. A new
+//! program that does not get that far is ended, and the old one goes on.
+//!
+//! Limit: the new server is another process; a service manager that watches the old one must be told (systemd: its own
+//! restart, or `Type=forking`). Models are loaded anew.
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ollmlx_proto::limits::{UPGRADE_LINGER_MS, UPGRADE_READY_MS};
+use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+
+use super::args::UpgradeArgs;
+use super::client::Client;
+use super::error::CliError;
+use super::output::{print, print_json};
+use crate::os::process;
+
+const READY: &[u8] = b"ready\n";
+
+/// Why no successor took over.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    /// It could not be started.
+    #[error("the new program could not be started: {0}")]
+    Start(#[from] std::io::Error),
+    /// It ended first.
+    #[error("the new server ended before it served ({0}); its reason is in the log")]
+    Ended(std::process::ExitStatus),
+    /// It said nothing.
+    #[error("the new server was not ready within {} s", UPGRADE_READY_MS / 1000)]
+    Late,
+}
+
+/// How to start a successor.
+#[derive(Debug)]
+pub struct Successor {
+    program: PathBuf,
+    socket: OwnedFd,
+}
+
+impl Successor {
+    /// Remembers the own path before anybody replaces the file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(listener: &TcpListener) -> Result<Self, CliError> {
+        let system = |step| move |source| CliError::System { step, source };
+        let program = std::env::current_exe().map_err(system("find the own program"))?;
+        let socket = listener.as_fd().try_clone_to_owned().map_err(system("keep the socket"))?;
+        Ok(Self { program, socket })
+    }
+
+    /// Starts it and waits until it serves; returns its process id.
+    ///
+    /// # Errors
+    /// It does not serve; it is gone then.
+    pub async fn start(&self) -> Result<u32, UpgradeError> {
+        let socket = self.socket.try_clone()?;
+        let mut child = process::start_successor(&self.program, socket, &[("OLLMLX_LISTEN_FD", "0")])?;
+        let mut said = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe"))?;
+        let mut word = [0; READY.len()];
+        let heard = tokio::time::timeout(Duration::from_millis(UPGRADE_READY_MS), said.read_exact(&mut word)).await;
+        if matches!(heard, Ok(Ok(_))) && word == *READY {
+            return child.id().ok_or_else(|| std::io::Error::other("it was reaped at once").into());
+        }
+        if heard.is_err() {
+            child.kill().await?;
+            return Err(UpgradeError::Late);
+        }
+        let linger = Duration::from_millis(UPGRADE_LINGER_MS);
+        match tokio::time::timeout(linger, child.wait()).await {
+            Ok(status) => Err(UpgradeError::Ended(status?)),
+            Err(_) => {
+                child.kill().await?;
+                Err(UpgradeError::Ended(child.wait().await?))
+            }
+        }
+    }
+}
+
+/// Takes the socket that a predecessor hands over as standard input.
+///
+/// # Errors
+/// There is none.
+pub fn inherit() -> Result<TcpListener, CliError> {
+    let take = || {
+        let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+        // Nothing else is to see it there.
+        nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+        let listener = std::net::TcpListener::from(socket);
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    take().map_err(|source| CliError::System { step: "take the socket over", source })
+}
+
+/// Tells the predecessor that we serve.
+pub fn say_ready() {
+    let said = std::io::stdout().write_all(READY).and_then(|()| std::io::stdout().flush());
+    if let Err(error) = said {
+        tracing::warn!(%error, "the old server did not hear that this one serves");
+    }
+    // The pipe's far end goes with the predecessor.
+    if let Err(error) = nix::unistd::dup2_stdout(std::io::stderr()) {
+        tracing::warn!(%error, "standard output stays a closed pipe");
+    }
+}
+
+/// Asks the running server, by signal, so that only its own user can.
+///
+/// # Errors
+/// No server on this machine, or it could not be replaced.
+pub async fn run(client: &Client, args: UpgradeArgs) -> Result<(), CliError> {
+    let before = client.get("/api/ollmlx/server").await?;
+    let old = pid_of(&before)?;
+    kill(Pid::from_raw(old), Signal::SIGUSR2)
+        .map_err(|error| CliError::System { step: "signal the server", source: error.into() })?;
+    // Its own deadline, and a little for the way.
+    let rounds = UPGRADE_READY_MS / 100 + 50;
+    for _ in 0..rounds {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let Ok(now) = client.get("/api/ollmlx/server").await else { continue };
+        if pid_of(&now)? != old {
+            let line = format!("upgraded: process {old} handed over to {}\n", now["pid"]);
+            return if args.json { print_json(&now) } else { print(&line) };
+        }
+        if let Some(error) = now["upgrade_error"].as_str() {
+            return Err(CliError::Usage(format!("the old server goes on: {error}")));
+        }
+    }
+    Err(CliError::Usage("the server did not say what became of the upgrade; see its log".to_owned()))
+}
+
+fn pid_of(answer: &Value) -> Result<i32, CliError> {
+    let pid = answer["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1);
+    pid.ok_or(CliError::BadAnswer("it names no process"))
+}

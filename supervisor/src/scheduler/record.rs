@@ -1,0 +1,172 @@
+//! What is kept of each death that nobody asked for: when, why, its last words, and what became of those it ran.
+//!
+//! Bounded: [`DEATH_RECORDS_MAX`] per model, [`DEATH_LOG_BYTES_MAX`] of log each. No prompt and no output is in it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ollmlx_proto::limits::{DEATH_LOG_BYTES_MAX, DEATH_RECORDS_MAX};
+use ollmlx_proto::{RequestId, WorkerId};
+
+use super::event::{Cause, Mono};
+use crate::catalog::ModelRef;
+
+/// What became of a request whose worker died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It waits for the next process and goes on there.
+    Resumed,
+    /// Its worker died again while it ran alone: it failed as the suspect.
+    Suspect,
+    /// Its client had left.
+    ClientGone,
+    /// The server was leaving.
+    Failed,
+}
+
+impl Fate {
+    /// Lower-case words for people.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Resumed => "resumed",
+            Self::Suspect => "failed as the suspect",
+            Self::ClientGone => "client gone",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A request that a worker held when it died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldRequest {
+    /// Which.
+    pub request: RequestId,
+    /// Deaths that it has been present at since it was last above suspicion, this one included.
+    pub deaths: u32,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// What the model does after a death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// It may be started at once.
+    Ready,
+    /// It rests until then.
+    Backoff(Mono),
+    /// It is refused until then.
+    Quarantine(Mono),
+}
+
+impl After {
+    /// A word for it, and until when it lasts.
+    #[must_use]
+    pub fn parts(self) -> (&'static str, Option<Mono>) {
+        match self {
+            Self::Ready => ("ready", None),
+            Self::Backoff(until) => ("backoff", Some(until)),
+            Self::Quarantine(until) => ("quarantine", Some(until)),
+        }
+    }
+}
+
+/// One death.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeathRecord {
+    /// Whose.
+    pub worker: WorkerId,
+    /// When it was settled.
+    pub at: Mono,
+    /// The state that it died in, or that it was shown the door from: `loading`, `busy` …
+    pub state: &'static str,
+    /// Why; [`Cause::words`] says it to people.
+    pub cause: Cause,
+    /// Last lines of what it printed.
+    pub log_tail: String,
+    /// Requests it held.
+    pub requests: Vec<HeldRequest>,
+    /// What follows.
+    pub after: After,
+    /// The lower CPU level that the next process is told to use, where that follows.
+    pub cpu_level: Option<&'static str>,
+}
+
+/// The deaths of one model, oldest first; never empty in a snapshot.
+#[derive(Clone, Debug)]
+pub struct ModelDeaths {
+    /// Which model.
+    pub model: Arc<ModelRef>,
+    /// Its deaths.
+    pub deaths: Arc<VecDeque<DeathRecord>>,
+    /// How many there were, forgotten ones included.
+    pub count: u64,
+}
+
+/// The ring of one model. Shared with snapshots, which cost a count each.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Deaths {
+    pub(super) records: Arc<VecDeque<DeathRecord>>,
+    pub(super) count: u64,
+}
+
+impl Deaths {
+    pub(super) fn push(&mut self, record: DeathRecord) {
+        let records = Arc::make_mut(&mut self.records);
+        while records.len() >= DEATH_RECORDS_MAX {
+            records.pop_front();
+        }
+        records.push_back(record);
+        self.count += 1;
+    }
+}
+
+/// The last whole lines of a log, as far as they fit.
+pub(super) fn last_lines(log_tail: &str) -> String {
+    let text = log_tail.trim_end();
+    if text.len() <= DEATH_LOG_BYTES_MAX {
+        return text.to_owned();
+    }
+    let from = text.ceil_char_boundary(text.len() - DEATH_LOG_BYTES_MAX);
+    let kept = &text[from..];
+    kept.split_once('\n').map_or(kept, |(_, whole)| whole).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use ollmlx_proto::{Incarnation, ModelId};
+
+    use super::*;
+
+    fn record(incarnation: u32) -> DeathRecord {
+        DeathRecord {
+            worker: WorkerId { model: ModelId("m".to_owned()), incarnation: Incarnation(incarnation) },
+            at: Mono(1),
+            state: "busy",
+            cause: Cause::Silent,
+            log_tail: String::new(),
+            requests: Vec::new(),
+            after: After::Ready,
+            cpu_level: None,
+        }
+    }
+
+    #[test]
+    fn the_ring_is_bounded_and_counts_what_it_forgets() {
+        let mut deaths = Deaths::default();
+        for incarnation in 0..=DEATH_RECORDS_MAX as u32 {
+            deaths.push(record(incarnation));
+        }
+        assert_eq!((deaths.records.len(), deaths.count), (DEATH_RECORDS_MAX, DEATH_RECORDS_MAX as u64 + 1));
+        assert_eq!(deaths.records[0].worker.incarnation.0, 1);
+    }
+
+    #[test]
+    fn a_long_log_is_cut_at_a_line() {
+        let line = "é".repeat(40) + "\n";
+        let log = line.repeat(DEATH_LOG_BYTES_MAX / line.len() + 9);
+        let kept = last_lines(&log);
+        assert!(kept.len() <= DEATH_LOG_BYTES_MAX && kept.lines().all(|kept| kept.len() == line.len() - 1));
+        assert_eq!(last_lines("one\ntwo\n\n"), "one\ntwo");
+    }
+}

@@ -1,0 +1,113 @@
+"""`ollmlx upgrade`: a new server takes the socket over; nobody is refused and no answer is cut."""
+
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import threading
+import unittest
+
+import house
+
+LONG = {"model": "smol", "prompt": "Tell me a story.", "options": {"num_predict": 200, "temperature": 0}}
+
+
+class Knocker(threading.Thread):
+    """Connects again and again until told to stop."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self.port, self.served, self.errors, self.done = port, 0, [], threading.Event()
+
+    def run(self):
+        while not self.done.is_set():
+            link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            try:
+                link.request("GET", "/api/version")
+                assert link.getresponse().status == 200
+                self.served += 1
+            except (OSError, http.client.HTTPException, AssertionError) as error:
+                self.errors.append(repr(error))
+            finally:
+                link.close()
+
+
+class Upgrade(unittest.TestCase):
+    def setUp(self):
+        # A copy of the program, so that the test may replace it.
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-upgrade-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        shutil.copy2(house.OLLMLX, self.folder / "ollmlx")
+        self.program = house.OLLMLX
+        house.OLLMLX = str(self.folder / "ollmlx")
+        self.addCleanup(setattr, house, "OLLMLX", self.program)
+        self.server = house.Server(models=("smol",), OLLMLX_WORKER_DIR=str(house.BIN))
+        self.addCleanup(self.end)
+
+    def end(self):
+        pid = self.pid()
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            house.until("without the new server", 30, lambda: pid not in house.processes())
+        self.server.stop()
+
+    def pid(self):
+        try:
+            return self.server.call("GET", "/api/ollmlx/server", seconds=5)[1]["pid"]
+        except OSError:
+            return None
+
+    def test_no_connection_is_refused_and_no_answer_is_cut(self):
+        self.server.call("POST", "/api/generate", LONG | {"stream": False, "options": {"num_predict": 1}})
+        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
+        self.addCleanup(link.close)
+        link.request("POST", "/api/generate", json.dumps(LONG))
+        answer = link.getresponse()
+        lines = [json.loads(answer.readline())]
+        knockers = [Knocker(self.server.port) for _ in range(4)]
+        for knocker in knockers:
+            knocker.start()
+        old = self.server.process.pid
+        # What lies at the path now is another file.
+        fresh = self.folder / "fresh"
+        shutil.copy2(self.program, fresh)
+        os.replace(fresh, house.OLLMLX)
+        done = self.server.cli("upgrade")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        new = self.pid()
+        self.assertNotEqual(new, old)
+        self.assertIn(str(new), done.stdout)
+        lines += [json.loads(line) for line in answer]
+        self.assertTrue(lines[-1].get("done"), lines[-1])
+        self.assertEqual(lines[-1]["eval_count"], sum(1 for line in lines if line.get("response")) or 1)
+        self.assertEqual(self.server.process.wait(30), 0, "the old server ends by itself")
+        for knocker in knockers:
+            knocker.done.set()
+            knocker.join(30)
+            self.assertEqual(knocker.errors, [])
+            self.assertGreater(knocker.served, 10)
+        status, answer = self.server.call("POST", "/api/generate", LONG | {"stream": False})
+        self.assertEqual((status, answer["done"]), (200, True))
+        # And once more, from the second to a third.
+        self.assertEqual(self.server.cli("upgrade").returncode, 0)
+        self.assertNotIn(self.pid(), (old, new))
+
+    def test_a_new_program_that_does_not_start_leaves_the_old_one_serving(self):
+        broken = self.folder / "broken"
+        broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 3\n")
+        broken.chmod(0o755)
+        os.replace(broken, house.OLLMLX)
+        house.OLLMLX = self.program
+        done = self.server.cli("upgrade")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("the old server goes on", done.stderr)
+        self.assertIn("exit status: 3", done.stderr)
+        self.assertEqual(self.pid(), self.server.process.pid)
+        self.assertEqual(self.server.raw("GET", "/readyz"), (200, b"ready\n"))
+
+
+if __name__ == "__main__":
+    unittest.main()
