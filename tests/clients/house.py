@@ -1,7 +1,9 @@
 """A server for tests: starts `ollmlx serve` on a free port with a store of its own, creates the models through the
 command line, and ends it again. Standard library only.
 
-The programs are in the folder OLLMLX_BIN, the models in the files OLLMLX_MODEL_SMOL, _BASE and _EMBED.
+The programs are in the folder OLLMLX_BIN, the models in the files OLLMLX_MODEL_SMOL, _BASE and _EMBED, the same for
+MLX in the folders OLLMLX_MODEL_SMOL_MLX and so on. What holds for every backend is tested once for each: a class of
+tests names its `backend`, and a second class, which inherits all, names the other.
 """
 
 import http.client
@@ -19,7 +21,11 @@ import time
 
 BIN = pathlib.Path(os.environ["OLLMLX_BIN"])
 OLLMLX = str(BIN / "ollmlx")
-FILES = {name: os.environ[f"OLLMLX_MODEL_{name.upper()}"] for name in ("smol", "base", "embed")}
+NAMES = ("smol", "base", "embed")
+FILES = {backend: {name: os.environ[f"OLLMLX_MODEL_{name.upper()}{end}"] for name in NAMES}
+         for backend, end in (("gguf", ""), ("mlx", "_MLX"))}
+# Whether `create` makes a model of a checkpoint's folder. Until then, tests call those models by their path.
+CREATE_TAKES_FOLDERS = False
 START_S = 30
 ANSWER_S = 120
 
@@ -78,9 +84,11 @@ def descendants(pid):
 
 
 class Server:
-    """One server. `settings` are OLLMLX_… variables."""
+    """One server, with the models of one backend. `settings` are OLLMLX_… variables."""
 
-    def __init__(self, models=("smol", "base", "embed"), **settings):
+    def __init__(self, models=NAMES, backend="gguf", **settings):
+        self.backend = backend
+        self.names = {}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-test-"))
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
@@ -99,7 +107,7 @@ class Server:
         try:
             until("listening", START_S, self._listening)
             for name in models:
-                self.create(name, f"FROM {FILES[name]}\n")
+                self.names[name] = self.register(name, FILES[backend][name])
         except BaseException:
             print(self.log(), file=sys.stderr)
             self.stop()
@@ -112,6 +120,18 @@ class Server:
 
     def log(self):
         return self.log_path.read_text(errors="replace")
+
+    @property
+    def named(self):
+        """Whether its models have names of their own, or only paths."""
+        return self.backend == "gguf" or CREATE_TAKES_FOLDERS
+
+    def register(self, name, path):
+        """Returns what clients call the model: `name`, where it can have one."""
+        if os.path.isdir(path) and not CREATE_TAKES_FOLDERS:
+            return path
+        self.create(name, f"FROM {path}\n")
+        return name
 
     def create(self, name, modelfile):
         path = self.folder / "Modelfile"
@@ -144,6 +164,11 @@ class Server:
     def workers(self):
         return [pid for pid in descendants(self.process.pid) if "worker" in processes().get(pid, (0, ""))[1]]
 
+    def needs_names(self, test):
+        """Skips a test that speaks of models by name where they have none."""
+        if not self.named:
+            test.skipTest("models of this backend have no names yet")
+
     def stop(self, kind=signal.SIGTERM):
         """Ends it and removes its folder; returns the exit status."""
         if self.process.poll() is None:
@@ -157,20 +182,19 @@ class Server:
         return status
 
 
-_shared = None
+_shared = {}
 
 
-def shared():
-    """The server that most tests share. It also has `short`: smol, greedy, at most 24 tokens."""
-    global _shared
-    if _shared is None:
-        _shared = Server()
-        _shared.create("short", "FROM smol\nPARAMETER num_predict 24\nPARAMETER temperature 0\nSYSTEM You are brief.\n")
-    return _shared
+def shared(backend="gguf"):
+    """The server that most tests of a backend share. It also has `short`: smol, greedy, at most 24 tokens."""
+    if backend not in _shared:
+        server = _shared[backend] = Server(backend=backend)
+        if server.named:
+            server.create("short", "FROM smol\nPARAMETER num_predict 24\nPARAMETER temperature 0\nSYSTEM You are brief.\n")
+            server.names["short"] = "short"
+    return _shared[backend]
 
 
 def close_shared():
-    global _shared
-    if _shared is not None:
-        _shared.stop()
-        _shared = None
+    while _shared:
+        _shared.popitem()[1].stop()

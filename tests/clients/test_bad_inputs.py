@@ -137,7 +137,7 @@ class BadInputs(unittest.TestCase):
                 self.refuses({200, 400, 500}, "POST", "/api/generate", GOOD | {"format": schema})
 
     def bad_files(self):
-        real = pathlib.Path(house.FILES["smol"])
+        real = pathlib.Path(house.FILES["gguf"]["smol"])
         with open(real, "rb") as source:
             head = source.read(2 * MEBIBYTE)
         magic = b"GGUF" + struct.pack("<I", 3)

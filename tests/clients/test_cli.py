@@ -94,7 +94,7 @@ class CommandLine(unittest.TestCase):
         self.assertNotIn("\x1b", done.stdout)
 
     def test_run_takes_a_path(self):
-        done = self.ok("run", house.FILES["smol"], "--verbose", "Say hello.")
+        done = self.ok("run", house.FILES["gguf"]["smol"], "--verbose", "Say hello.")
         self.assertTrue(done.stdout.strip())
         self.refused("./ghost.gguf: no such file or directory", "run", "./ghost.gguf", "hi")
 

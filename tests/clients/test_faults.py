@@ -10,21 +10,23 @@ import http.client
 
 import house
 
-LONG = {"model": "smol", "prompt": "Tell me a long story about a ship.", "options": {"num_predict": 400, "temperature": 0}}
-SHORT = {"model": "smol", "prompt": "hi", "stream": False, "options": {"num_predict": 2}}
+LONG = {"prompt": "Tell me a long story about a ship.", "options": {"num_predict": 400, "temperature": 0}}
+SHORT = {"prompt": "hi", "stream": False, "options": {"num_predict": 2}}
 
 
 class Streamer(threading.Thread):
     """A client that reads one streamed answer to its end."""
 
-    def __init__(self, server):
+    def __init__(self, server, body):
         super().__init__(daemon=True)
-        self.server, self.lines, self.broken, self.started = server, [], None, threading.Event()
+        self.server, self.body = server, json.dumps(body)
+        self.lines, self.broken, self.started = [], None, threading.Event()
+        self.start()
 
     def run(self):
         link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
         try:
-            link.request("POST", "/api/generate", json.dumps(LONG))
+            link.request("POST", "/api/generate", self.body)
             for line in link.getresponse():
                 self.lines.append(json.loads(line))
                 self.started.set()
@@ -40,20 +42,33 @@ class Streamer(threading.Thread):
 
 
 class Faults(unittest.TestCase):
+    backend, tokens = "gguf", 400
+
+    def serve(self):
+        server = house.Server(models=("smol",), backend=self.backend)
+        self.addCleanup(server.stop)
+        self.name = server.names["smol"]
+        self.short = SHORT | {"model": self.name}
+        self.long = LONG | {"model": self.name, "options": LONG["options"] | {"num_predict": self.tokens}}
+        return server
+
     def setUp(self):
-        self.server = house.Server(models=("smol",))
-        self.addCleanup(self.server.stop)
+        self.server = self.serve()
+
+    def stream(self):
+        """A client in the midst of a long answer."""
+        client = Streamer(self.server, self.long)
+        self.assertTrue(client.started.wait(house.ANSWER_S))
+        return client
 
     def load(self):
-        status, answer = self.server.call("POST", "/api/generate", SHORT)
+        status, answer = self.server.call("POST", "/api/generate", self.short)
         self.assertEqual(status, 200, answer)
         return house.until("one worker", 10, self.server.workers)
 
     def test_a_killed_worker_costs_nobody_more_than_a_pause(self):
         (worker,) = self.load()
-        clients = [Streamer(self.server) for _ in range(2)]
-        for client in clients:
-            client.start()
+        clients = [Streamer(self.server, self.long) for _ in range(2)]
         for client in clients:
             self.assertTrue(client.started.wait(house.ANSWER_S))
         os.kill(worker, signal.SIGKILL)
@@ -64,22 +79,19 @@ class Faults(unittest.TestCase):
             last = client.lines[-1]
             self.assertTrue(last.get("done"), last)
             self.assertEqual(sum(1 for line in client.lines if line.get("done") or line.get("error")), 1)
-        status, answer = self.server.call("POST", "/api/generate", SHORT)
+        status, answer = self.server.call("POST", "/api/generate", self.short)
         self.assertEqual(status, 200, answer)
         (fresh,) = self.server.workers()
         self.assertNotEqual(fresh, worker)
-        row = next(line for line in self.server.cli("ps", "-v").stdout.splitlines() if line.startswith("smol"))
+        row = next(line for line in self.server.cli("ps", "-v").stdout.splitlines() if line.startswith(self.name))
         self.assertRegex(row, rf" {fresh} ")
         self.assertRegex(row, r" 1 +.*(9|SIGKILL|killed)")
 
     def test_a_resumed_answer_is_the_answer(self):
         (worker,) = self.load()
-        calm = Streamer(self.server)
-        calm.start()
+        calm = self.stream()
         calm.join(house.ANSWER_S)
-        troubled = Streamer(self.server)
-        troubled.start()
-        self.assertTrue(troubled.started.wait(house.ANSWER_S))
+        troubled = self.stream()
         os.kill(worker, signal.SIGKILL)
         troubled.join(house.ANSWER_S)
         self.assertTrue(troubled.lines[-1].get("done"), troubled.lines[-1])
@@ -96,9 +108,8 @@ class Faults(unittest.TestCase):
     def test_sigterm_ends_everything_with_status_0(self):
         for kind in (signal.SIGTERM, signal.SIGINT):
             with self.subTest(signal=kind):
-                server = house.Server(models=("smol",))
-                self.addCleanup(server.stop)
-                server.call("POST", "/api/generate", SHORT)
+                server = self.serve()
+                server.call("POST", "/api/generate", self.short)
                 family = house.descendants(server.process.pid)
                 self.assertTrue(family)
                 self.assertEqual(server.stop(kind), 0)
@@ -106,9 +117,7 @@ class Faults(unittest.TestCase):
 
     def test_sigterm_during_an_answer_ends_it_cleanly(self):
         self.load()
-        client = Streamer(self.server)
-        client.start()
-        self.assertTrue(client.started.wait(house.ANSWER_S))
+        client = self.stream()
         self.assertEqual(self.server.stop(), 0)
         client.join(house.ANSWER_S)
         self.assertIsNone(client.broken)
@@ -116,9 +125,7 @@ class Faults(unittest.TestCase):
 
     def test_a_second_signal_ends_it_at_once(self):
         self.load()
-        client = Streamer(self.server)
-        client.start()
-        self.assertTrue(client.started.wait(house.ANSWER_S))
+        client = self.stream()
         family = house.descendants(self.server.process.pid)
         self.server.process.send_signal(signal.SIGINT)
         self.server.process.send_signal(signal.SIGTERM)
@@ -128,15 +135,19 @@ class Faults(unittest.TestCase):
     def test_a_client_that_leaves_frees_its_slot(self):
         self.load()
         link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
-        link.request("POST", "/api/generate", json.dumps(LONG | {"options": {"num_predict": -1, "num_ctx": 4096}}))
+        link.request("POST", "/api/generate", json.dumps(self.long | {"options": {"num_predict": -1, "num_ctx": 4096}}))
         link.getresponse().readline()
         link.close()
 
         def idle():
             rows = self.server.cli("ps", "-v").stdout.splitlines()
-            return any(line.startswith("smol") and " idle " in line for line in rows)
+            return any(line.startswith(self.name) and " idle " in line for line in rows)
 
         house.until("idle", 3, idle)
+
+
+class FaultsOnMlx(Faults):
+    backend, tokens = "mlx", 60
 
 
 if __name__ == "__main__":
