@@ -24,8 +24,6 @@ OLLMLX = str(BIN / "ollmlx")
 NAMES = ("smol", "base", "embed")
 FILES = {backend: {name: os.environ[f"OLLMLX_MODEL_{name.upper()}{end}"] for name in NAMES}
          for backend, end in (("gguf", ""), ("mlx", "_MLX"))}
-# Whether `create` makes a model of a checkpoint's folder. Until then, tests call those models by their path.
-CREATE_TAKES_FOLDERS = False
 START_S = 30
 ANSWER_S = 120
 
@@ -88,7 +86,6 @@ class Server:
 
     def __init__(self, models=NAMES, backend="gguf", **settings):
         self.backend = backend
-        self.names = {}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-test-"))
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
@@ -107,7 +104,7 @@ class Server:
         try:
             until("listening", START_S, self._listening)
             for name in models:
-                self.names[name] = self.register(name, FILES[backend][name])
+                self.create(name, f"FROM {FILES[backend][name]}\n")
         except BaseException:
             print(self.log(), file=sys.stderr)
             self.stop()
@@ -120,18 +117,6 @@ class Server:
 
     def log(self):
         return self.log_path.read_text(errors="replace")
-
-    @property
-    def named(self):
-        """Whether its models have names of their own, or only paths."""
-        return self.backend == "gguf" or CREATE_TAKES_FOLDERS
-
-    def register(self, name, path):
-        """Returns what clients call the model: `name`, where it can have one."""
-        if os.path.isdir(path) and not CREATE_TAKES_FOLDERS:
-            return path
-        self.create(name, f"FROM {path}\n")
-        return name
 
     def create(self, name, modelfile):
         path = self.folder / "Modelfile"
@@ -164,11 +149,6 @@ class Server:
     def workers(self):
         return [pid for pid in descendants(self.process.pid) if "worker" in processes().get(pid, (0, ""))[1]]
 
-    def needs_names(self, test):
-        """Skips a test that speaks of models by name where they have none."""
-        if not self.named:
-            test.skipTest("models of this backend have no names yet")
-
     def stop(self, kind=signal.SIGTERM):
         """Ends it and removes its folder; returns the exit status."""
         if self.process.poll() is None:
@@ -189,9 +169,7 @@ def shared(backend="gguf"):
     """The server that most tests of a backend share. It also has `short`: smol, greedy, at most 24 tokens."""
     if backend not in _shared:
         server = _shared[backend] = Server(backend=backend)
-        if server.named:
-            server.create("short", "FROM smol\nPARAMETER num_predict 24\nPARAMETER temperature 0\nSYSTEM You are brief.\n")
-            server.names["short"] = "short"
+        server.create("short", "FROM smol\nPARAMETER num_predict 24\nPARAMETER temperature 0\nSYSTEM You are brief.\n")
     return _shared[backend]
 
 

@@ -53,7 +53,8 @@ def main():
         results["python clients, command line, bad inputs, faults"] = python_tests(names)
         if not names:
             results["npm client"] = node_tests(house.shared())
-            results["cases from the wild"] = cases(house.shared())
+            for backend in house.FILES:
+                results[f"cases from the wild, {backend}"] = cases(house.shared(backend))
     finally:
         house.close_shared()
     print(f"\nend-to-end tests, {time.monotonic() - begin:.0f} s:")

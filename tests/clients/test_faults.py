@@ -47,7 +47,7 @@ class Faults(unittest.TestCase):
     def serve(self):
         server = house.Server(models=("smol",), backend=self.backend)
         self.addCleanup(server.stop)
-        self.name = server.names["smol"]
+        self.name = "smol"
         self.short = SHORT | {"model": self.name}
         self.long = LONG | {"model": self.name, "options": LONG["options"] | {"num_predict": self.tokens}}
         return server

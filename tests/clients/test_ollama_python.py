@@ -20,17 +20,16 @@ class OllamaPython(unittest.TestCase):
     def setUpClass(cls):
         cls.server = house.shared(cls.backend)
         cls.client = ollama.Client(host=cls.server.url, timeout=house.ANSWER_S)
-        cls.smol, cls.base, cls.embed = (cls.server.names[name] for name in house.NAMES)
+        cls.smol, cls.base, cls.embed = house.NAMES
 
     def listed(self, name):
         """As lists call it."""
-        return f"{name}:latest" if self.server.named else self.server.names[name]
+        return f"{name}:latest"
 
     def full_name(self, name):
-        return f"registry.ollama.ai/library/{name}:latest" if self.server.named else self.server.names[name]
+        return f"registry.ollama.ai/library/{name}:latest"
 
     def test_list_names_every_model_with_its_facts(self):
-        self.server.needs_names(self)
         models = {model.model: model for model in self.client.list().models}
         self.assertLessEqual({"smol:latest", "base:latest", "embed:latest", "short:latest"}, models.keys())
         smol = models["smol:latest"]
@@ -46,7 +45,6 @@ class OllamaPython(unittest.TestCase):
         self.assertEqual(shown.modelinfo["general.architecture"], "llama")
         self.assertEqual(shown.details.quantization_level, self.quantization)
         self.assertIn("embedding", self.client.show(self.embed).capabilities)
-        self.server.needs_names(self)
         self.assertIn("num_predict", self.client.show("short").parameters)
 
     def test_generate_streamed_is_generate_at_once(self):
@@ -162,7 +160,6 @@ class OllamaPython(unittest.TestCase):
         self.assertEqual((answer.done, answer.done_reason, answer.response), (True, "load", ""))
 
     def test_models_are_created_copied_and_deleted(self):
-        self.server.needs_names(self)
         self.assertEqual(self.client.create("pirate", from_="smol", system="You are a pirate.").status, "success")
         self.assertIn("You are a pirate.", self.client.show("pirate").modelfile)
         self.assertEqual(self.client.copy("pirate", "buccaneer").status, "success")

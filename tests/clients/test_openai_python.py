@@ -16,7 +16,7 @@ class OpenAiPython(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = house.shared(cls.backend)
-        cls.smol, cls.base, cls.embed = (cls.server.names[name] for name in house.NAMES)
+        cls.smol, cls.base, cls.embed = house.NAMES
         cls.client = openai.OpenAI(base_url=cls.server.url + "/v1", api_key="unused", timeout=house.ANSWER_S, max_retries=0)
 
     def test_chat_at_once(self):
@@ -80,7 +80,6 @@ class OpenAiPython(unittest.TestCase):
                 self.assertAlmostEqual(x, y, places=5)
 
     def test_models(self):
-        self.server.needs_names(self)
         names = {model.id: model for model in self.client.models.list()}
         self.assertIn("smol:latest", names)
         self.assertEqual(names["smol:latest"].owned_by, "library")

@@ -1,0 +1,100 @@
+"""What is particular to MLX: its answers are mlx-lm's, and it works beside llama.cpp without either noticing the other.
+
+The expected answers were written by tests/models/mlx_golden.py with mlx-lm, from the same checkpoints.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import unittest
+
+import house
+from test_faults import Streamer
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "models" / "golden"
+
+
+class AsMlxLm(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = house.shared("mlx")
+
+    def compare(self, name):
+        golden = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+        weights = pathlib.Path(house.FILES["mlx"][name]) / "model.safetensors"
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        self.assertEqual(digest, golden["model_sha256"], "another checkpoint than the answers were made with")
+        for want in golden["answers"]:
+            options = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": golden["num_predict"]}
+            body = {"model": name, "stream": False, "options": options}
+            with self.subTest(ask=want.get("prompt") or want["messages"]):
+                if "messages" in want:
+                    status, got = self.server.call("POST", "/api/chat", body | {"messages": want["messages"]})
+                    text = got["message"]["content"]
+                else:
+                    status, got = self.server.call("POST", "/api/generate", body | {"prompt": want["prompt"], "raw": True})
+                    text = got["response"]
+                self.assertEqual(status, 200)
+                self.assertEqual(text.rstrip("\ufffd"), want["text"])
+                facts = (got["prompt_eval_count"], got["eval_count"], got["done_reason"])
+                self.assertEqual(facts, (want["prompt_tokens"], want["tokens"], want["done_reason"]))
+
+    def test_smollm2_answers_as_with_mlx_lm(self):
+        self.compare("smol")
+
+    def test_gemma3_answers_as_with_mlx_lm(self):
+        self.compare("base")
+
+
+class BothAtOnce(unittest.TestCase):
+    """One server, one model per backend, a stream on each."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = house.Server(models=())
+        cls.addClassCleanup(cls.server.stop)
+        cls.asks, cls.calm = {}, {}
+        for backend, count in (("gguf", 160), ("mlx", 48)):
+            cls.server.create(f"smol-{backend}", f"FROM {house.FILES[backend]['smol']}\n")
+            options = {"num_predict": count, "temperature": 0}
+            cls.asks[backend] = {"model": f"smol-{backend}", "prompt": "Tell me a long story about a ship.", "options": options}
+            cls.calm[backend] = cls.ask(backend).text
+
+    @classmethod
+    def ask(cls, backend):
+        client = Streamer(cls.server, cls.asks[backend])
+        client.join(house.ANSWER_S)
+        return client
+
+    def worker(self, backend):
+        (row,) = [row for row in self.server.call("GET", "/api/ps")[1]["models"] if row["backend"] == backend]
+        return row["pid"]
+
+    def test_both_answer_at_the_same_time(self):
+        clients = {backend: Streamer(self.server, ask) for backend, ask in self.asks.items()}
+        for backend, client in clients.items():
+            client.join(house.ANSWER_S)
+            self.assertTrue(client.lines[-1].get("done"), client.lines[-1])
+            self.assertEqual(client.text, self.calm[backend])
+
+    def test_the_death_of_either_worker_touches_no_stream(self):
+        for victim in self.asks:
+            with self.subTest(victim=victim):
+                clients = {backend: Streamer(self.server, ask) for backend, ask in self.asks.items()}
+                for client in clients.values():
+                    self.assertTrue(client.started.wait(house.ANSWER_S))
+                bystanders = {backend: self.worker(backend) for backend in self.asks if backend != victim}
+                os.kill(self.worker(victim), signal.SIGKILL)
+                for backend, client in clients.items():
+                    client.join(house.ANSWER_S)
+                    self.assertIsNone(client.broken)
+                    self.assertTrue(client.lines[-1].get("done"), client.lines[-1])
+                    self.assertEqual(client.text, self.calm[backend], backend)
+                for backend, pid in bystanders.items():
+                    self.assertEqual(self.worker(backend), pid)
+
+
+if __name__ == "__main__":
+    unittest.main()
