@@ -67,7 +67,7 @@ class CommandLine(unittest.TestCase):
     def test_ps_verbose_shows_the_process(self):
         self.ok("run", "short", "hi")
         text = self.ok("ps", "-v").stdout
-        self.assertRegex(text, r"^NAME +BACKEND +STATE +PID +SLOTS +QUEUED +DEVICE +RESTARTS +LAST DEATH \n")
+        self.assertRegex(text, r"^NAME +BACKEND +STATE +PID +SLOTS +QUEUED +DEVICE +RESTARTS +LAST DEATH +MEMORY +RESTS UNTIL \n")
         self.assertRegex(text, r"(?m)^short:latest +gguf +(idle|busy) +\d+ +")
 
     def test_show_has_its_sections(self):
