@@ -2,13 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ollmlx_supervisor::catalog::name::ModelName;
+use ollmlx_supervisor::catalog::name::Name;
 
 fuzz_target!(|text: &str| {
-    let Ok(name) = ModelName::parse(text) else { return };
+    let Ok(name) = Name::parse(text) else { return };
     for part in name.parts() {
         assert!(!part.is_empty() && part != "." && part != ".." && !part.contains(['/', '\\', '\0']), "{part:?}");
     }
-    let again = ModelName::parse(&name.shortest()).expect("our own short form");
+    let again = Name::parse(&name.shortest()).expect("our own short form");
     assert!(again.same(&name), "{text:?}");
 });
