@@ -156,10 +156,11 @@ fn without_generation(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, tail) = rest[start..].split_at(length + 2);
+        // The end of `{%}` is not part of its beginning.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let (tag, tail) = rest[start..].split_at(length + 4);
         out.push_str(&rest[..start]);
-        match tag[2..length].trim_matches(['-', '+']).trim() {
+        match tag[2..length + 2].trim_matches(['-', '+']).trim() {
             "generation" => out.push_str(&tag.replace("generation", "if true")),
             "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
             _ => out.push_str(tag),
@@ -178,7 +179,7 @@ fn is_shallow(source: &str) -> bool {
         rest = &rest[start..];
         let close = match rest.as_bytes().get(1) {
             Some(b'#') => {
-                rest = rest.split_once("#}").map_or("", |(_, tail)| tail);
+                rest = rest[2..].split_once("#}").map_or("", |(_, tail)| tail);
                 continue;
             }
             Some(b'{') => "}}",
@@ -194,7 +195,7 @@ fn is_shallow(source: &str) -> bool {
             Some("elif") => branches += 1,
             // Its content is text.
             Some("raw" | "raw-" | "raw+") => {
-                rest = rest.split_once("endraw").map_or("", |(_, tail)| tail);
+                rest = after_raw(rest);
                 continue;
             }
             _ => {}
@@ -205,6 +206,20 @@ fn is_shallow(source: &str) -> bool {
         }
     }
     true
+}
+
+/// What follows the tag that ends raw text: nothing less than that tag ends it, or what is raw here would be code there.
+fn after_raw(mut rest: &str) -> &str {
+    while let Some((_, tail)) = rest.split_once("{%") {
+        let word = tail.strip_prefix(['-', '+']).unwrap_or(tail).trim_start();
+        let end = word.strip_prefix("endraw").map(str::trim_start);
+        let end = end.map(|end| end.strip_prefix(['-', '+']).unwrap_or(end));
+        match end.and_then(|end| end.strip_prefix("%}")) {
+            Some(after) => return after,
+            None => rest = tail,
+        }
+    }
+    ""
 }
 
 /// Bytes up to `close`, or to the end; `None` where there is too much code.
@@ -334,6 +349,24 @@ mod tests {
     fn generation_tags_keep_their_space_control() {
         let check = |source: &str, expect: &str| assert_eq!(without_generation(source), expect);
         check("a{%- generation -%}b{% endgeneration %}c", "a{%- if true -%}b{% endif %}c");
+        check("{%}a{% generation %}", "{%}a{% generation %}");
+        check("{%%}{% generation %}", "{%%}{% if true %}");
         check("{% if generation %}x{% endif %}{%", "{% if generation %}x{% endif %}{%");
+    }
+
+    #[test]
+    fn depth_hides_neither_behind_a_comment_nor_behind_raw_text() {
+        let deep = format!("{{{{ {}1 }}}}", "-".repeat(limits::TEMPLATE_EXPRESSION_CHARS_MAX + 1));
+        for hidden in [
+            "{#} {% raw %} #}",
+            "{#} {# #}",
+            "{% raw %} endraw {# {% endraw %}",
+            "{% raw %}{% endraw x {# {%- endraw -%}",
+            "{%+ raw %}{{ 'endraw {% endraw %}",
+        ] {
+            assert!(!is_shallow(&format!("{hidden}{deep}")), "{hidden}");
+        }
+        assert!(is_shallow(&format!("{{% raw %}}{deep}{{% endraw %}}")), "raw text is no code");
+        assert!(is_shallow(&format!("{{# {deep} #}}{{{{ x }}}}")), "neither is a comment");
     }
 }
