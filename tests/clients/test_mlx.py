@@ -5,9 +5,11 @@ The expected answers were written by tests/models/mlx_golden.py with mlx-lm, fro
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import signal
+import threading
 import unittest
 
 import house
@@ -21,31 +23,63 @@ class AsMlxLm(unittest.TestCase):
     def setUpClass(cls):
         cls.server = house.shared("mlx")
 
-    def compare(self, name):
+    def golden(self, name):
         golden = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
         weights = pathlib.Path(house.FILES["mlx"][name]) / "model.safetensors"
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         self.assertEqual(digest, golden["model_sha256"], "another checkpoint than the answers were made with")
-        for want in golden["answers"]:
-            options = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": golden["num_predict"]}
-            body = {"model": name, "stream": False, "options": options}
-            with self.subTest(ask=want.get("prompt") or want["messages"]):
-                if "messages" in want:
-                    status, got = self.server.call("POST", "/api/chat", body | {"messages": want["messages"]})
-                    text = got["message"]["content"]
-                else:
-                    status, got = self.server.call("POST", "/api/generate", body | {"prompt": want["prompt"], "raw": True})
-                    text = got["response"]
-                self.assertEqual(status, 200)
-                self.assertEqual(text.rstrip("\ufffd"), want["text"])
-                facts = (got["prompt_eval_count"], got["eval_count"], got["done_reason"])
-                self.assertEqual(facts, (want["prompt_tokens"], want["tokens"], want["done_reason"]))
+        options = {"temperature": 0, "repeat_penalty": 1.0, "num_predict": golden["num_predict"]}
+        return {"model": name, "stream": False, "options": options}, golden["answers"]
+
+    def ask(self, body, want):
+        if "messages" in want:
+            return self.server.call("POST", "/api/chat", body | {"messages": want["messages"]})
+        return self.server.call("POST", "/api/generate", body | {"prompt": want["prompt"], "raw": True})
+
+    def check(self, want, status, got):
+        with self.subTest(ask=want.get("prompt") or want["messages"]):
+            self.assertEqual(status, 200, got)
+            text = got["message"]["content"] if "messages" in want else got["response"]
+            self.assertEqual(text.rstrip("\ufffd"), want["text"], f"least margin of the logits: {want['least_margin']}")
+            facts = (got["prompt_eval_count"], got["eval_count"], got["done_reason"])
+            self.assertEqual(facts, (want["prompt_tokens"], want["tokens"], want["done_reason"]))
+
+    def compare(self, name):
+        body, wanted = self.golden(name)
+        for want in wanted:
+            self.check(want, *self.ask(body, want))
+
+    def test_computed_together_they_are_the_same(self):
+        body, wanted = self.golden("smol")
+        found, crowd = {}, []
+        for at in range(0, len(wanted), 3):
+            crowd.append(threading.Thread(target=lambda at=at: found.update({at: self.ask(body, wanted[at])})))
+            crowd[-1].start()
+        for thread in crowd:
+            thread.join(house.ANSWER_S)
+        self.assertEqual(len(found), len(crowd))
+        for at, answer in found.items():
+            self.check(wanted[at], *answer)
 
     def test_smollm2_answers_as_with_mlx_lm(self):
         self.compare("smol")
 
     def test_gemma3_answers_as_with_mlx_lm(self):
         self.compare("base")
+
+
+class BothEmbed(unittest.TestCase):
+    def test_vectors_and_token_counts_are_alike(self):
+        texts = ["a cat", "Über 漢字 😀", "The stock market fell by 3.5% on Monday.", "word " * 600]
+        answers = {}
+        for backend in house.FILES:
+            status, answers[backend] = house.shared(backend).call("POST", "/api/embed", {"model": "embed", "input": texts})
+            self.assertEqual(status, 200, answers[backend])
+        gguf, mlx = answers["gguf"], answers["mlx"]
+        self.assertEqual(gguf["prompt_eval_count"], mlx["prompt_eval_count"])
+        for one, other in zip(gguf["embeddings"], mlx["embeddings"], strict=True):
+            self.assertAlmostEqual(math.hypot(*other), 1, places=4)
+            self.assertGreater(sum(x * y for x, y in zip(one, other)), 0.999)
 
 
 class BothAtOnce(unittest.TestCase):
