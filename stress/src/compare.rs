@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 
 use crate::Compare;
-use crate::load::{Seen, complete, get};
+use crate::load::{Ask, Seen, ask, get};
+use crate::report::{Row, print};
 use crate::server::{Server, free_address, llama_server, ollmlx};
 use crate::stats::median;
 
@@ -21,25 +21,6 @@ struct Figures {
     decode_1: Vec<f64>,
     decode_8: Vec<f64>,
     ttft_8_ms: Vec<f64>,
-}
-
-/// A figure, its ratio and its target.
-#[derive(Debug)]
-struct Row {
-    name: &'static str,
-    ours: f64,
-    theirs: Option<f64>,
-    /// The ratio, or our figure where there is no peer.
-    value: f64,
-    target: f64,
-    /// Whether `value` must be at least the target; else at most.
-    at_least: bool,
-}
-
-impl Row {
-    fn holds(&self) -> bool {
-        if self.at_least { self.value >= self.target } else { self.value <= self.target }
-    }
 }
 
 /// Runs the comparison and prints it. Returns whether every target holds.
@@ -79,34 +60,30 @@ pub(crate) async fn run(options: &Compare) -> Result<bool> {
         }
     }
     let rows = rows(&ours, idle_bytes, &our_figures, &their_figures);
-    print(&rows, options);
+    let heading = format!("{} threads, {} tokens an answer", options.threads, options.tokens);
+    print(&rows, "llama-server", options.rounds, &heading, options.json);
     Ok(rows.iter().all(Row::holds))
 }
 
 fn rows(ours: &Server, idle_bytes: u64, our: &Figures, their: &Figures) -> Vec<Row> {
-    let ratio = |name, ours: &[f64], theirs: &[f64], target, at_least| {
-        let (ours, theirs) = (median(ours), median(theirs));
-        Row { name, ours, theirs: Some(theirs), value: ours / theirs, target, at_least }
-    };
-    let alone = |name, value, target| Row { name, ours: value, theirs: None, value, target, at_least: false };
     vec![
-        ratio("decode, 1 stream (tokens/s)", &our.decode_1, &their.decode_1, 0.95, true),
-        ratio("decode, 8 streams together (tokens/s)", &our.decode_8, &their.decode_8, 0.95, true),
-        ratio("time to first token, 8 streams (ms, median)", &our.ttft_8_ms, &their.ttft_8_ms, 1.1, false),
-        alone("supervisor resident, idle (MB)", idle_bytes as f64 / 1e6, 20.0),
-        alone("accepts connections after (ms)", ours.accepted_after.as_secs_f64() * 1e3, 100.0),
+        Row::more("decode, 1 stream (tokens/s)", &our.decode_1, &their.decode_1, 0.95),
+        Row::more("decode, 8 streams together (tokens/s)", &our.decode_8, &their.decode_8, 0.95),
+        Row::less("time to first token, 8 streams (ms, median)", &our.ttft_8_ms, &their.ttft_8_ms, 1.1),
+        Row::alone("supervisor resident, idle (MB)", idle_bytes as f64 / 1e6, 20.0),
+        Row::alone("accepts connections after (ms)", ours.accepted_after.as_secs_f64() * 1e3, 100.0),
     ]
 }
 
 /// One round on one server: a single stream, then eight at once.
 async fn measure(address: SocketAddr, model: &str, tokens: u32, round: usize, figures: &mut Figures) -> Result<()> {
-    let seen = complete(address, model, &prompt(round, SLOTS), tokens).await?;
+    let seen = ask(address, &Ask::Chat(&prompt(round, SLOTS)), model, tokens).await?;
     figures.decode_1.push((seen.tokens - 1) as f64 / (seen.last - seen.first).as_secs_f64());
 
     let mut running = tokio::task::JoinSet::new();
     for stream in 0..SLOTS {
         let (model, prompt) = (model.to_owned(), prompt(round, stream));
-        running.spawn(async move { complete(address, &model, &prompt, tokens).await });
+        running.spawn(async move { ask(address, &Ask::Chat(&prompt), &model, tokens).await });
     }
     let mut all: Vec<Seen> = Vec::new();
     while let Some(seen) = running.join_next().await {
@@ -126,27 +103,4 @@ fn prompt(round: usize, stream: usize) -> String {
     let start = 1 + stream * 17 + (round % 1000) * 131;
     let numbers: Vec<String> = (start..start + 12).map(|number| number.to_string()).collect();
     format!("Series {round}-{stream}. Count on without an end: {},", numbers.join(", "))
-}
-
-fn print(rows: &[Row], options: &Compare) {
-    if options.json {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|row| {
-                json!({"name": row.name, "ollmlx": row.ours, "llama_server": row.theirs, "value": row.value,
-                       "target": row.target, "at_least": row.at_least, "holds": row.holds()})
-            })
-            .collect();
-        println!("{}", json!({"rounds": options.rounds, "threads": options.threads, "rows": rows}));
-        return;
-    }
-    println!("medians of {} rounds, {} threads, {} tokens an answer", options.rounds, options.threads, options.tokens);
-    println!("{:<46} {:>10} {:>13} {:>8}  target", "", "ollmlx", "llama-server", "ratio");
-    for row in rows {
-        let theirs = row.theirs.map_or_else(|| "-".to_owned(), |theirs| format!("{theirs:.1}"));
-        let value = row.theirs.map_or_else(|| "-".to_owned(), |_| format!("{:.2}", row.value));
-        let sign = if row.at_least { "≥" } else { "≤" };
-        let verdict = if row.holds() { "" } else { "  MISSED" };
-        println!("{:<46} {:>10.1} {theirs:>13} {value:>8}  {sign} {}{verdict}", row.name, row.ours, row.target);
-    }
 }

@@ -24,17 +24,36 @@ pub(crate) struct Seen {
     pub(crate) last: Instant,
     /// Tokens of the answer, as the server counts them.
     pub(crate) tokens: u64,
+    /// Tokens of the prompt, as the server counts them.
+    pub(crate) prompt_tokens: u64,
 }
 
-/// One greedy answer, streamed. Both servers speak this dialect and render the model's own template.
-pub(crate) async fn complete(address: SocketAddr, model: &str, prompt: &str, tokens: u32) -> Result<Seen> {
-    let body = json!({
-        "model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "temperature": 0,
-        "stream": true, "stream_options": {"include_usage": true},
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ask<'a> {
+    /// An answer to this message, in the model's own template.
+    Chat(&'a str),
+    /// What follows this text.
+    Continue(&'a str),
+}
+
+/// One greedy answer, streamed. All servers speak this dialect.
+pub(crate) async fn ask(address: SocketAddr, what: &Ask<'_>, model: &str, tokens: u32) -> Result<Seen> {
+    let mut body = json!({
+        "model": model, "max_tokens": tokens, "temperature": 0, "stream": true,
+        "stream_options": {"include_usage": true},
     });
-    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, "/v1/chat/completions", &body))
-        .await
-        .context("the answer took too long")?
+    let path = match what {
+        Ask::Chat(text) => {
+            body["messages"] = json!([{"role": "user", "content": text}]);
+            "/v1/chat/completions"
+        }
+        Ask::Continue(text) => {
+            body["prompt"] = json!(text);
+            "/v1/completions"
+        }
+    };
+    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, path, &body)).await.context("the answer took too long")?
 }
 
 async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
@@ -56,7 +75,7 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
         bail!("{status}: {}", String::from_utf8_lossy(&text));
     }
     let mut buffer = Vec::new();
-    let (mut first, mut last, mut tokens) = (None, None, None);
+    let (mut first, mut last, mut tokens, mut prompt_tokens) = (None, None, None, 0);
     while let Some(frame) = incoming.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         let now = Instant::now();
@@ -68,12 +87,15 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
             if let Some(error) = event.get("error") {
                 bail!("in the stream: {error}");
             }
-            if event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()) {
+            let choice = &event["choices"][0];
+            let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+            if text.is_some_and(|text| !text.is_empty()) {
                 first.get_or_insert(now);
                 last = Some(now);
             }
             if let Some(count) = event["usage"]["completion_tokens"].as_u64().filter(|&count| count > 0) {
                 tokens = Some(count);
+                prompt_tokens = event["usage"]["prompt_tokens"].as_u64().unwrap_or_default();
             }
         }
     }
@@ -83,6 +105,7 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
         first: first.context("no text came")?,
         last: last.context("no text came")?,
         tokens: tokens.context("no usage came")?,
+        prompt_tokens,
     })
 }
 

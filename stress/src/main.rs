@@ -6,8 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod compare;
+mod compare_mlx;
 mod load;
+mod report;
 mod server;
 mod stats;
 
@@ -28,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Decode and first-token speed against llama-server, with the same file and thread count.
     Compare(Compare),
+    /// Decode and prompt speed against mlx_lm.server, with the same checkpoint on the CPU, and the worker's peak memory.
+    CompareMlx(CompareMlx),
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,6 +60,37 @@ struct Compare {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct CompareMlx {
+    /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
+    #[arg(long)]
+    bin_dir: PathBuf,
+    /// Checkpoint folder, in its stock precision (`./dev models` names one).
+    #[arg(long)]
+    model: PathBuf,
+    /// The same with 32-bit scales, for the peer (tests/models/mlx_float32.py makes it).
+    #[arg(long)]
+    float32: PathBuf,
+    /// A Python that has mlx-lm and mlx[cpu].
+    #[arg(long)]
+    python: PathBuf,
+    /// Threads of our engine, and of the peer's matrix library.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Alternating rounds; medians are reported.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Tokens per answer.
+    #[arg(long, default_value_t = 64)]
+    tokens: u32,
+    /// Tokens of the peer's answer with the stock checkpoint, some seconds each; 0 leaves it out.
+    #[arg(long, default_value_t = 8)]
+    stock_tokens: u32,
+    /// Print the figures as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -64,8 +100,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let Command::Compare(options) = arguments.command;
-    match runtime.block_on(compare::run(&options)) {
+    let held = match &arguments.command {
+        Command::Compare(options) => runtime.block_on(compare::run(options)),
+        Command::CompareMlx(options) => runtime.block_on(compare_mlx::run(options)),
+    };
+    match held {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(2),
         Err(error) => {

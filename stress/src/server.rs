@@ -51,12 +51,34 @@ impl Server {
 
     /// Resident bytes of the process itself (Linux).
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS line")?;
-        let kib: u64 = line.split_whitespace().nth(1).context("VmRSS without a value")?.parse()?;
-        Ok(kib * 1024)
+        memory_field(self.child.id(), "VmRSS:")
     }
+
+    /// The most bytes that its largest child ever had resident (Linux).
+    pub(crate) fn worker_peak_bytes(&self) -> Result<u64> {
+        let parent = self.child.id().to_string();
+        let mut largest = None;
+        for entry in std::fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            // Others come and go meanwhile.
+            let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
+            let of_ours = status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|id| id.trim() == parent));
+            if of_ours {
+                largest = largest.max(memory_field(pid, "VmHWM:").ok());
+            }
+        }
+        largest.context("the server has no child")
+    }
+}
+
+/// A field of a process's status, in bytes.
+fn memory_field(pid: u32, key: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find(|line| line.starts_with(key)).with_context(|| format!("no {key} line"))?;
+    let kib: u64 = line.split_whitespace().nth(1).with_context(|| format!("{key} without a value"))?.parse()?;
+    Ok(kib * 1024)
 }
 
 impl Drop for Server {
@@ -108,6 +130,18 @@ pub(crate) fn llama_server(program: &Path, model: &Path, address: SocketAddr, sl
         .args(["--parallel", &slots.to_string()])
         .args(["--ctx-size", &(slots * CONTEXT_TOKENS).to_string()])
         .args(["--threads", &threads.to_string(), "--threads-batch", &threads.to_string()]);
+    command
+}
+
+/// `mlx_lm.server` of this Python; it batches by itself.
+pub(crate) fn mlx_lm_server(python: &Path, model: &Path, address: SocketAddr, threads: usize) -> Command {
+    let mut command = Command::new(python);
+    command
+        .args(["-m", "mlx_lm", "server", "--model"])
+        .arg(model)
+        .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
+        .env("HF_HUB_OFFLINE", "1")
+        .env("OPENBLAS_NUM_THREADS", threads.to_string());
     command
 }
 
