@@ -75,7 +75,7 @@ pub struct WorkerHello {
 }
 
 /// What to load and how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
     /// Weights: a GGUF file (or its shards, first first), or an MLX folder.
     pub weights: Vec<PathBuf>,

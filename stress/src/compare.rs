@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::Compare;
-use crate::load::{Ask, Seen, ask, get};
+use crate::load::{Ask, ask, get, together};
 use crate::report::{Row, print};
 use crate::server::{Server, free_address, llama_server, ollmlx};
 use crate::stats::median;
@@ -80,20 +80,10 @@ async fn measure(address: SocketAddr, model: &str, tokens: u32, round: usize, fi
     let seen = ask(address, &Ask::Chat(&prompt(round, SLOTS)), model, tokens).await?;
     figures.decode_1.push((seen.tokens - 1) as f64 / (seen.last - seen.first).as_secs_f64());
 
-    let mut running = tokio::task::JoinSet::new();
-    for stream in 0..SLOTS {
-        let (model, prompt) = (model.to_owned(), prompt(round, stream));
-        running.spawn(async move { ask(address, &Ask::Chat(&prompt), &model, tokens).await });
-    }
-    let mut all: Vec<Seen> = Vec::new();
-    while let Some(seen) = running.join_next().await {
-        all.push(seen??);
-    }
-    let start = all.iter().map(|seen| seen.first).min().context("eight streams")?;
-    let end = all.iter().map(|seen| seen.last).max().context("eight streams")?;
-    let total: u64 = all.iter().map(|seen| seen.tokens).sum();
-    figures.decode_8.push(total as f64 / (end - start).as_secs_f64());
-    let firsts: Vec<f64> = all.iter().map(|seen| (seen.first - seen.sent).as_secs_f64() * 1e3).collect();
+    let asks = (0..SLOTS).map(|stream| Ask::Chat(prompt(round, stream))).collect();
+    let eight = together(address, asks, model, tokens).await?;
+    figures.decode_8.push(eight.tokens_per_second);
+    let firsts: Vec<f64> = eight.all.iter().map(|seen| (seen.first - seen.sent).as_secs_f64() * 1e3).collect();
     figures.ttft_8_ms.push(median(&firsts));
     Ok(())
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::CompareMlx;
 use crate::checkpoint::Sizes;
-use crate::load::{Ask, Seen, ask, get};
+use crate::load::{Ask, Seen, ask, get, together};
 use crate::report::{Row, print};
 use crate::server::{Server, free_address, mlx_lm_server, ollmlx};
 
@@ -131,20 +131,11 @@ async fn measure(address: SocketAddr, model: &str, tokens: u32, round: usize, fi
     let seen = ask(address, &Ask::Continue(&count_on(round, SLOTS)), model, tokens).await?;
     figures.decode_1.push(decode(&seen));
 
-    let mut running = tokio::task::JoinSet::new();
-    for stream in 0..SLOTS {
-        let (model, prompt) = (model.to_owned(), count_on(round, stream));
-        running.spawn(async move { ask(address, &Ask::Continue(&prompt), &model, tokens).await });
-    }
-    let mut all: Vec<Seen> = Vec::new();
-    while let Some(seen) = running.join_next().await {
-        all.push(seen??);
-    }
-    let start = all.iter().map(|seen| seen.first).min().context("eight streams")?;
-    let end = all.iter().map(|seen| seen.last).max().context("eight streams")?;
-    let total: u64 = all.iter().map(|seen| seen.tokens).sum();
-    figures.streams = figures.streams.max(all.iter().map(|seen| seen.prompt_tokens + seen.tokens).sum());
-    figures.decode_8.push(total as f64 / (end - start).as_secs_f64());
+    let asks = (0..SLOTS).map(|stream| Ask::Continue(count_on(round, stream))).collect();
+    let eight = together(address, asks, model, tokens).await?;
+    let streams = eight.all.iter().map(|seen| seen.prompt_tokens + seen.tokens).sum();
+    figures.streams = figures.streams.max(streams);
+    figures.decode_8.push(eight.tokens_per_second);
     Ok(())
 }
 

@@ -30,30 +30,61 @@ pub(crate) struct Seen {
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Ask<'a> {
+pub(crate) enum Ask<T> {
     /// An answer to this message, in the model's own template.
-    Chat(&'a str),
+    Chat(T),
     /// What follows this text.
-    Continue(&'a str),
+    Continue(T),
 }
 
 /// One greedy answer, streamed. All servers speak this dialect.
-pub(crate) async fn ask(address: SocketAddr, what: &Ask<'_>, model: &str, tokens: u32) -> Result<Seen> {
+pub(crate) async fn ask(address: SocketAddr, what: &Ask<impl AsRef<str>>, model: &str, tokens: u32) -> Result<Seen> {
     let mut body = json!({
         "model": model, "max_tokens": tokens, "temperature": 0, "stream": true,
         "stream_options": {"include_usage": true},
     });
     let path = match what {
         Ask::Chat(text) => {
-            body["messages"] = json!([{"role": "user", "content": text}]);
+            body["messages"] = json!([{"role": "user", "content": text.as_ref()}]);
             "/v1/chat/completions"
         }
         Ask::Continue(text) => {
-            body["prompt"] = json!(text);
+            body["prompt"] = json!(text.as_ref());
             "/v1/completions"
         }
     };
     tokio::time::timeout(ANSWER_TIMEOUT, stream(address, path, &body)).await.context("the answer took too long")?
+}
+
+/// Streams computed together.
+#[derive(Debug)]
+pub(crate) struct Together {
+    /// Each of them.
+    pub(crate) all: Vec<Seen>,
+    /// Tokens of all, per second between the first text of any and the last of any.
+    pub(crate) tokens_per_second: f64,
+}
+
+/// Several answers at the same time.
+pub(crate) async fn together(
+    address: SocketAddr,
+    asks: Vec<Ask<String>>,
+    model: &str,
+    tokens: u32,
+) -> Result<Together> {
+    let mut running = tokio::task::JoinSet::new();
+    for what in asks {
+        let model = model.to_owned();
+        running.spawn(async move { ask(address, &what, &model, tokens).await });
+    }
+    let mut all: Vec<Seen> = Vec::new();
+    while let Some(seen) = running.join_next().await {
+        all.push(seen??);
+    }
+    let start = all.iter().map(|seen| seen.first).min().context("no stream was asked for")?;
+    let end = all.iter().map(|seen| seen.last).max().context("no stream was asked for")?;
+    let total: u64 = all.iter().map(|seen| seen.tokens).sum();
+    Ok(Together { all, tokens_per_second: total as f64 / (end - start).as_secs_f64() })
 }
 
 async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {

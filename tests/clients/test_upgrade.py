@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import unittest
@@ -107,6 +108,13 @@ class Upgrade(unittest.TestCase):
         self.assertIn("exit status: 3", done.stderr)
         self.assertEqual(self.pid(), self.server.process.pid)
         self.assertEqual(self.server.raw("GET", "/readyz"), (200, b"ready\n"))
+
+    def test_a_server_of_another_machine_is_not_signalled(self):
+        env = self.server.env | {"OLLAMA_HOST": "192.0.2.1:11434"}
+        env.pop("OLLMLX_HOST", None)
+        done = subprocess.run([house.OLLMLX, "upgrade"], env=env, capture_output=True, text=True, timeout=10, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("on another machine", done.stderr)
 
 
 if __name__ == "__main__":

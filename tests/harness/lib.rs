@@ -71,18 +71,12 @@ pub fn plan(model: &Arc<ModelRef>, context_tokens: u32, bytes: u64) -> LoadPlan 
         model: model.clone(),
         spec: LoadSpec {
             weights: model.weights.clone(),
-            adapters: Vec::new(),
-            go_template: None,
             slots: 2,
             context_tokens,
             batch_tokens: 512,
             threads: 1,
-            gpu_layers: 0,
             kv_type: "f16".to_owned(),
-            embedding: false,
-            cpu_level: String::new(),
-            memory_limit_bytes: 0,
-            wired_limit_bytes: 0,
+            ..LoadSpec::default()
         },
         memory: MemoryReport { weights: bytes, kv: 0, compute: 0 },
     }

@@ -19,18 +19,14 @@ fn main() {
     let slots = u16::try_from(number("slots", "8")).expect("few slots");
     let spec = LoadSpec {
         weights: vec![PathBuf::from(args.first().expect("a model file"))],
-        adapters: Vec::new(),
-        go_template: None,
         slots,
         context_tokens: number("context", "2048"),
         batch_tokens: number("batch", "512"),
         threads: u16::try_from(number("threads", "0")).expect("few threads"),
         gpu_layers: -1,
         kv_type: option("kv", "f16"),
-        embedding: false,
         cpu_level: option("level", ""),
-        memory_limit_bytes: 0,
-        wired_limit_bytes: 0,
+        ..LoadSpec::default()
     };
     let start = Instant::now();
     let mut engine = GgufBackend::load(&spec, &mut |_, _| true).expect("the model loads");

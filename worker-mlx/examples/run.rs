@@ -38,18 +38,12 @@ fn main() -> anyhow::Result<()> {
 fn load(folder: PathBuf) -> anyhow::Result<MlxEngine> {
     let spec = LoadSpec {
         weights: vec![folder],
-        adapters: Vec::new(),
-        go_template: None,
         slots: 8,
         context_tokens: 2048,
         batch_tokens: 512,
-        threads: 0,
         gpu_layers: -1,
         kv_type: "f16".to_owned(),
-        embedding: false,
-        cpu_level: String::new(),
-        memory_limit_bytes: 0,
-        wired_limit_bytes: 0,
+        ..LoadSpec::default()
     };
     Ok(MlxBackend::load(&spec, &mut |_, _| true)?)
 }

@@ -53,18 +53,12 @@ fn load_as(family: &str, unpacking: Unpacking) -> MlxEngine {
 fn order(family: &str) -> LoadSpec {
     LoadSpec {
         weights: vec![folder(family)],
-        adapters: Vec::new(),
-        go_template: None,
         slots: 4,
         context_tokens: 512,
         batch_tokens: 512,
-        threads: 0,
         gpu_layers: -1,
         kv_type: "f16".to_owned(),
-        embedding: false,
-        cpu_level: String::new(),
-        memory_limit_bytes: 0,
-        wired_limit_bytes: 0,
+        ..LoadSpec::default()
     }
 }
 

@@ -30,18 +30,12 @@ fn inspect(folder: &Path) -> Result<(), Failure> {
 fn load(folder: &Path) -> Result<MlxEngine, Failure> {
     let spec = LoadSpec {
         weights: vec![folder.to_path_buf()],
-        adapters: Vec::new(),
-        go_template: None,
         slots: 1,
         context_tokens: 64,
         batch_tokens: 64,
-        threads: 0,
         gpu_layers: -1,
         kv_type: "f16".to_owned(),
-        embedding: false,
-        cpu_level: String::new(),
-        memory_limit_bytes: 0,
-        wired_limit_bytes: 0,
+        ..LoadSpec::default()
     };
     MlxBackend::load(&spec, &mut |_, _| true)
 }

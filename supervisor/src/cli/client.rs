@@ -124,6 +124,13 @@ impl Client {
         Ok(Lines { body, buffer: BytesMut::new(), ended: false, _connection: answer.connection })
     }
 
+    /// Whether the server is called at a loopback address, and so is a process of this machine.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let host = self.base.host.as_str();
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
     /// The status of a `HEAD`.
     ///
     /// # Errors

@@ -123,6 +123,11 @@ pub fn say_ready() {
 /// # Errors
 /// No server on this machine, or it could not be replaced.
 pub async fn run(client: &Client, args: UpgradeArgs) -> Result<(), CliError> {
+    // The signal goes to the process that the answer names, which means nothing on another machine.
+    if !client.is_local() {
+        let text = "the server is on another machine; run `ollmlx upgrade` there, or with OLLMLX_HOST at 127.0.0.1";
+        return Err(CliError::Usage(text.to_owned()));
+    }
     let before = client.get("/api/ollmlx/server").await?;
     let old = pid_of(&before)?;
     kill(Pid::from_raw(old), Signal::SIGUSR2)

@@ -19,18 +19,12 @@ fn spec(writer: &Writer) -> (LoadSpec, tempfile::TempDir) {
     std::fs::write(&path, writer.bytes()).unwrap();
     let spec = LoadSpec {
         weights: vec![path],
-        adapters: Vec::new(),
-        go_template: None,
         slots: 4,
         context_tokens: 128,
         batch_tokens: 64,
         threads: 1,
-        gpu_layers: 0,
         kv_type: "f16".into(),
-        embedding: false,
-        cpu_level: String::new(),
-        memory_limit_bytes: 0,
-        wired_limit_bytes: 0,
+        ..LoadSpec::default()
     };
     (spec, folder)
 }

@@ -5,11 +5,6 @@
 
 use super::{Header, Value};
 
-/// Tokens of one micro-batch, which a window holds beside its own size.
-const MICRO_BATCH_TOKENS: u64 = 512;
-/// llama.cpp rounds caches up to this many cells.
-const CELLS_MULTIPLE: u64 = 256;
-
 /// Architectures with sliding windows: layers of a period, and whether the full layer is the first of the period
 /// instead of the last (`load_swa_pattern` calls in llama.cpp).
 const WINDOWED: [(&str, u64, bool); 18] = [
@@ -61,29 +56,6 @@ pub struct KvCost {
     pub window_tokens: u64,
     /// Of the recurrent state of one sequence; does not depend on the element type.
     pub state: u64,
-}
-
-impl KvCost {
-    /// What one sequence costs however long it is.
-    #[must_use]
-    pub fn fixed(&self, context_tokens: u64) -> u64 {
-        self.state.saturating_add(self.per_window_token.saturating_mul(self.window_cells(context_tokens, 1)))
-    }
-
-    /// The cache of `slots` sequences of `context_tokens` each, that share their cells.
-    #[must_use]
-    pub fn total(&self, slots: u64, context_tokens: u64) -> u64 {
-        let cells = slots.saturating_mul(context_tokens).next_multiple_of(CELLS_MULTIPLE);
-        self.per_token
-            .saturating_mul(cells)
-            .saturating_add(self.per_window_token.saturating_mul(self.window_cells(cells, slots)))
-            .saturating_add(self.state.saturating_mul(slots))
-    }
-
-    fn window_cells(&self, cells: u64, slots: u64) -> u64 {
-        let wanted = self.window_tokens.saturating_mul(slots).saturating_add(MICRO_BATCH_TOKENS);
-        wanted.min(cells).next_multiple_of(CELLS_MULTIPLE)
-    }
 }
 
 /// Whether a model of this architecture embeds and does nothing else.

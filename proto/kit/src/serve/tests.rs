@@ -30,18 +30,11 @@ fn identity() -> Identity {
 fn load(file: &str) -> ToWorker {
     ToWorker::Load(LoadSpec {
         weights: vec![PathBuf::from(file)],
-        adapters: Vec::new(),
-        go_template: None,
         slots: 2,
         context_tokens: 4096,
         batch_tokens: 64,
-        threads: 0,
-        gpu_layers: 0,
         kv_type: "f16".to_owned(),
-        embedding: false,
-        cpu_level: String::new(),
-        memory_limit_bytes: 0,
-        wired_limit_bytes: 0,
+        ..LoadSpec::default()
     })
 }
 
