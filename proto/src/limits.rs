@@ -13,7 +13,7 @@ pub const MIB: usize = 1024 * 1024;
 
 // --- the door ---
 /// Open client connections; accepting pauses above it.
-pub const CONNECTIONS_MAX: usize = 4096;
+pub const CONNECTIONS_MAX: usize = 16_384;
 /// Bytes of a JSON request body (images are base64 in it).
 pub const BODY_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of all bodies held at once, so that a crowd of large ones can't exhaust the supervisor.

@@ -39,6 +39,17 @@ pub(crate) enum Ask<T> {
 
 /// One greedy answer, streamed. All servers speak this dialect.
 pub(crate) async fn ask(address: SocketAddr, what: &Ask<impl AsRef<str>>, model: &str, tokens: u32) -> Result<Seen> {
+    watch(address, what, model, tokens, |_| true).await
+}
+
+/// The same, and each text's arrival is told to `on_text`, which says whether to stay.
+pub(crate) async fn watch(
+    address: SocketAddr,
+    what: &Ask<impl AsRef<str>>,
+    model: &str,
+    tokens: u32,
+    on_text: impl FnMut(Instant) -> bool,
+) -> Result<Seen> {
     let mut body = json!({
         "model": model, "max_tokens": tokens, "temperature": 0, "stream": true,
         "stream_options": {"include_usage": true},
@@ -53,7 +64,7 @@ pub(crate) async fn ask(address: SocketAddr, what: &Ask<impl AsRef<str>>, model:
             "/v1/completions"
         }
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, path, &body)).await.context("the answer took too long")?
+    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, path, &body, on_text)).await.context("the answer took too long")?
 }
 
 /// Streams computed together.
@@ -87,7 +98,12 @@ pub(crate) async fn together(
     Ok(Together { all, tokens_per_second: total as f64 / (end - start).as_secs_f64() })
 }
 
-async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
+async fn stream(
+    address: SocketAddr,
+    path: &str,
+    body: &Value,
+    mut on_text: impl FnMut(Instant) -> bool,
+) -> Result<Seen> {
     let io = TokioIo::new(TcpStream::connect(address).await?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     let driving = tokio::spawn(connection);
@@ -123,6 +139,10 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
             if text.is_some_and(|text| !text.is_empty()) {
                 first.get_or_insert(now);
                 last = Some(now);
+                if !on_text(now) {
+                    driving.abort();
+                    bail!("left");
+                }
             }
             if let Some(count) = event["usage"]["completion_tokens"].as_u64().filter(|&count| count > 0) {
                 tokens = Some(count);
@@ -142,11 +162,27 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
 
 /// `GET` that must succeed.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<()> {
+    reply(address, path, None).await.map(drop)
+}
+
+/// `GET`, or `POST` of a body, that must succeed with JSON.
+pub(crate) async fn fetch(address: SocketAddr, path: &str, body: Option<&Value>) -> Result<Value> {
+    Ok(serde_json::from_slice(&reply(address, path, body).await?)?)
+}
+
+async fn reply(address: SocketAddr, path: &str, body: Option<&Value>) -> Result<Bytes> {
     let io = TokioIo::new(TcpStream::connect(address).await?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     let driving = tokio::spawn(connection);
-    let request = Request::builder().uri(path).header("host", address.to_string()).body(Full::new(Bytes::new()))?;
+    let request = Request::builder()
+        .method(if body.is_some() { Method::POST } else { Method::GET })
+        .uri(path)
+        .header("host", address.to_string())
+        .header("content-type", "application/json")
+        .body(Full::new(body.map(|body| Bytes::from(body.to_string())).unwrap_or_default()))?;
     let response = sender.send_request(request).await?;
+    let status = response.status();
+    let text = response.into_body().collect().await;
     driving.abort();
-    if response.status().is_success() { Ok(()) } else { bail!("{path}: {}", response.status()) }
+    if status.is_success() { Ok(text?.to_bytes()) } else { bail!("{path}: {status}") }
 }

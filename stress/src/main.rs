@@ -1,6 +1,6 @@
 //! `ollmlx-stress`: black-box runs against real servers, over HTTP only.
 //!
-//! It knows nothing of the product's crates, so that what it measures is what a client sees. Figures are ratios of
+//! But for one worker that is driven without supervisor it knows nothing of the product's crates, so that what it measures is what a client sees. Figures are ratios of
 //! medians over alternating rounds of one run: both servers are up, one at a time is under load, and whatever else
 //! the machine does hits both.
 
@@ -9,10 +9,12 @@
 mod checkpoint;
 mod compare;
 mod compare_mlx;
+mod direct;
 mod load;
 mod report;
 mod server;
 mod stats;
+mod supervision;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +35,8 @@ enum Command {
     Compare(Compare),
     /// Decode and prompt speed against mlx_lm.server, with the same checkpoint on the CPU, and the worker's peak memory.
     CompareMlx(CompareMlx),
+    /// The pause when a worker is killed, the speed that supervision costs, idle connections, and clients that leave.
+    Supervision(Supervision),
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +95,31 @@ struct CompareMlx {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Supervision {
+    /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
+    #[arg(long)]
+    bin_dir: PathBuf,
+    /// A GGUF file or a checkpoint's folder; may be given several times.
+    #[arg(long, required = true)]
+    model: Vec<PathBuf>,
+    /// Threads of the engine.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Kills, and as many of everything else; medians are reported.
+    #[arg(long, default_value_t = 20)]
+    rounds: usize,
+    /// Tokens of an answer whose speed is measured.
+    #[arg(long, default_value_t = 64)]
+    tokens: u32,
+    /// Idle connections.
+    #[arg(long, default_value_t = 10_000)]
+    connections: usize,
+    /// Print the figures as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -103,6 +132,7 @@ fn main() -> ExitCode {
     let held = match &arguments.command {
         Command::Compare(options) => runtime.block_on(compare::run(options)),
         Command::CompareMlx(options) => runtime.block_on(compare_mlx::run(options)),
+        Command::Supervision(options) => runtime.block_on(supervision::run(options)),
     };
     match held {
         Ok(true) => ExitCode::SUCCESS,

@@ -146,4 +146,4 @@ pub(crate) fn mlx_lm_server(python: &Path, model: &Path, address: SocketAddr, th
 }
 
 /// Window of one slot.
-const CONTEXT_TOKENS: usize = 2048;
+pub(crate) const CONTEXT_TOKENS: usize = 2048;

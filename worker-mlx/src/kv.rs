@@ -19,8 +19,9 @@ use crate::quant::{Mode, Packing};
 
 /// Buffers have room for a multiple of this many tokens.
 pub const CELLS_MULTIPLE: i32 = 64;
-/// Tokens by which a growing cache grows at least.
-const GROW_TOKENS: i32 = 256;
+/// A growing cache gets room for this part of its tokens more, and for [`CELLS_MULTIPLE`] at least: to copy a slot now and
+/// then costs less than what idle room costs in memory.
+const SPARE_PART: i32 = 8;
 /// Tokens that a sliding cache holds beyond its window, before it is moved to the front again.
 pub const SLIDING_SLACK_TOKENS: i32 = 512;
 
@@ -152,7 +153,9 @@ impl LayerCache {
     /// MLX refused the shapes or the memory.
     pub fn append(&mut self, keys: &Array, values: &Array, context_max: i32) -> Result<(Array, Array)> {
         let count = keys.dim(2);
-        if self.end - self.base + count > self.capacity {
+        let need = self.end - self.base + count;
+        // A short prompt that follows a long one gives its room back.
+        if need > self.capacity || self.capacity > 2 * self.room_for(need, context_max) {
             self.make_room(count, context_max)?;
         }
         let at = self.end - self.base;
@@ -181,19 +184,23 @@ impl LayerCache {
         }
     }
 
+    /// The capacity for `need` tokens and some more.
+    fn room_for(&self, need: i32, context_max: i32) -> i32 {
+        let capacity = match self.shape.window {
+            // The whole context at most: a short context never slides.
+            Some(window) => (need.max(window) + SLIDING_SLACK_TOKENS).min(context_max.max(need)),
+            None => (need + (need / SPARE_PART).max(CELLS_MULTIPLE)).min(context_max.max(need)),
+        };
+        (capacity + CELLS_MULTIPLE - 1) / CELLS_MULTIPLE * CELLS_MULTIPLE
+    }
+
     fn make_room(&mut self, count: i32, context_max: i32) -> Result<()> {
         let first = match self.shape.window {
             Some(window) => (self.end - window + 1).max(self.base),
             None => self.base,
         };
         let kept = self.end - first;
-        let need = kept + count;
-        let capacity = match self.shape.window {
-            // The whole context at most: a short context never slides.
-            Some(window) => (need.max(window) + SLIDING_SLACK_TOKENS).min(context_max.max(need)),
-            None => (need + (need / 2).max(GROW_TOKENS)).min(context_max.max(need)),
-        };
-        let capacity = (capacity + CELLS_MULTIPLE - 1) / CELLS_MULTIPLE * CELLS_MULTIPLE;
+        let capacity = self.room_for(kept + count, context_max);
         let used = first - self.base..self.end - self.base;
         for buffer in [&mut self.keys, &mut self.values] {
             let mut grown = Vec::new();
@@ -368,6 +375,25 @@ mod tests {
         let b = packed.append(&noise(1, 3), &noise(1, 4), 512).unwrap();
         assert!(distance(&a.0, &b.0) < 0.04);
         assert!(distance(&a.1, &b.1) < 0.02);
+    }
+
+    #[test]
+    fn a_short_prompt_after_a_long_one_gives_the_room_back_and_reads_the_same() {
+        for window in [None, Some(24)] {
+            let mut used = LayerCache::new(shape(KvPacking::Plain, window));
+            let mut fresh = used.clone();
+            let (start, rest) = ((noise(3, 1), noise(3, 2)), (noise(5, 3), noise(5, 4)));
+            used.append(&start.0, &start.1, 4096).unwrap();
+            fresh.append(&start.0, &start.1, 4096).unwrap();
+            used.append(&noise(400, 5), &noise(400, 6), 4096).unwrap();
+            let long = used.bytes();
+            used.truncate(3);
+            let a = used.append(&rest.0, &rest.1, 4096).unwrap();
+            let b = fresh.append(&rest.0, &rest.1, 4096).unwrap();
+            assert_eq!((distance(&a.0, &b.0), distance(&a.1, &b.1)), (0.0, 0.0));
+            assert_eq!(used.bytes(), fresh.bytes());
+            assert!(window.is_some() || used.bytes() * 2 < long);
+        }
     }
 
     #[test]
