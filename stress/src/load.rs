@@ -4,12 +4,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+
+use crate::lines::post;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -88,49 +85,27 @@ pub(crate) async fn together(
 }
 
 async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
-    let io = TokioIo::new(TcpStream::connect(address).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    let driving = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header("host", address.to_string())
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))?;
     let sent = Instant::now();
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let mut incoming = response.into_body();
-    if !status.is_success() {
-        let text = incoming.collect().await?.to_bytes();
-        bail!("{status}: {}", String::from_utf8_lossy(&text));
-    }
-    let mut buffer = Vec::new();
+    let mut lines = post(address, path, body).await?;
     let (mut first, mut last, mut tokens, mut prompt_tokens) = (None, None, None, 0);
-    while let Some(frame) = incoming.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+    while let Some(line) = lines.next().await? {
         let now = Instant::now();
-        buffer.extend_from_slice(&data);
-        while let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            let Some(event) = line.strip_prefix(b"data: ") else { continue };
-            let Ok(event) = serde_json::from_slice::<Value>(event) else { continue };
-            if let Some(error) = event.get("error") {
-                bail!("in the stream: {error}");
-            }
-            let choice = &event["choices"][0];
-            let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
-            if text.is_some_and(|text| !text.is_empty()) {
-                first.get_or_insert(now);
-                last = Some(now);
-            }
-            if let Some(count) = event["usage"]["completion_tokens"].as_u64().filter(|&count| count > 0) {
-                tokens = Some(count);
-                prompt_tokens = event["usage"]["prompt_tokens"].as_u64().unwrap_or_default();
-            }
+        let Some(event) = line.strip_prefix(b"data: ") else { continue };
+        let Ok(event) = serde_json::from_slice::<Value>(event) else { continue };
+        if let Some(error) = event.get("error") {
+            bail!("in the stream: {error}");
+        }
+        let choice = &event["choices"][0];
+        let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+        if text.is_some_and(|text| !text.is_empty()) {
+            first.get_or_insert(now);
+            last = Some(now);
+        }
+        if let Some(count) = event["usage"]["completion_tokens"].as_u64().filter(|&count| count > 0) {
+            tokens = Some(count);
+            prompt_tokens = event["usage"]["prompt_tokens"].as_u64().unwrap_or_default();
         }
     }
-    driving.abort();
     Ok(Seen {
         sent,
         first: first.context("no text came")?,
@@ -138,15 +113,4 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
         tokens: tokens.context("no usage came")?,
         prompt_tokens,
     })
-}
-
-/// `GET` that must succeed.
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<()> {
-    let io = TokioIo::new(TcpStream::connect(address).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    let driving = tokio::spawn(connection);
-    let request = Request::builder().uri(path).header("host", address.to_string()).body(Full::new(Bytes::new()))?;
-    let response = sender.send_request(request).await?;
-    driving.abort();
-    if response.status().is_success() { Ok(()) } else { bail!("{path}: {}", response.status()) }
 }
