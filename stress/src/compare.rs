@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::Compare;
-use crate::load::{Ask, ask, get, together};
+use crate::lines::get;
+use crate::load::{Ask, ask, together};
 use crate::report::{Row, print};
 use crate::server::{Server, free_address, llama_server, ollmlx};
 use crate::stats::median;

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::CompareMlx;
 use crate::checkpoint::Sizes;
-use crate::load::{Ask, Seen, ask, get, together};
+use crate::lines::get;
+use crate::load::{Ask, Seen, ask, together};
 use crate::report::{Row, print};
 use crate::server::{Server, free_address, mlx_lm_server, ollmlx};
 

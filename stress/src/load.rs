@@ -3,13 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+
+use crate::lines::{get, post};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -64,7 +61,9 @@ pub(crate) async fn watch(
             "/v1/completions"
         }
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, path, &body, on_text)).await.context("the answer took too long")?
+    tokio::time::timeout(ANSWER_TIMEOUT, stream(address, path, &body, on_text))
+        .await
+        .context("the answer took too long")?
 }
 
 /// Streams computed together.
@@ -104,53 +103,28 @@ async fn stream(
     body: &Value,
     mut on_text: impl FnMut(Instant) -> bool,
 ) -> Result<Seen> {
-    let io = TokioIo::new(TcpStream::connect(address).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    let driving = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header("host", address.to_string())
-        .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))?;
     let sent = Instant::now();
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let mut incoming = response.into_body();
-    if !status.is_success() {
-        let text = incoming.collect().await?.to_bytes();
-        bail!("{status}: {}", String::from_utf8_lossy(&text));
-    }
-    let mut buffer = Vec::new();
+    let mut lines = post(address, path, body).await?;
     let (mut first, mut last, mut tokens, mut prompt_tokens) = (None, None, None, 0);
-    while let Some(frame) = incoming.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+    while let Some(line) = lines.next().await? {
         let now = Instant::now();
-        buffer.extend_from_slice(&data);
-        while let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            let Some(event) = line.strip_prefix(b"data: ") else { continue };
-            let Ok(event) = serde_json::from_slice::<Value>(event) else { continue };
-            if let Some(error) = event.get("error") {
-                bail!("in the stream: {error}");
-            }
-            let choice = &event["choices"][0];
-            let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
-            if text.is_some_and(|text| !text.is_empty()) {
-                first.get_or_insert(now);
-                last = Some(now);
-                if !on_text(now) {
-                    driving.abort();
-                    bail!("left");
-                }
-            }
-            if let Some(count) = event["usage"]["completion_tokens"].as_u64().filter(|&count| count > 0) {
-                tokens = Some(count);
-                prompt_tokens = event["usage"]["prompt_tokens"].as_u64().unwrap_or_default();
-            }
+        let Some(event) = line.strip_prefix(b"data: ") else { continue };
+        let Ok(event) = serde_json::from_slice::<Value>(event) else { continue };
+        if let Some(error) = event.get("error") {
+            bail!("in the stream: {error}");
+        }
+        let choice = &event["choices"][0];
+        let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+        if text.is_some_and(|text| !text.is_empty()) {
+            first.get_or_insert(now);
+            last = Some(now);
+            ensure!(on_text(now), "left");
+        }
+        if let Some(count) = event["usage"]["completion_tokens"].as_u64().filter(|&count| count > 0) {
+            tokens = Some(count);
+            prompt_tokens = event["usage"]["prompt_tokens"].as_u64().unwrap_or_default();
         }
     }
-    driving.abort();
     Ok(Seen {
         sent,
         first: first.context("no text came")?,
@@ -160,29 +134,11 @@ async fn stream(
     })
 }
 
-/// `GET` that must succeed.
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<()> {
-    reply(address, path, None).await.map(drop)
-}
-
 /// `GET`, or `POST` of a body, that must succeed with JSON.
 pub(crate) async fn fetch(address: SocketAddr, path: &str, body: Option<&Value>) -> Result<Value> {
-    Ok(serde_json::from_slice(&reply(address, path, body).await?)?)
-}
-
-async fn reply(address: SocketAddr, path: &str, body: Option<&Value>) -> Result<Bytes> {
-    let io = TokioIo::new(TcpStream::connect(address).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    let driving = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(if body.is_some() { Method::POST } else { Method::GET })
-        .uri(path)
-        .header("host", address.to_string())
-        .header("content-type", "application/json")
-        .body(Full::new(body.map(|body| Bytes::from(body.to_string())).unwrap_or_default()))?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let text = response.into_body().collect().await;
-    driving.abort();
-    if status.is_success() { Ok(text?.to_bytes()) } else { bail!("{path}: {status}") }
+    let text = match body {
+        Some(body) => post(address, path, body).await?.rest().await?,
+        None => get(address, path).await?,
+    };
+    Ok(serde_json::from_str(&text)?)
 }

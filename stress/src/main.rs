@@ -6,10 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+mod chaos;
 mod checkpoint;
 mod compare;
 mod compare_mlx;
 mod direct;
+mod lines;
 mod load;
 mod report;
 mod server;
@@ -18,6 +20,7 @@ mod supervision;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -37,6 +40,24 @@ enum Command {
     CompareMlx(CompareMlx),
     /// The pause when a worker is killed, the speed that supervision costs, idle connections, and clients that leave.
     Supervision(Supervision),
+    /// Kill workers at random under streaming clients, and hold every stream against a calm run of its prompt.
+    ///
+    /// Starts a server of its own, records a greedy answer to each of a fixed set of prompts alone, then lets clients stream
+    /// them in a loop (NDJSON and SSE) while a random worker is struck again and again with SIGKILL, SIGSTOP, SIGTERM, SIGABRT
+    /// or SIGSEGV.
+    ///
+    /// What is promised, and must be zero for exit status 0: tokens lost, duplicated or reordered, streams that error, end
+    /// twice or are counted wrongly, and answers that go another way where no two tokens were as good as equal.
+    ///
+    /// What is not promised: the same choice between two tokens that are as good as equal (log probabilities within 0.5),
+    /// since sums are rounded in another order where other requests share a step. Such streams are counted apart; with
+    /// --strict they must be zero as well.
+    ///
+    /// SIGABRT and SIGSEGV look like crashes of the engine, and a request that is alone at its second crash within 16 tokens
+    /// is taken for their reason. So they are only sent to a worker all of whose streams have got on since it was last
+    /// struck; else SIGKILL is sent in their place. SIGKILL and SIGTERM from outside are never held against a request.
+    #[command(verbatim_doc_comment)]
+    Chaos(Chaos),
 }
 
 #[derive(Debug, clap::Args)]
@@ -120,6 +141,46 @@ struct Supervision {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Chaos {
+    /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
+    #[arg(long)]
+    bin_dir: PathBuf,
+    /// A model: a GGUF file or an MLX checkpoint's folder. May be given several times.
+    #[arg(long = "model", required = true)]
+    models: Vec<PathBuf>,
+    /// How long new streams are begun.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// The same in seconds.
+    #[arg(long, conflicts_with = "minutes")]
+    seconds: Option<u64>,
+    /// Streams at the same time, over all models.
+    #[arg(long, default_value_t = 8)]
+    clients: usize,
+    /// From one strike to the next; 0 is none at all.
+    #[arg(long, default_value_t = 2000)]
+    kill_every_ms: u64,
+    /// Of the choice of victims and signals.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads of each engine.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Whether a tie must be decided as in the calm run, too.
+    #[arg(long)]
+    strict: bool,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Chaos {
+    fn duration(&self) -> Duration {
+        Duration::from_secs(self.seconds.unwrap_or(self.minutes * 60))
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -133,6 +194,7 @@ fn main() -> ExitCode {
         Command::Compare(options) => runtime.block_on(compare::run(options)),
         Command::CompareMlx(options) => runtime.block_on(compare_mlx::run(options)),
         Command::Supervision(options) => runtime.block_on(supervision::run(options)),
+        Command::Chaos(options) => runtime.block_on(chaos::run(options)),
     };
     match held {
         Ok(true) => ExitCode::SUCCESS,

@@ -49,6 +49,11 @@ impl Server {
         Ok(server)
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
     /// Resident bytes of the process itself (Linux).
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
         memory_field(self.child.id(), "VmRSS:")

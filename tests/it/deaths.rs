@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use ollmlx_proto::{FailureKind, WorkerId};
+use ollmlx_proto::{FailureKind, RequestId, WorkerId};
 use ollmlx_supervisor::scheduler::{Cause, Event, Fate, SchedulerConfig};
 
-use crate::world::World;
+use crate::world::{Standing, World};
 
 /// A world with one busy worker that is drained because it took more memory than there is.
 fn over_budget() -> (World, WorkerId) {
@@ -66,4 +66,83 @@ fn a_request_that_needs_more_memory_than_there_is_goes_on_once_only() {
     assert_eq!(world.failures.last().map(|(_, kind)| *kind), Some(FailureKind::WorkerDied));
     let view = world.scheduler.snapshot(world.now);
     assert_eq!(view.deaths[0].count, 2);
+}
+
+/// The next worker of the only model, brought to where it runs the only request.
+fn next_busy(world: &mut World) -> WorkerId {
+    while world.processes.is_empty() {
+        assert!(world.jump(), "it is tried again");
+    }
+    let worker = world.processes.keys().next().expect("it was started").clone();
+    world.proceed(&worker);
+    world.proceed(&worker);
+    assert_eq!(world.scheduler.snapshot(world.now).workers[0].in_flight, 1);
+    worker
+}
+
+fn one_request() -> (World, RequestId) {
+    let mut world = World::new(SchedulerConfig::default(), 1);
+    let model = harness::model("m", PathBuf::from("m"));
+    let request = world.arrive(harness::plan(&model, 2048, 60), false, None);
+    (world, request)
+}
+
+#[test]
+fn kills_from_outside_are_no_evidence_until_there_is_no_end_of_them() {
+    let (mut world, request) = one_request();
+    for round in 1..30 {
+        let worker = next_busy(&mut world);
+        die(&mut world, &worker, if round % 2 == 0 { 9 } else { 15 });
+        assert_eq!(world.requests[&request].0, Standing::Waiting, "after {round} kills");
+    }
+    // One crash is no proof either, and takes nothing of the patience with kills.
+    let worker = next_busy(&mut world);
+    die(&mut world, &worker, 11);
+    assert_eq!(world.requests[&request].0, Standing::Waiting);
+    let worker = next_busy(&mut world);
+    die(&mut world, &worker, 9);
+    assert_eq!(world.failures, [(request, FailureKind::WorkerDied)]);
+    assert_eq!(world.sentenced, 0, "nobody says that the request did it");
+}
+
+#[test]
+fn kills_in_a_load_do_not_count_as_failed_loads() {
+    let (mut world, request) = one_request();
+    for round in 1..=30 {
+        while world.processes.is_empty() {
+            assert!(world.jump(), "it is tried again");
+        }
+        let worker = world.processes.keys().next().expect("it was started").clone();
+        world.proceed(&worker);
+        die(&mut world, &worker, 9);
+        assert_eq!(world.requests[&request].0 == Standing::Waiting, round < 30, "after {round} kills");
+    }
+}
+
+#[test]
+fn what_the_system_kills_for_want_of_memory_counts_like_a_crash() {
+    let (mut world, request) = one_request();
+    for _ in 0..2 {
+        let worker = next_busy(&mut world);
+        world.processes.get_mut(&worker).expect("it lives").dead = Some(Cause::OutOfMemory);
+        while world.processes.contains_key(&worker) {
+            world.proceed(&worker);
+        }
+    }
+    assert_eq!(world.failures, [(request, FailureKind::WorkerDied)]);
+}
+
+#[test]
+fn a_stopped_worker_is_told_to_go_on_once_it_owes_something() {
+    let (mut world, _) = one_request();
+    let worker = next_busy(&mut world);
+    world.processes.get_mut(&worker).expect("it lives").stopped = true;
+    world.proceed(&worker);
+    assert!(!world.processes[&worker].stopped);
+    // It has nothing more to do.
+    while world.proceed(&worker) {}
+    assert_eq!(world.scheduler.snapshot(world.now).workers[0].state, "idle");
+    world.processes.get_mut(&worker).expect("it lives").stopped = true;
+    world.proceed(&worker);
+    assert!(world.processes[&worker].stopped, "somebody may look at it");
 }

@@ -137,6 +137,19 @@ async fn a_stopped_worker_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_stopped_worker_is_continued_where_it_was() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("continued", &Script { tokens: 50, interval_ms: 3, ..Script::default() });
+    let mut ticket = house.ask(&plan).await;
+    tokens(&mut ticket, 4).await;
+    kill_worker(&house, &plan, Signal::SIGSTOP).await;
+    let rest = Answer::of(&mut ticket).await;
+    assert_eq!(rest.tokens, (4..50).collect::<Vec<_>>());
+    assert_eq!((rest.finished, house.handle.snapshot().totals.deaths), (Some(FinishReason::Stop), 0));
+    house.close().await;
+}
+
+#[tokio::test]
 async fn a_request_that_hangs_twice_fails_as_hung() {
     let house = House::open(|config| config.scheduler.timeouts.silence_ms = 300).await;
     let plan = house.plan("hangs", &Script { misfortune: Some((1, Misfortune::Hang)), ..Script::default() });

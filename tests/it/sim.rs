@@ -93,7 +93,7 @@ fn misfortune(world: &mut World, luck: &mut Luck, worker: WorkerId, calm: bool) 
     let bytes = luck.below(120);
     let (done, total) = (luck.below(3), 3);
     let speaks = world.processes[&worker].said_hello;
-    match luck.below(12) {
+    match luck.below(13) {
         0 | 1 if !speaks => {}
         0 => world.tell(Event::Heard { worker }),
         1 => world.tell(Event::LoadProgress { worker, done, total }),
@@ -102,8 +102,15 @@ fn misfortune(world: &mut World, luck: &mut Luck, worker: WorkerId, calm: bool) 
         3 => world.processes.get_mut(&worker).unwrap().stuck = true,
         4 | 5 => {
             let process = world.processes.get_mut(&worker).unwrap();
-            process.dead.get_or_insert(Cause::Signalled { signal: 11 });
+            let cause = match luck.below(4) {
+                0 => Cause::Signalled { signal: 9 },
+                1 => Cause::Signalled { signal: 15 },
+                2 if luck.one_in(4) => Cause::OutOfMemory,
+                _ => Cause::Signalled { signal: 11 },
+            };
+            process.dead.get_or_insert(cause);
         }
+        11 => world.processes.get_mut(&worker).unwrap().stopped = true,
         6 => world.fail_load(&worker, FailureKind::ModelInvalid),
         7 => world.fail_load(&worker, FailureKind::LoadFailed),
         8 => {

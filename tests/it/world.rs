@@ -54,6 +54,8 @@ pub(crate) struct Process {
     pub(crate) pushed: Option<Push>,
     /// Does nothing of its own accord.
     pub(crate) stuck: bool,
+    /// Does nothing until it is told to go on.
+    pub(crate) stopped: bool,
 }
 
 /// The answer to a request.
@@ -208,6 +210,8 @@ impl World {
                 self.end(request, standing);
                 if failure.public.contains("died twice") {
                     self.sentenced += 1;
+                    let outside = ["SIGKILL", "SIGTERM"].iter().any(|signal| failure.public.contains(signal));
+                    assert!(!outside, "what somebody outside does is no evidence: {failure}");
                     let answer = &self.answers[&request];
                     match self.dying_of {
                         Some(killer) => assert_eq!(killer, request, "the innocent are not sentenced with the guilty"),
@@ -231,6 +235,9 @@ impl World {
                 if push == Push::Kill {
                     process.dead.get_or_insert(Cause::Signalled { signal: 9 });
                 }
+            }
+            Effect::Continue { worker } => {
+                self.processes.get_mut(&worker).expect("only processes are continued").stopped = false;
             }
             Effect::Transition { from, to, .. } => assert_ne!(from, to),
             Effect::Never { what } => panic!("I4: {what}"),
@@ -268,6 +275,7 @@ impl World {
             dead: None,
             pushed: None,
             stuck: false,
+            stopped: false,
         };
         self.processes.insert(worker.clone(), process);
         answers.push_back(Event::Spawned { worker, pid: self.next_pid });
@@ -333,7 +341,11 @@ impl World {
             }
             return true;
         }
-        if process.stuck {
+        if process.stopped {
+            self.tell(Event::Stopped { worker: worker.clone() });
+        }
+        let Some(process) = self.processes.get_mut(&worker) else { return true };
+        if process.stuck || process.stopped {
             return false;
         }
         if !process.said_hello && process.pushed.is_none() {

@@ -121,7 +121,10 @@ fn speed(engine: &mut MlxEngine, slots: &[String]) -> anyhow::Result<()> {
     println!("{:?}, MLX's peak {} MB", engine.memory(), mlx_rs::memory::peak_memory()? / 1_000_000);
     // Linux only.
     if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
-        status.lines().filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS")).for_each(|line| println!("{line}"));
+        status
+            .lines()
+            .filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS"))
+            .for_each(|line| println!("{line}"));
     }
     best(engine.logits(0)).checked_add(0).context("no logits")?;
     Ok(())

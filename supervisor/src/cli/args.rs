@@ -53,6 +53,8 @@ pub enum Subcommands {
     Restart(Inspect),
     /// Replace the running server by the program that lies at its path now, refusing no connection
     Upgrade(UpgradeArgs),
+    /// Commit every fault of OLLMLX_FAULT against a private server, and tell what became of it
+    Chaos(ChaosArgs),
     /// Copy a model
     Cp(Names),
     /// Remove a model
@@ -236,6 +238,17 @@ pub struct Inspect {
 #[derive(Debug, Args)]
 pub struct UpgradeArgs {
     /// Print the new server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chaos`.
+#[derive(Debug, Args)]
+pub struct ChaosArgs {
+    /// Model name or path (default: the first local one), then the faults to try (default: all), such as crash or hang
+    #[arg(value_name = "MODEL [FAULT]")]
+    pub words: Vec<String>,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }

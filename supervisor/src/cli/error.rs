@@ -39,6 +39,14 @@ pub enum CliError {
     /// A setting makes no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Faults did not end as they should.
+    #[error("{failed} of {tried} faults did not end as expected")]
+    NotSurvived {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        tried: usize,
+    },
     /// A file could not be used.
     #[error("{path}: {source}")]
     File {

@@ -121,6 +121,10 @@ fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
         Span::Forever => u64::MAX,
         Span::For(span) => millis(span),
     };
+    scheduler.timeouts.silence_ms = match config.hang_timeout {
+        Span::Forever => u64::MAX,
+        Span::For(span) => millis(span),
+    };
     DriverConfig { worker_dir: Some(worker_dir), fault: config.fault.clone(), scheduler, ..DriverConfig::default() }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod answer;
 pub mod args;
+pub mod chaos;
 pub mod client;
 pub mod config;
 pub mod copy;
@@ -99,6 +100,7 @@ async fn call(client: &Client, config: &Config, command: Subcommands) -> Result<
         Subcommands::Logs(args) => logs::run(client, args).await,
         Subcommands::Restart(args) => restart::run(client, args).await,
         Subcommands::Upgrade(args) => upgrade::run(client, args).await,
+        Subcommands::Chaos(args) => chaos::run(config, args).await,
         Subcommands::Cp(args) => copy::run(client, args).await,
         Subcommands::Rm(args) => remove::run(client, args).await,
         // Both need no server, and were answered before.

@@ -117,6 +117,8 @@ pub struct Config {
     pub max_queue: usize,
     /// Patience with a load that shows no progress.
     pub load_timeout: Span,
+    /// Patience with a worker that gives no sign of life while it works.
+    pub hang_timeout: Span,
     /// Default window, in tokens.
     pub context_length: NonZeroU32,
     /// Cache type.
@@ -189,6 +191,7 @@ impl Config {
                 Span::For(duration) if duration.is_zero() => Span::Forever,
                 span => span,
             },
+            hang_timeout: reader.read(&table::HANG_TIMEOUT, value::parse_hang_timeout)?,
             context_length: NonZeroU32::new(reader.read(&table::CONTEXT_LENGTH, value::parse_u32)?)
                 .unwrap_or(NonZeroU32::new(4096).expect("not zero")),
             kv_cache_type: reader.read(&table::KV_CACHE_TYPE, CacheType::parse)?,
@@ -377,6 +380,18 @@ mod tests {
     fn a_load_timeout_of_zero_is_for_ever() {
         assert_eq!(with_env(&[("OLLAMA_LOAD_TIMEOUT", "0")]).load_timeout, Span::Forever);
         assert_eq!(with_env(&[("OLLAMA_LOAD_TIMEOUT", "-1s")]).load_timeout, Span::Forever);
+    }
+
+    #[test]
+    fn a_hang_timeout_leaves_time_for_a_sign_of_life() {
+        assert_eq!(with_env(&[]).hang_timeout, Span::For(std::time::Duration::from_secs(60)));
+        assert_eq!(
+            with_env(&[("OLLMLX_HANG_TIMEOUT", "2s")]).hang_timeout,
+            Span::For(std::time::Duration::from_secs(2))
+        );
+        assert_eq!(with_env(&[("OLLMLX_HANG_TIMEOUT", "-1")]).hang_timeout, Span::Forever);
+        let config = with_env(&[("OLLMLX_HANG_TIMEOUT", "1999ms")]);
+        assert_eq!((config.hang_timeout, config.warnings.len()), (with_env(&[]).hang_timeout, 1));
     }
 
     #[test]

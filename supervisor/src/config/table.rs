@@ -120,6 +120,13 @@ pub const LOAD_TIMEOUT: Knob = knob(
     Some("OLLAMA_LOAD_TIMEOUT"),
     ["5m", "duration", "How long a load may go without progress; zero or less is for ever"],
 );
+/// Patience with a worker that works.
+pub const HANG_TIMEOUT: Knob = knob(
+    "hang_timeout",
+    "OLLMLX_HANG_TIMEOUT",
+    None,
+    ["1m", "duration", "How long a model at work may give no sign of life before its process is replaced, at least 2s"],
+);
 /// Default window.
 pub const CONTEXT_LENGTH: Knob = knob(
     "context_length",
@@ -228,6 +235,7 @@ pub const KNOBS: &[&Knob] = &[
     &MAX_LOADED_MODELS,
     &MAX_QUEUE,
     &LOAD_TIMEOUT,
+    &HANG_TIMEOUT,
     &CONTEXT_LENGTH,
     &KV_CACHE_TYPE,
     &FLASH_ATTENTION,

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use ollmlx_proto::limits::PROGRESS_INTERVAL_MS;
 use thiserror::Error;
 
 /// Ollama's port.
@@ -33,6 +34,14 @@ pub enum ValueError {
     /// Not a byte count.
     #[error("must be a number of bytes such as 4GiB, not {0:?}")]
     BytesInvalid(String),
+    /// Shorter than what a worker may take to give a sign of life.
+    #[error("must be at least {least_ms} ms, not {text:?}")]
+    TooShort {
+        /// What it was.
+        text: String,
+        /// What it must be.
+        least_ms: u64,
+    },
     /// The scheme is neither http nor https.
     #[error("must be host:port or http://host:port, not {0:?}")]
     HostInvalid(String),
@@ -190,6 +199,20 @@ pub fn parse_bytes(text: &str) -> Result<u64, ValueError> {
         return Err(invalid());
     }
     Ok(bytes as u64)
+}
+
+/// A duration in which a worker gives a sign of life at least once.
+///
+/// # Errors
+/// Not a duration, or too short.
+pub fn parse_hang_timeout(text: &str) -> Result<Span, ValueError> {
+    let least_ms = 2 * PROGRESS_INTERVAL_MS;
+    match parse_span(text)? {
+        Span::For(span) if span < Duration::from_millis(least_ms) => {
+            Err(ValueError::TooShort { text: text.to_owned(), least_ms })
+        }
+        span => Ok(span),
+    }
 }
 
 /// A Go duration or a bare number of seconds; negative is without end.

@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::task::{Place, Process, Task};
-use crate::os::rng;
+use crate::os::{memory, rng};
 use crate::scheduler::{Cause, Effect, Event, LoadPlan, Mono, Push};
 use crate::worker::link::{LinkCommand, Message, Phase};
 use crate::worker::reap::{self, SHOVES_LEN_MAX, Shove};
@@ -45,6 +45,10 @@ impl Task {
             Effect::Fail { request, failure } => self.fail(request, failure),
             Effect::Cancel { worker, request } => self.send(&worker, ToWorker::Cancel(request)),
             Effect::Push { worker, push } => self.push(&worker, push),
+            Effect::Continue { worker } => {
+                warn!(model = %worker.model, incarnation = worker.incarnation.0, "worker was stopped and is told to go on");
+                self.shove(&worker, Shove::Continue);
+            }
             Effect::Transition { worker, from, to, cause } => self.transition(&worker, from, to, cause),
             Effect::Never { what } => error!(event = what, "the impossible happened"),
             Effect::Finished => self.finished = true,
@@ -58,7 +62,8 @@ impl Task {
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
-        let process = Process { pid, token, shoves, phase, link: None, reported: 0 };
+        let oom_kills = memory::oom_kill_count();
+        let process = Process { pid, token, shoves, phase, link: None, reported: 0, oom_kills };
         self.processes.insert(worker.clone(), process);
         let reports = self.reports_in.clone();
         self.tasks.spawn(reap::run(
@@ -98,12 +103,15 @@ impl Task {
         match push {
             Push::Ask => self.send(worker, ToWorker::Drain),
             Push::Term | Push::Kill => {
-                let shove = if push == Push::Term { Shove::Terminate } else { Shove::Kill };
-                if let Some(process) = self.processes.get(worker) {
-                    // Full means that it has been told often enough.
-                    let _told = process.shoves.try_send(shove);
-                }
+                self.shove(worker, if push == Push::Term { Shove::Terminate } else { Shove::Kill });
             }
+        }
+    }
+
+    fn shove(&self, worker: &WorkerId, shove: Shove) {
+        if let Some(process) = self.processes.get(worker) {
+            // Full means that it has been told often enough.
+            let _told = process.shoves.try_send(shove);
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use ollmlx_proto::{Failure, Request, RequestId, ToWorker, WorkerId, limits, version};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,8 +15,8 @@ use tracing::{info, warn};
 use super::DriverConfig;
 use super::handle::{Command, Inbox};
 use crate::os::clock::Clock;
-use crate::os::memory;
 use crate::os::process::Exit;
+use crate::os::{memory, process};
 use crate::scheduler::{Cause, Event, Mono, Outbox, Scheduler};
 use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, Message, Phase, Reader};
 use crate::worker::reap::Shove;
@@ -41,6 +42,8 @@ pub(super) struct Process {
     pub(super) link: Option<Link>,
     /// Its own count, in bytes.
     pub(super) reported: u64,
+    /// Processes that the system had killed for want of memory when this one started.
+    pub(super) oom_kills: Option<u64>,
 }
 
 pub(super) struct Link {
@@ -246,11 +249,12 @@ impl Task {
                 Event::Ended { worker, request }
             }
             Report::Exited { exit, log_tail } => {
-                self.processes.entry(worker.clone()).and_modify(|process| process.pid = 0);
-                let cause = match exit {
-                    Exit::Code(code) => Cause::Exited { code },
-                    Exit::Signal(signal) => Cause::Signalled { signal },
-                };
+                let process = self.processes.get_mut(&worker);
+                let oom_kills = process.and_then(|process| {
+                    process.pid = 0;
+                    process.oom_kills
+                });
+                let cause = cause_of(exit, oom_kills, memory::oom_kill_count());
                 self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
                 // Only now: those that ran have been told through its link.
                 self.processes.remove(&worker);
@@ -311,6 +315,11 @@ impl Task {
         for (worker, bytes) in samples {
             self.step(Event::MemorySampled { worker, bytes });
         }
+        let living = self.processes.iter().filter(|(_, process)| process.pid != 0);
+        let stopped = living.filter(|(_, process)| process::is_stopped(process.pid)).map(|(worker, _)| worker.clone());
+        for worker in stopped.collect::<Vec<_>>() {
+            self.step(Event::Stopped { worker });
+        }
     }
 
     /// The one line per request.
@@ -333,9 +342,34 @@ impl Task {
     }
 }
 
+/// Why a process ended. A SIGKILL while the system's count of those it killed for want of memory grew is taken for one
+/// of them; where the system keeps no count, for somebody's.
+fn cause_of(exit: Exit, oom_kills_before: Option<u64>, oom_kills: Option<u64>) -> Cause {
+    match exit {
+        Exit::Code(code) => Cause::Exited { code },
+        Exit::Signal(signal) if signal == Signal::SIGKILL as i32 && oom_kills > oom_kills_before => Cause::OutOfMemory,
+        Exit::Signal(signal) => Cause::Signalled { signal },
+    }
+}
+
 async fn at(deadline: Option<Mono>, clock: Clock) {
     match deadline {
         Some(Mono(ns)) => sleep_until(Instant::from_std(clock.instant_of(ns))).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sigkill_is_the_system_s_where_its_count_of_such_has_grown() {
+        let killed = Exit::Signal(Signal::SIGKILL as i32);
+        assert_eq!(cause_of(killed, Some(3), Some(4)), Cause::OutOfMemory);
+        assert_eq!(cause_of(killed, Some(3), Some(3)), Cause::Signalled { signal: 9 });
+        assert_eq!(cause_of(killed, None, None), Cause::Signalled { signal: 9 });
+        assert_eq!(cause_of(Exit::Signal(11), Some(3), Some(4)), Cause::Signalled { signal: 11 });
+        assert_eq!(cause_of(Exit::Code(3), Some(3), Some(4)), Cause::Exited { code: 3 });
     }
 }

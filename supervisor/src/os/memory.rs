@@ -4,9 +4,9 @@
 //! reads it, so there it is the resident size, and the worker's own report of what it holds goes beside it.
 
 #[cfg(target_os = "linux")]
-pub use self::linux::{resident_bytes, total_bytes};
+pub use self::linux::{oom_kill_count, resident_bytes, total_bytes};
 #[cfg(target_os = "macos")]
-pub use self::macos::{resident_bytes, total_bytes};
+pub use self::macos::{oom_kill_count, resident_bytes, total_bytes};
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -19,6 +19,14 @@ mod linux {
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         kib.checked_mul(1024)
+    }
+
+    /// How many processes the system has killed since its start because memory ran out, its control groups' memory included;
+    /// `None` where it doesn't say.
+    #[must_use]
+    pub fn oom_kill_count() -> Option<u64> {
+        let text = std::fs::read_to_string("/proc/vmstat").ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
     }
 
     /// Resident bytes of a process; `None` where it is gone or the system doesn't say.
@@ -41,6 +49,12 @@ mod macos {
         let mut system = System::new().ok()?;
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         Some(system.total_memory()).filter(|bytes| *bytes > 0)
+    }
+
+    /// How many processes the system has killed because memory ran out: it doesn't say.
+    #[must_use]
+    pub fn oom_kill_count() -> Option<u64> {
+        None
     }
 
     /// Resident bytes of a process; `None` where it is gone or the system doesn't say.

@@ -47,15 +47,33 @@ pub fn command(program: &Path) -> Command {
     Command::new(program)
 }
 
-/// Starts a process in its own group, without standard input. It inherits the environment except variables
+/// Starts a process in its own group, without arguments and standard input. It inherits the environment except variables
 /// that begin with `private_prefix`, and gets `variables`.
 ///
 /// # Errors
 /// The system's.
 pub fn start(program: &Path, private_prefix: &str, variables: &[(&str, OsString)]) -> io::Result<Started> {
+    start_with(program, &[], private_prefix, variables)
+}
+
+/// The same with the argument that makes it a server.
+///
+/// # Errors
+/// The system's.
+pub fn start_serving(program: &Path, private_prefix: &str, variables: &[(&str, OsString)]) -> io::Result<Started> {
+    start_with(program, &["serve"], private_prefix, variables)
+}
+
+fn start_with(
+    program: &Path,
+    arguments: &[&str],
+    private_prefix: &str,
+    variables: &[(&str, OsString)],
+) -> io::Result<Started> {
     let (reader, writer) = io::pipe()?;
     let mut command = command(program);
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0).kill_on_drop(true);
+    command.args(arguments).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    command.process_group(0).kill_on_drop(true);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(private_prefix)) {
         command.env_remove(name);
     }
@@ -88,6 +106,31 @@ pub fn terminate_group(pid: u32) {
 /// Sends SIGKILL to a group; a group that is gone is fine.
 pub fn kill_group(pid: u32) {
     signal_group(pid, Signal::SIGKILL);
+}
+
+/// Sends SIGCONT to a group; a group that is gone is fine.
+pub fn continue_group(pid: u32) {
+    signal_group(pid, Signal::SIGCONT);
+}
+
+/// Whether a signal stopped the process and none has continued it. A debugger's stop is another thing.
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    // The name before the state is in parentheses and may hold anything (proc_pid_stat(5)).
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    text.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+}
+
+/// Whether a signal stopped the process and none has continued it.
+#[cfg(target_os = "macos")]
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
+    let Ok(mut system) = System::new() else { return false };
+    let pid = sysinfo::Pid::from_u32(pid);
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, ProcessRefreshKind::nothing());
+    system.process(pid).is_some_and(|process| process.status() == ProcessStatus::Stop)
 }
 
 fn signal_group(pid: u32, signal: Signal) {

@@ -53,6 +53,7 @@ impl Scheduler {
             over_budget: false,
             came_back: false,
             deaths: 0,
+            kills: 0,
         };
         model.queue.push(waiting);
     }

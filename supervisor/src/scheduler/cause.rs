@@ -28,6 +28,7 @@ impl Cause {
             Self::LinkLost => "closed its connection".to_owned(),
             Self::SpawnFailed(why) => format!("could not be started: {why}"),
             Self::OverBudget => "took more memory than there is".to_owned(),
+            Self::OutOfMemory => "killed by the system, which ran out of memory".to_owned(),
         }
     }
 
@@ -47,7 +48,18 @@ impl Cause {
             Self::LinkLost => "link-lost",
             Self::SpawnFailed(_) => "spawn-failed",
             Self::OverBudget => "over-budget",
+            Self::OutOfMemory => "out-of-memory",
         }
+    }
+
+    /// Whether somebody outside ended it: what a process computes can bring SIGSEGV or SIGABRT upon it, never these. Our own
+    /// signals have other causes, and so has the system's SIGKILL when memory runs out, where the system tells.
+    pub(super) fn is_from_outside(&self) -> bool {
+        let Self::Signalled { signal } = self else { return false };
+        matches!(
+            Signal::try_from(*signal),
+            Ok(Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT)
+        )
     }
 
     /// Whether trying again is pointless, by the worker's own word.

@@ -78,6 +78,11 @@ pub enum Effect {
         /// How.
         push: Push,
     },
+    /// Let a stopped process go on.
+    Continue {
+        /// Which.
+        worker: WorkerId,
+    },
     /// For the log and the metrics: a worker changed state.
     Transition {
         /// Which.

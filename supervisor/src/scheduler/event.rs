@@ -89,6 +89,8 @@ pub enum Cause {
     SpawnFailed(String),
     /// It took more memory than it may.
     OverBudget,
+    /// The system killed it, since memory ran out.
+    OutOfMemory,
 }
 
 /// What happened.
@@ -214,6 +216,11 @@ pub enum Event {
         worker: WorkerId,
         /// Resident bytes.
         bytes: u64,
+    },
+    /// Somebody stopped the process (SIGSTOP), and it has not been continued.
+    Stopped {
+        /// Which.
+        worker: WorkerId,
     },
     /// The time [`super::Scheduler::next_deadline`] named has come. The only timer event.
     DeadlineElapsed,

@@ -49,7 +49,7 @@ use backoff::Rng;
 use budget::Ledger;
 use homes::Homes;
 use lifecycle::{DrainReason, Input, State, Timeouts};
-use model::Model;
+use model::{Model, Running};
 
 /// What an administrator may set, with defaults from `limits`.
 #[derive(Clone, Debug)]
@@ -153,6 +153,7 @@ impl Scheduler {
             Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
             Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
             Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
+            Event::Stopped { worker } => self.stopped(worker, out),
             Event::DeadlineElapsed => self.elapsed(out),
             Event::ShutdownAsked => self.leave(Input::Drain { reason: DrainReason::Leaving }, out),
             Event::ShutdownForced => self.leave(Input::Kill, out),
@@ -230,6 +231,14 @@ impl Scheduler {
         }
     }
 
+    /// Nobody gains by a worker that stands still while it owes something. One that is idle may be looked at.
+    fn stopped(&mut self, worker: WorkerId, out: &mut Outbox) {
+        let Some(at) = self.living(&worker) else { return };
+        if !matches!(self.models[at].state, State::Idle { .. }) {
+            out.push(Effect::Continue { worker });
+        }
+    }
+
     fn request_ended(&mut self, worker: &WorkerId, request: RequestId, out: &mut Outbox) {
         let Some(at) = self.living(worker) else { return };
         let model = &mut self.models[at];
@@ -240,7 +249,7 @@ impl Scheduler {
             }
             return;
         };
-        if running.waiting.deaths > 0 {
+        if running.waiting.came_back {
             model.tally.calm();
         }
         self.homes.remove(request);
@@ -253,10 +262,8 @@ impl Scheduler {
     fn cleared(&mut self, worker: &WorkerId, request: RequestId) {
         let Some(at) = self.living(worker) else { return };
         let model = &mut self.models[at];
-        if let Some(running) = model.running.get_mut(&request)
-            && running.waiting.deaths > 0
-        {
-            running.waiting.deaths = 0;
+        if let Some(Running { waiting, .. }) = model.running.get_mut(&request) {
+            (waiting.deaths, waiting.kills) = (0, 0);
             model.tally.calm();
         }
     }

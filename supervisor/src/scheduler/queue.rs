@@ -33,6 +33,8 @@ pub(super) struct Waiting {
     pub(super) came_back: bool,
     /// Deaths it has been present at since it was last above suspicion.
     pub(super) deaths: u32,
+    /// The same for deaths that somebody outside caused, those in its load included.
+    pub(super) kills: u32,
 }
 
 /// Those that wait for one model.

@@ -12,6 +12,11 @@
 //!
 //! Decision: the death that sentences a request isn't counted against the model, and one that moves on has shown that its
 //! model works. A model whose workers die of everything is still quarantined, because each request's first death counts.
+//!
+//! Decision: SIGKILL, SIGTERM and the like from outside are no evidence against a request, since nothing that it makes the
+//! engine compute can send them; nor against the model, which rests for a moment and is never quarantined for
+//! them. Rejected: counting every death alike, with which somebody's `kill` in a loop sentences innocent requests. What the
+//! system kills for want of memory is counted like a crash; where it doesn't say so, [`KILLS_MAX`] bounds the loop.
 
 use ollmlx_proto::{Failure, Incarnation, RequestId, WorkerId, limits};
 
@@ -24,6 +29,9 @@ use super::{Effect, Outbox, Push, Scheduler, cause};
 
 /// Failed loads that a waiting request sits through.
 const LOADS_FAILED_MAX: u32 = 3;
+/// Deaths from outside without progress in between that a request sits through: whoever kills this often means it, or
+/// it is a system that kills for want of memory and doesn't say so.
+const KILLS_MAX: u32 = 30;
 /// How long a model rests whose own worker says that trying again is pointless: its files may be repaired any moment,
 /// but a client in a loop must not start processes in one.
 const PERMANENT_REST_MS: u64 = 1_000;
@@ -166,7 +174,7 @@ impl Scheduler {
         let why = match model.cause.take() {
             Some(known) if !(lingers && known == Cause::LinkLost) => known,
             // The system's way to say the same.
-            _ if is_over(from) && matches!(exit, Cause::Signalled { .. }) => Cause::OverBudget,
+            _ if is_over(from) && matches!(exit, Cause::Signalled { .. } | Cause::OutOfMemory) => Cause::OverBudget,
             // Its own end says more than the end of its link.
             _ => exit,
         };
@@ -211,7 +219,13 @@ impl Scheduler {
         let (request, held) = running.first_key_value()?;
         let alone = aboard.max(running.len()) == 1;
         let known = held.waiting.deaths + 1 >= limits::POISON_DEATHS_MAX;
-        (alone && known && *why != Cause::Asked && held.cancel_deadline.is_none() && !self.leaving).then_some(*request)
+        (alone
+            && known
+            && *why != Cause::Asked
+            && !why.is_from_outside()
+            && held.cancel_deadline.is_none()
+            && !self.leaving)
+            .then_some(*request)
     }
 
     /// Says what becomes of those that it held.
@@ -219,7 +233,9 @@ impl Scheduler {
         let worker = self.models[at].worker();
         let mut fates = Vec::new();
         for (request, Running { mut waiting, cancel_deadline }) in std::mem::take(&mut self.models[at].running) {
-            waiting.deaths += u32::from(*death.why != Cause::Asked);
+            let from_outside = death.why.is_from_outside();
+            waiting.deaths += u32::from(*death.why != Cause::Asked && !from_outside);
+            waiting.kills += u32::from(from_outside);
             let deaths = waiting.deaths;
             let (fate, failure) = if death.guilty == Some(request) {
                 self.totals.suspects += 1;
@@ -230,6 +246,8 @@ impl Scheduler {
                 (Fate::ClientGone, cause::client_gone())
             } else if *death.why == Cause::OverBudget && std::mem::replace(&mut waiting.over_budget, true) {
                 // A leak is gone with its process; what a new one needs as well is not there.
+                (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
+            } else if waiting.kills >= KILLS_MAX {
                 (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
             } else if let Rest::Quarantine(until) = death.rest {
                 (Fate::Failed, cause::quarantined(Some(&death.why.words()), until, self.now))
@@ -257,6 +275,7 @@ impl Scheduler {
             _ if self.leaving => Rest::None,
             Cause::LoadFailed(_) if why.is_permanent() => Rest::Backoff(self.now.plus_ms(PERMANENT_REST_MS)),
             Cause::HelloRefused(_) => Rest::Quarantine(self.now.plus_ms(ollmlx_proto::limits::QUARANTINE_S * 1000)),
+            _ if why.is_from_outside() => model.tally.record_kill(self.now, &mut self.rng),
             _ => model.tally.record(self.now, &mut self.rng),
         }
     }
@@ -265,9 +284,11 @@ impl Scheduler {
     fn fail_waiting_after(&mut self, at: usize, why: &Cause, was_loading: bool, log_tail: &str, out: &mut Outbox) {
         let model = &mut self.models[at];
         let all = why.is_permanent() || matches!(model.state, State::Quarantined { .. });
+        let from_outside = why.is_from_outside();
         let failed = model.queue.take(|waiting| {
-            waiting.loads_failed += u32::from(was_loading);
-            all || waiting.loads_failed >= LOADS_FAILED_MAX
+            waiting.loads_failed += u32::from(was_loading && !from_outside);
+            waiting.kills += u32::from(was_loading && from_outside);
+            all || waiting.loads_failed >= LOADS_FAILED_MAX || waiting.kills >= KILLS_MAX
         });
         let failure = match model.state {
             State::Quarantined { until } if !was_loading => {

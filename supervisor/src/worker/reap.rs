@@ -24,6 +24,8 @@ pub enum Shove {
     Terminate,
     /// SIGKILL to the group.
     Kill,
+    /// SIGCONT to the group.
+    Continue,
 }
 
 /// Signals waiting to be passed on.
@@ -53,6 +55,7 @@ pub async fn run(
             Some(shove) = shoves.recv() => match shove {
                 Shove::Terminate => process::terminate_group(pid),
                 Shove::Kill => process::kill_group(pid),
+                Shove::Continue => process::continue_group(pid),
             },
         }
     };
