@@ -142,11 +142,25 @@ async fn stream(address: SocketAddr, path: &str, body: &Value) -> Result<Seen> {
 
 /// `GET` that must succeed.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<()> {
+    body_of(address, path).await.map(drop)
+}
+
+/// `GET` that must succeed and answer JSON.
+pub(crate) async fn get_json(address: SocketAddr, path: &str) -> Result<Value> {
+    Ok(serde_json::from_slice(&body_of(address, path).await?)?)
+}
+
+async fn body_of(address: SocketAddr, path: &str) -> Result<Bytes> {
     let io = TokioIo::new(TcpStream::connect(address).await?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     let driving = tokio::spawn(connection);
     let request = Request::builder().uri(path).header("host", address.to_string()).body(Full::new(Bytes::new()))?;
     let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await;
     driving.abort();
-    if response.status().is_success() { Ok(()) } else { bail!("{path}: {}", response.status()) }
+    if !status.is_success() {
+        bail!("{path}: {status}");
+    }
+    Ok(body?.to_bytes())
 }

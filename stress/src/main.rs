@@ -9,6 +9,7 @@
 mod checkpoint;
 mod compare;
 mod compare_mlx;
+mod estimate;
 mod load;
 mod report;
 mod server;
@@ -33,6 +34,8 @@ enum Command {
     Compare(Compare),
     /// Decode and prompt speed against mlx_lm.server, with the same checkpoint on the CPU, and the worker's peak memory.
     CompareMlx(CompareMlx),
+    /// What models were expected to take against what they took with every slot filled (Linux).
+    Estimate(Estimate),
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +94,28 @@ struct CompareMlx {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Estimate {
+    /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
+    #[arg(long)]
+    bin_dir: PathBuf,
+    /// GGUF files and MLX folders.
+    #[arg(long, required = true, num_args = 1..)]
+    model: Vec<PathBuf>,
+    /// Windows of a slot, in tokens.
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 2048, 8192])]
+    contexts: Vec<u32>,
+    /// Numbers of slots.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 8])]
+    slots: Vec<usize>,
+    /// Threads of an engine.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Print the figures as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -102,6 +127,7 @@ fn main() -> ExitCode {
     };
     let held = match &arguments.command {
         Command::Compare(options) => runtime.block_on(compare::run(options)),
+        Command::Estimate(options) => runtime.block_on(estimate::run(options)),
         Command::CompareMlx(options) => runtime.block_on(compare_mlx::run(options)),
     };
     match held {
