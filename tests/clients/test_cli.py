@@ -43,7 +43,7 @@ class CommandLine(unittest.TestCase):
     def test_list_is_byte_for_byte(self):
         _, tags = self.server.call("GET", "/api/tags")
         text = self.ok("list").stdout
-        ages = [line.split("    ")[-2].strip() for line in text.splitlines()[1:]]
+        ages = [line.rstrip().split("    ")[-1].strip() for line in text.splitlines()[1:]]
         for age in ages:
             self.assertRegex(age, r"^(Less than a second|1 second|About a minute|\d+ (seconds|minutes)) ago$")
         rows = [[model["name"], model["digest"][:12], human_bytes(model["size"]), age]
