@@ -130,8 +130,7 @@ impl Queue {
     pub(super) fn plan(&self) -> Option<Box<LoadPlan>> {
         let head = &self.line.front()?.plan;
         let alike = || self.line.iter().map(|waiting| &waiting.plan).filter(|plan| same_kind(head, plan));
-        let least = |plan: &Box<LoadPlan>| plan.terms.context_least.min(plan.spec.context_tokens);
-        let needed = alike().map(least).max();
+        let needed = alike().map(|plan| plan.terms.context_least.min(plan.spec.context_tokens)).max();
         let mut plan = alike().reduce(|best, plan| if wider(plan, best) { plan } else { best }).cloned()?;
         plan.terms.context_least = needed.unwrap_or(plan.spec.context_tokens);
         Some(plan)
