@@ -161,6 +161,12 @@ pub const INSPECT_REFUSAL_MS: u64 = 10_000;
 pub const CARDS_MAX: usize = 256;
 /// Bytes of these as JSON; a hostile file may bring large facts.
 pub const CARDS_BYTES_MAX: usize = 16 * MIB;
+/// Farthest that a model's priority may be from 0.
+pub const PRIORITY_MAX: i32 = 1000;
+/// Ways to load a model of which it is remembered what they took.
+pub const LEARNED_MAX: usize = 256;
+/// Bytes of the file in which that is kept; an entry takes some 250.
+pub const LEARNED_BYTES_MAX: u64 = 256 * 1024;
 
 // --- inside a worker ---
 /// Sequences of one worker; llama.cpp's own cap is 256.

@@ -92,6 +92,73 @@ impl MemoryModel {
                 .saturating_add(self.per_score.saturating_mul(batch).saturating_mul(context)),
         }
     }
+
+    /// The longest window of `slots` sequences whose estimate `fits` accepts, at most `longest`; `None` where not
+    /// even one token does. What fits must go on fitting when it gets smaller.
+    pub fn longest_context(
+        &self,
+        slots: u16,
+        longest: u32,
+        (batch_tokens, kv_type): (u32, &str),
+        fits: impl Fn(u64) -> bool,
+    ) -> Option<u32> {
+        let longest = longest.min(self.context_max.max(1));
+        most(longest, |context| fits(self.estimate(slots, context, batch_tokens, kv_type).total()))
+    }
+
+    /// The most sequences of `context_tokens` each whose estimate `fits` accepts, at most `most_slots`; `None` where
+    /// not even one does.
+    pub fn most_slots(
+        &self,
+        most_slots: u16,
+        context_tokens: u32,
+        (batch_tokens, kv_type): (u32, &str),
+        fits: impl Fn(u64) -> bool,
+    ) -> Option<u16> {
+        let total = |slots: u16| self.estimate(slots, context_tokens, batch_tokens, kv_type).total();
+        let found = most(most_slots.into(), |slots| fits(total(u16::try_from(slots).unwrap_or(u16::MAX))));
+        found.and_then(|slots| u16::try_from(slots).ok())
+    }
+}
+
+/// The largest number from 1 to `highest` that fits, by halving.
+fn most(highest: u32, fits: impl Fn(u32) -> bool) -> Option<u32> {
+    if highest == 0 || !fits(1) {
+        return None;
+    }
+    let (mut good, mut bad) = (1, highest.saturating_add(1));
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if fits(middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    Some(good)
+}
+
+/// A number of bytes as people write it: bare, or with `KB MB GB TB` (÷1000) or `KiB MiB GiB TiB` (÷1024); `None` for
+/// anything else.
+#[must_use]
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits_end);
+    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    let number: f64 = number.parse().ok()?;
+    let bytes = number * factor;
+    (bytes.is_finite() && bytes < 9e18).then_some(bytes as u64)
 }
 
 #[cfg(test)]
@@ -137,6 +204,23 @@ mod tests {
         let cells = KvCells { elements: 1, window_tokens: 512, slack_tokens: 512, multiple: 256, shared: true };
         assert_eq!(cells.total(4, 4096), 4 * 512 + 512);
         assert_eq!(cells.total(4, 100), 512);
+    }
+
+    #[test]
+    fn the_largest_that_fits_is_found() {
+        let model = model();
+        let need = |slots, context| model.estimate(slots, context, 512, "f16").total();
+        for context in [1, 2, 255, 256, 257, 4096, 8192] {
+            let found = model.longest_context(2, 8192, (512, "f16"), |total| total <= need(2, context)).unwrap();
+            assert!(found >= context && need(2, found) == need(2, context), "{context}: {found}");
+            assert!(found == 8192 || need(2, found + 1) > need(2, context));
+        }
+        assert_eq!(model.longest_context(2, u32::MAX, (512, "f16"), |_| true), Some(8192), "as trained");
+        assert_eq!(model.longest_context(2, 8192, (512, "f16"), |total| total < need(2, 1)), None);
+        assert_eq!(model.most_slots(16, 2048, (512, "f16"), |total| total <= need(5, 2048)), Some(5));
+        assert_eq!(model.most_slots(3, 2048, (512, "f16"), |total| total <= need(5, 2048)), Some(3));
+        assert_eq!(model.most_slots(0, 2048, (512, "f16"), |_| true), None);
+        assert_eq!(model.most_slots(u16::MAX, 1, (512, "f16"), |_| true), Some(u16::MAX));
     }
 
     #[test]

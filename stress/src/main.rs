@@ -12,6 +12,7 @@ mod compare;
 mod compare_mlx;
 mod direct;
 mod lines;
+mod estimate;
 mod load;
 mod report;
 mod server;
@@ -58,6 +59,8 @@ enum Command {
     /// struck; else SIGKILL is sent in their place. SIGKILL and SIGTERM from outside are never held against a request.
     #[command(verbatim_doc_comment)]
     Chaos(Chaos),
+    /// What models were expected to take against what they took with every slot filled (Linux).
+    Estimate(Estimate),
 }
 
 #[derive(Debug, clap::Args)]
@@ -142,6 +145,28 @@ struct Supervision {
 }
 
 #[derive(Debug, clap::Args)]
+struct Estimate {
+    /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
+    #[arg(long)]
+    bin_dir: PathBuf,
+    /// GGUF files and MLX folders.
+    #[arg(long, required = true, num_args = 1..)]
+    model: Vec<PathBuf>,
+    /// Windows of a slot, in tokens.
+    #[arg(long, value_delimiter = ',', default_values_t = [512, 2048, 8192])]
+    contexts: Vec<u32>,
+    /// Numbers of slots.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 8])]
+    slots: Vec<usize>,
+    /// Threads of an engine.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Print the figures as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct Chaos {
     /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
     #[arg(long)]
@@ -192,6 +217,7 @@ fn main() -> ExitCode {
     };
     let held = match &arguments.command {
         Command::Compare(options) => runtime.block_on(compare::run(options)),
+        Command::Estimate(options) => runtime.block_on(estimate::run(options)),
         Command::CompareMlx(options) => runtime.block_on(compare_mlx::run(options)),
         Command::Supervision(options) => runtime.block_on(supervision::run(options)),
         Command::Chaos(options) => runtime.block_on(chaos::run(options)),

@@ -43,7 +43,7 @@ class CommandLine(unittest.TestCase):
     def test_list_is_byte_for_byte(self):
         _, tags = self.server.call("GET", "/api/tags")
         text = self.ok("list").stdout
-        ages = [line.split("    ")[-2].strip() for line in text.splitlines()[1:]]
+        ages = [line.rstrip().split("    ")[-1].strip() for line in text.splitlines()[1:]]
         for age in ages:
             self.assertRegex(age, r"^(Less than a second|1 second|About a minute|\d+ (seconds|minutes)) ago$")
         rows = [[model["name"], model["digest"][:12], human_bytes(model["size"]), age]
@@ -58,17 +58,23 @@ class CommandLine(unittest.TestCase):
         _, loaded = self.server.call("GET", "/api/ps")
         text = self.ok("ps", "smol").stdout
         model = next(model for model in loaded["models"] if model["name"] == "smol:latest")
-        until = text.splitlines()[1].split("    ")[-2].strip()
+        until, budget, measured = (cell.strip() for cell in text.splitlines()[1].rstrip().rsplit("    ", 3)[1:])
         self.assertRegex(until, r"^\d+ minutes from now$")
+        self.assertEqual(budget, human_bytes(model["memory"]["budget"]))
+        self.assertRegex(measured, r"^\d+ MB$")
         processor = "100% CPU" if model["size_vram"] == 0 else "100% GPU"
-        row = ["smol:latest", model["digest"][:12], human_bytes(model["size"]), processor, str(model["context_length"]), until]
-        self.assertEqual(text, layout(["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"], [row]))
+        row = ["smol:latest", model["digest"][:12], human_bytes(model["size"]), processor, str(model["context_length"]), until,
+               budget, measured]
+        header = ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL", "BUDGET", "MEASURED"]
+        self.assertEqual(text, layout(header, [row]))
 
     def test_ps_verbose_shows_the_process(self):
         self.ok("run", "short", "hi")
         text = self.ok("ps", "-v").stdout
         self.assertRegex(text, r"^NAME +BACKEND +STATE +PID +SLOTS +QUEUED +DEVICE +RESTARTS +LAST DEATH +MEMORY +RESTS UNTIL \n")
         self.assertRegex(text, r"(?m)^short:latest +gguf +(idle|busy) +\d+ +")
+        self.assertRegex(text, r"(?m)^NAME +WEIGHTS +CACHES +COMPUTE +LEARNED +BUDGET +REPORTED +SAMPLED +MEASURED +LIMIT +PRIORITY +SMALLER $")
+        self.assertRegex(text, r"(?m)^short:latest +\d+ MB +\d+ MB +\d+ MB +.* \d+% +- +0 +no +$")
 
     def test_show_has_its_sections(self):
         text = self.ok("show", "short").stdout

@@ -68,6 +68,9 @@ class Operating(unittest.TestCase):
         self.assertGreaterEqual(value("ollmlx_inter_token_seconds", "ollmlx_inter_token_seconds_count"), 11)
         memory = 'ollmlx_worker_memory_bytes{model="smol:latest"}'
         self.assertGreater(value("ollmlx_worker_memory_bytes", memory), 50e6)
+        of = lambda kind: value(f"ollmlx_worker_memory_{kind}_bytes", f'ollmlx_worker_memory_{kind}_bytes{{model="smol:latest"}}')
+        self.assertGreaterEqual(of("budget"), of("estimated"))
+        self.assertGreater(of("measured"), 30e6)
 
     def test_probes_answer(self):
         self.assertEqual(self.server.raw("GET", "/healthz"), (200, b"ok\n"))

@@ -14,7 +14,7 @@ use ollmlx_proto::{
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
 use ollmlx_supervisor::driver::{DriverConfig, TicketItem};
-use ollmlx_supervisor::scheduler::{Job, LoadPlan};
+use ollmlx_supervisor::scheduler::{Job, LoadPlan, Terms};
 
 /// A model whose id is derived from its name and whose weights are this file.
 #[must_use]
@@ -79,6 +79,7 @@ pub fn plan(model: &Arc<ModelRef>, context_tokens: u32, bytes: u64) -> LoadPlan 
             ..LoadSpec::default()
         },
         memory: MemoryReport { weights: bytes, kv: 0, compute: 0 },
+        terms: Terms::default(),
     }
 }
 

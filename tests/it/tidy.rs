@@ -47,6 +47,7 @@ const DRIVER_WORDS: &[&str] = &[
     "Job",
     "KeepAlive",
     "LoadPlan",
+    "Terms",
     "Snapshot",
     "WorkerView",
     "Mono",

@@ -21,7 +21,9 @@ const STREAMS_WEIGHT_BYTES_MAX: u64 = 1 << 30;
 /// The process with llama.cpp's libraries and nothing loaded.
 const PROCESS_BYTES: u64 = 22 << 20;
 /// Heap per entry of the vocabulary: llama.cpp's tables and ours.
-const VOCABULARY_ENTRY_BYTES: u64 = 210;
+const VOCABULARY_ENTRY_BYTES: u64 = 270;
+/// Bytes per token of a micro-batch and cell of a slot: the mask of attention, 32-bit.
+const MASK_BYTES: u64 = 4;
 
 /// How slots lie in the cache.
 ///
@@ -69,7 +71,9 @@ pub fn memory_model(files: &Model, layout: Layout, offload: bool, embedding: boo
     let vocabulary = header.vocab_size();
     // llama.cpp reserves logits for a whole micro-batch; on a CPU only the rows in use are ever touched.
     let logits = vocabulary.saturating_mul(4);
-    let (per_slot, logits_per_token) = if offload { (0, logits) } else { (logits, 0) };
+    let (theirs, logits_per_token) = if offload { (0, logits) } else { (logits, 0) };
+    // The sampler spoils what it works on, so each slot has a copy.
+    let per_slot = theirs.saturating_add(logits);
     let width = header.arch_number("embedding_length").unwrap_or_default();
     MemoryModel {
         weights: files.weight_bytes(),
@@ -86,7 +90,7 @@ pub fn memory_model(files: &Model, layout: Layout, offload: bool, embedding: boo
         } else {
             logits_per_token
         }),
-        per_score: 0,
+        per_score: if embedding { 0 } else { MASK_BYTES },
         batch_max: if embedding { 0 } else { MICRO_BATCH_TOKENS },
     }
 }

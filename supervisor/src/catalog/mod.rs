@@ -12,6 +12,7 @@ mod hub;
 #[cfg(test)]
 mod hub_tests;
 mod inspect;
+pub mod learned;
 mod local;
 pub mod manifest;
 pub mod model;
@@ -33,6 +34,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 pub use blob::BlobWriter;
+pub use learned::{Learned, Loaded};
 pub use model::{Backend, Details, ModelRef, StoredMessage};
 pub use resolve::human_number;
 

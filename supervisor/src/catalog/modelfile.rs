@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use ollmlx_proto::memory::parse_bytes;
 use serde_json::{Map, Number, Value};
 
 use super::model::{Backend, ModelRef, StoredMessage};
@@ -77,11 +78,12 @@ enum Kind {
     Int,
     Float,
     Bool,
+    Bytes,
     Texts,
 }
 
 /// Every option of a model, with its type.
-const PARAMETERS: [(&str, Kind); 19] = [
+const PARAMETERS: [(&str, Kind); 21] = [
     ("num_ctx", Kind::Int),
     ("num_batch", Kind::Int),
     ("num_gpu", Kind::Int),
@@ -101,6 +103,9 @@ const PARAMETERS: [(&str, Kind); 19] = [
     ("repeat_penalty", Kind::Float),
     ("presence_penalty", Kind::Float),
     ("frequency_penalty", Kind::Float),
+    // Ours. Ollama drops options that it doesn't know, so such a model works there as well.
+    ("ollmlx_memory_limit", Kind::Bytes),
+    ("ollmlx_priority", Kind::Int),
 ];
 
 /// Parameters that a Modelfile may still name, to no effect.
@@ -190,12 +195,15 @@ pub(crate) fn check_parameters(parameters: &Map<String, Value>) -> Result<(), St
             Some(Kind::Int) if value.is_number() => continue,
             Some(Kind::Float) if value.is_number() => continue,
             Some(Kind::Bool) if value.is_boolean() => continue,
+            Some(Kind::Bytes) if value.is_u64() => continue,
+            Some(Kind::Bytes) if value.as_str().and_then(parse_bytes).is_some() => continue,
             Some(Kind::Texts) => match value {
                 Value::String(_) => continue,
                 Value::Array(list) if list.iter().all(Value::is_string) => continue,
                 Value::Array(_) => "an array of strings",
                 _ => "type array",
             },
+            Some(Kind::Bytes) => "a number of bytes, such as 2GB",
             Some(Kind::Int) => "type integer",
             Some(Kind::Float) => "type float32",
             Some(Kind::Bool) => "type boolean",
@@ -328,6 +336,10 @@ fn set_parameter(file: &mut Modelfile, key: String, value: String) -> Result<(),
             });
             Value::Number(number.ok_or_else(|| invalid("float"))?)
         }
+        Kind::Bytes => match parse_bytes(&value) {
+            Some(_) => Value::String(value),
+            None => return Err(invalid("bytes")),
+        },
         Kind::Bool => Value::Bool(match value.as_str() {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
             "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
@@ -474,6 +486,7 @@ mod tests {
         assert_eq!(text(from("PARAMETER num_ctx 1.5")), "invalid int value \"1.5\"");
         assert_eq!(text(from("PARAMETER top_p x")), "invalid float value \"x\"");
         assert_eq!(text(from("PARAMETER top_p NaN")), "invalid float value \"NaN\"");
+        assert_eq!(text(from("PARAMETER ollmlx_memory_limit 2 apples")), "invalid bytes value \"2 apples\"");
         assert_eq!(text(from("PARAMETER use_mmap yes")), "invalid bool value \"yes\"");
         let role = "message role must be one of \"system\", \"user\", or \"assistant\"";
         assert_eq!(text(from("MESSAGE tool x")), role);
@@ -535,6 +548,10 @@ mod tests {
         assert_eq!(check(json!({"temperature": "hot"})).unwrap_err(), "option \"temperature\" must be of type float32");
         assert_eq!(check(json!({"num_ctx": true})).unwrap_err(), "option \"num_ctx\" must be of type integer");
         assert_eq!(check(json!({"stop": [1]})).unwrap_err(), "option \"stop\" must be of an array of strings");
+        assert_eq!(check(json!({"ollmlx_memory_limit": "2GB", "ollmlx_priority": -3})), Ok(()));
+        assert_eq!(check(json!({"ollmlx_memory_limit": 2_000_000})), Ok(()));
+        let bytes = "option \"ollmlx_memory_limit\" must be of a number of bytes, such as 2GB";
+        assert_eq!(check(json!({"ollmlx_memory_limit": "much"})).unwrap_err(), bytes);
         assert_eq!(check(json!({"use_mmap": 1})).unwrap_err(), "option \"use_mmap\" must be of type boolean");
     }
 }

@@ -45,6 +45,8 @@ pub enum Subcommands {
     List(ListArgs),
     /// List running models
     Ps(PsArgs),
+    /// Say whether a model fits into memory, before it is loaded (exit status 1: it doesn't)
+    Fit(FitArgs),
     /// Tell why a model's processes died, and what comes next
     Why(Inspect),
     /// Show what a model's processes printed
@@ -219,6 +221,26 @@ pub struct PsArgs {
     #[arg(short, long)]
     pub verbose: bool,
     /// Print the server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fit`.
+#[derive(Debug, Args)]
+pub struct FitArgs {
+    /// Model name or path
+    #[arg(value_name = "MODEL")]
+    pub names: Vec<String>,
+    /// Context, in tokens (default: as the model or the settings say)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx: Option<u32>,
+    /// Requests at the same time (default: as the settings say)
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub slots: Option<u16>,
+    /// Type of the caches: f16, q8_0 or q4_0
+    #[arg(long)]
+    pub kv_type: Option<String>,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }

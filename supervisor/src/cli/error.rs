@@ -33,6 +33,9 @@ pub enum CliError {
     /// The answer is not what was agreed.
     #[error("the server's answer could not be read: {0}")]
     BadAnswer(&'static str),
+    /// A model doesn't fit.
+    #[error("{0}")]
+    DoesNotFit(String),
     /// The command line makes no sense.
     #[error("{0}")]
     Usage(String),

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use super::error::CliError;
 use super::serve::Leaving;
 use super::version::OWN;
-use crate::catalog::{Catalog, CatalogConfig};
-use crate::config::{Config, Span};
+use crate::catalog::{Catalog, CatalogConfig, Learned};
+use crate::config::{Config, MemoryShrink, Span};
 use crate::driver::{self, DriverConfig};
 use crate::http::{self, AppState, HttpConfig};
-use crate::scheduler::{KeepAlive, SchedulerConfig};
+use crate::scheduler::{KeepAlive, SchedulerConfig, Shrink};
 
 /// After the last worker is reaped, connections get this long to write what they have.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -40,21 +40,19 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     let system = |step| move |source| CliError::System { step, source };
     let address = listener.local_addr().map_err(system("read the address"))?;
     let worker_dir = worker_dir(&config).map_err(system("find the workers"))?;
-    let catalog = Catalog::open(CatalogConfig {
-        stores: config.stores(),
-        state_dir: config.state_dir.clone(),
-        worker_dir: worker_dir.clone(),
-        hub_dir: config.hub_cache_dir.clone(),
-        prune: !config.noprune,
-    })
-    .map_err(|error| CliError::Store(error.to_string()))?;
+    let catalog = catalog(&config, worker_dir.clone(), !config.noprune)?;
     let (handle, driving) =
         driver::start(driver_config(&config, worker_dir)).await.map_err(system("start the driver"))?;
     let (deaths, deaths_out) = watch::channel(http::metrics::DeathCounts::new());
     // Ends with the driver.
     tokio::spawn(http::metrics::follow(handle.snapshots(), deaths));
     let metrics = Arc::new(http::metrics::Metrics::new(deaths_out));
-    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address), metrics, upgrade));
+    let path = learned_path(&config);
+    let (learned, learned_out) = watch::channel(Learned::read(&path));
+    // Ends with the driver as well.
+    tokio::spawn(http::learn::follow(handle.snapshots(), learned, path));
+    let watched = (learned_out, upgrade);
+    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address), metrics, watched));
     let (closing, closed) = watch::channel(http::Door::Open);
     let mut door = tokio::spawn(http::serve(listener, state, closed));
 
@@ -96,8 +94,25 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     Ok(())
 }
 
+/// Where it is kept what models took.
+pub(super) fn learned_path(config: &Config) -> PathBuf {
+    config.state_dir.join("learned.json")
+}
+
+/// Opens the stores. Only a server may prune.
+pub(super) fn catalog(config: &Config, worker_dir: PathBuf, prune: bool) -> Result<Catalog, CliError> {
+    Catalog::open(CatalogConfig {
+        stores: config.stores(),
+        state_dir: config.state_dir.clone(),
+        worker_dir,
+        hub_dir: config.hub_cache_dir.clone(),
+        prune,
+    })
+    .map_err(|error| CliError::Store(error.to_string()))
+}
+
 /// Where the workers' binaries lie: as set, or beside our own.
-fn worker_dir(config: &Config) -> std::io::Result<PathBuf> {
+pub(super) fn worker_dir(config: &Config) -> std::io::Result<PathBuf> {
     if let Some(folder) = &config.worker_dir {
         return Ok(folder.clone());
     }
@@ -105,11 +120,17 @@ fn worker_dir(config: &Config) -> std::io::Result<PathBuf> {
     Ok(own.parent().map(std::path::Path::to_path_buf).unwrap_or_default())
 }
 
-fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
+/// What the scheduler needs of the settings.
+pub(super) fn scheduler_config(config: &Config) -> SchedulerConfig {
     let mut scheduler = SchedulerConfig {
         queue_max: config.max_queue,
         workers_max: config.max_loaded_models.get(),
         memory_limit: config.memory_limit_bytes,
+        shrink: match config.memory_shrink {
+            MemoryShrink::None => Shrink::Nothing,
+            MemoryShrink::Slots => Shrink::Slots,
+            MemoryShrink::Context => Shrink::Context,
+        },
         default_keep_alive: match config.keep_alive {
             Span::Forever => KeepAlive::Forever,
             Span::For(span) if span.is_zero() => KeepAlive::Unload,
@@ -125,6 +146,11 @@ fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
         Span::Forever => u64::MAX,
         Span::For(span) => millis(span),
     };
+    scheduler
+}
+
+fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
+    let scheduler = scheduler_config(config);
     DriverConfig { worker_dir: Some(worker_dir), fault: config.fault.clone(), scheduler, ..DriverConfig::default() }
 }
 
@@ -132,7 +158,8 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn http_config(config: &Config, address: std::net::SocketAddr) -> HttpConfig {
+/// What the door needs of the settings; also for a look at a model without a server.
+pub(super) fn http_config(config: &Config, address: std::net::SocketAddr) -> HttpConfig {
     HttpConfig {
         address,
         origins: config.origins.clone(),
@@ -144,5 +171,6 @@ fn http_config(config: &Config, address: std::net::SocketAddr) -> HttpConfig {
         threads: config.threads.map_or(0, |threads| u16::try_from(threads.get()).unwrap_or(u16::MAX)),
         gpu_layers: config.gpu_layers.map_or(-1, |layers| i32::try_from(layers).unwrap_or(i32::MAX)),
         wired_limit_bytes: config.wired_limit_bytes.unwrap_or_default(),
+        rules: config.rules.clone(),
     }
 }

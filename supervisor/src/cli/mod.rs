@@ -10,6 +10,7 @@ pub mod config;
 pub mod copy;
 pub mod create;
 pub mod error;
+pub mod fit;
 pub mod human;
 pub mod list;
 pub mod logs;
@@ -96,6 +97,7 @@ async fn call(client: &Client, config: &Config, command: Subcommands) -> Result<
         Subcommands::Push(args) => transfer::push(client, args).await,
         Subcommands::List(args) => list::run(client, args).await,
         Subcommands::Ps(args) => ps::run(client, args).await,
+        Subcommands::Fit(args) => fit::run(client, config, args).await,
         Subcommands::Why(args) => why::run(client, args).await,
         Subcommands::Logs(args) => logs::run(client, args).await,
         Subcommands::Restart(args) => restart::run(client, args).await,

@@ -24,7 +24,11 @@ pub async fn run(client: &Client, args: args::PsArgs) -> Result<(), CliError> {
         return print_json(&answer);
     }
     let prefix = prefix.as_deref().unwrap_or("");
-    print(&if args.verbose { workers(&answer, prefix) } else { table(&answer, prefix, Utc::now()) })
+    print(&if args.verbose {
+        format!("{}\n{}", workers(&answer, prefix), ledger(&answer, prefix))
+    } else {
+        table(&answer, prefix, Utc::now())
+    })
 }
 
 fn rows<'a>(answer: &'a Value, key: &str, prefix: &'a str) -> impl Iterator<Item = &'a Value> {
@@ -42,10 +46,54 @@ fn table(answer: &Value, prefix: &str, now: DateTime<Utc>) -> String {
                 processor(model["size"].as_u64().unwrap_or(0), model["size_vram"].as_u64().unwrap_or(0)),
                 model["context_length"].as_u64().unwrap_or(0).to_string(),
                 until(text_of(model, "expires_at"), now),
+                known_bytes(&model["memory"]["budget"]),
+                known_bytes(&model["memory"]["measured"]),
             ]
         })
         .collect();
-    text_table::with_header(&["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"], &rows)
+    text_table::with_header(&["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL", "BUDGET", "MEASURED"], &rows)
+}
+
+/// Bytes, or a dash where the server doesn't say or has nothing yet.
+fn known_bytes(value: &Value) -> String {
+    value.as_u64().filter(|bytes| *bytes > 0).map_or_else(|| "-".to_owned(), human::bytes)
+}
+
+/// The ledger: how each budget comes about, what was measured, and how much of all there is is taken.
+fn ledger(answer: &Value, prefix: &str) -> String {
+    let rows: Vec<Vec<String>> = rows(answer, "models", prefix)
+        .filter(|model| model["memory"]["budget"].as_u64().is_some_and(|bytes| bytes > 0))
+        .map(|model| {
+            let memory = &model["memory"];
+            let estimated = &memory["estimated"];
+            let budget = memory["budget"].as_u64().unwrap_or(0);
+            let measured = memory["measured"].as_u64().filter(|bytes| *bytes > 0);
+            let share =
+                measured.map_or_else(|| "-".to_owned(), |bytes| format!("{}%", bytes.saturating_mul(100) / budget));
+            let smaller = if memory["made_smaller"] == Value::Bool(true) { "yes" } else { "no" };
+            vec![
+                text_of(model, "name").to_owned(),
+                known_bytes(&estimated["weights"]),
+                known_bytes(&estimated["caches"]),
+                known_bytes(&estimated["compute"]),
+                known_bytes(&memory["learned"]),
+                known_bytes(&memory["budget"]),
+                known_bytes(&memory["reported"]["total"]),
+                known_bytes(&memory["sampled"]),
+                share,
+                known_bytes(&memory["limit"]),
+                model["priority"].as_i64().unwrap_or(0).to_string(),
+                smaller.to_owned(),
+            ]
+        })
+        .collect();
+    let header = [
+        "NAME", "WEIGHTS", "CACHES", "COMPUTE", "LEARNED", "BUDGET", "REPORTED", "SAMPLED", "MEASURED", "LIMIT",
+        "PRIORITY", "SMALLER",
+    ];
+    let reserved = human::bytes(answer["memory"]["reserved"].as_u64().unwrap_or(0));
+    let limit = answer["memory"]["limit"].as_u64().map_or_else(|| "no limit".to_owned(), human::bytes);
+    format!("{}{reserved} of {limit} set aside\n", text_table::with_header(&header, &rows))
 }
 
 /// The processes: also those of models that are not loaded now, since they rest after a death.
@@ -133,13 +181,30 @@ mod tests {
     #[test]
     fn the_table_is_ollama_s() {
         let answer = json!({"models": [{"name": "llama3.2:latest", "digest": "a80c4f17acd5aa", "size": 3_200_000_001u64,
-            "size_vram": 3_200_000_001u64, "context_length": 4096, "expires_at": "2026-01-04T00:04:59Z"}]});
+            "size_vram": 3_200_000_001u64, "context_length": 4096, "expires_at": "2026-01-04T00:04:59Z",
+            "memory": {"budget": 3_200_000_001u64, "measured": 2_900_000_000u64}}]});
         assert_eq!(
             table(&answer, "", now()),
-            "NAME               ID              SIZE      PROCESSOR    CONTEXT    UNTIL              \n\
-             llama3.2:latest    a80c4f17acd5    3.2 GB    100% GPU     4096       4 minutes from now    \n"
+            "NAME               ID              SIZE      PROCESSOR    CONTEXT    UNTIL                 BUDGET    MEASURED \n\
+             llama3.2:latest    a80c4f17acd5    3.2 GB    100% GPU     4096       4 minutes from now    3.2 GB    2.9 GB      \n"
         );
         assert_eq!(table(&answer, "Llama", now()).lines().count(), 1);
+    }
+
+    #[test]
+    fn the_ledger_shows_how_a_budget_comes_about() {
+        let memory = json!({"budget": 550, "measured": 495, "learned": 50, "sampled": 495, "limit": null,
+            "estimated": {"weights": 100, "caches": 300, "compute": 100}, "reported": {"total": 480}});
+        let answer = json!({"memory": {"reserved": 550, "limit": 1000},
+            "models": [{"name": "m:latest", "priority": -2, "memory": memory}, {"name": "rests", "memory": {"budget": 0}}]});
+        assert_eq!(
+            ledger(&answer, ""),
+            "NAME        WEIGHTS    CACHES    COMPUTE    LEARNED    BUDGET    REPORTED    SAMPLED    MEASURED    LIMIT    \
+             PRIORITY    SMALLER \n\
+             m:latest    100 B      300 B     100 B      50 B       550 B     480 B       495 B      90%         -        \
+             -2          no         \n\
+             550 B of 1 KB set aside\n"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! as in Ollama, so that a stray variable does not keep the server from starting.
 
 pub mod raw;
+pub mod rules;
 pub mod table;
 pub mod value;
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 pub use raw::{Origin, Raw, Sources};
+pub use rules::{Rule, Rules};
 pub use table::{KNOBS, Knob};
 pub use value::{HostUrl, Scheme, Span, ValueError};
 
@@ -56,6 +58,28 @@ impl CacheType {
             "q8_0" => Ok(Self::Q8_0),
             "q4_0" => Ok(Self::Q4_0),
             _ => Err(ValueError::WordUnknown { text: text.to_owned(), allowed: "f16, q8_0, q4_0" }),
+        }
+    }
+}
+
+/// What may be given up for a model that doesn't fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryShrink {
+    /// Nothing.
+    None,
+    /// Slots.
+    Slots,
+    /// Slots, then the window.
+    Context,
+}
+
+impl MemoryShrink {
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        match text.to_ascii_lowercase().as_str() {
+            "none" => Ok(Self::None),
+            "slots" => Ok(Self::Slots),
+            "context" => Ok(Self::Context),
+            _ => Err(ValueError::WordUnknown { text: text.to_owned(), allowed: "none, slots, context" }),
         }
     }
 }
@@ -131,6 +155,10 @@ pub struct Config {
     pub gpu_layers: Option<u32>,
     /// Bytes of all loaded models together.
     pub memory_limit_bytes: Option<u64>,
+    /// What may be given up for a model that doesn't fit.
+    pub memory_shrink: MemoryShrink,
+    /// What the settings file says of single models.
+    pub rules: Rules,
     /// Bytes that MLX may wire down on a GPU.
     pub wired_limit_bytes: Option<u64>,
     /// Origins beside the built-in ones.
@@ -199,6 +227,8 @@ impl Config {
             threads: reader.optional(&table::THREADS, value::parse_u32)?.and_then(NonZeroU32::new),
             gpu_layers: reader.optional(&table::GPU_LAYERS, value::parse_u32)?,
             memory_limit_bytes: reader.optional(&table::MEMORY_LIMIT, value::parse_bytes)?.filter(|bytes| *bytes > 0),
+            memory_shrink: reader.read(&table::MEMORY_SHRINK, MemoryShrink::parse)?,
+            rules: Rules::read(sources, &mut reader.warnings),
             wired_limit_bytes: reader.optional(&table::MLX_WIRED_LIMIT, value::parse_bytes)?,
             origins: reader.read(&table::ORIGINS, |text| Ok(list(text)))?,
             api_key: reader.optional(&table::API_KEY, |text| Ok(text.to_owned()))?,

@@ -46,6 +46,9 @@ pub struct Raw {
     pub origin: Origin,
 }
 
+/// What the settings file may say of one model, behind a dot.
+const MODEL_SETTINGS: [&str; 2] = ["memory_limit", "priority"];
+
 /// All places where settings are found.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -115,8 +118,24 @@ impl Sources {
 
     /// Lines of the file that name no knob.
     pub fn unknown_file_names(&self) -> impl Iterator<Item = &str> {
-        self.file.keys().map(String::as_str).filter(|name| KNOBS.iter().all(|knob| knob.name != *name))
+        let known = |name: &str| KNOBS.iter().any(|knob| knob.name == name) || model_setting(name).is_some();
+        self.file.keys().map(String::as_str).filter(move |name| !known(name))
     }
+
+    /// Lines of the file that are about one model: what is set, of which model, and to what.
+    pub fn model_settings(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
+        self.file.iter().filter_map(|(name, text)| {
+            let (setting, model) = model_setting(name)?;
+            Some((setting, model, text.as_str()))
+        })
+    }
+}
+
+/// `memory_limit.smollm2:135m`: what is set, and for which model.
+fn model_setting(name: &str) -> Option<(&'static str, &str)> {
+    let (setting, model) = name.split_once('.')?;
+    let known = MODEL_SETTINGS.iter().find(|known| **known == setting)?;
+    (!model.is_empty()).then_some((known, model))
 }
 
 /// `name = value` lines; `#` starts a comment line.
@@ -163,5 +182,10 @@ mod tests {
     fn unknown_names_in_the_file_are_known_as_such() {
         let sources = Sources { file: parse_file("hots = x\nhost=y"), ..Sources::default() };
         assert_eq!(sources.unknown_file_names().collect::<Vec<_>>(), ["hots"]);
+        let file = parse_file("memory_limit.hf.co/a/b:q4 = 2GB\npriority.m=1\npriority.=2\nhost.m=x");
+        let sources = Sources { file, ..Sources::default() };
+        assert_eq!(sources.unknown_file_names().collect::<Vec<_>>(), ["host.m", "priority."]);
+        let found: Vec<_> = sources.model_settings().collect();
+        assert_eq!(found, [("memory_limit", "hf.co/a/b:q4", "2GB"), ("priority", "m", "1")]);
     }
 }

@@ -165,6 +165,18 @@ pub const MEMORY_LIMIT: Knob = knob(
     None,
     ["", "bytes", "Memory that all loaded models together may take, such as 12GiB; empty is no limit"],
 );
+/// What gives way to the budget.
+pub const MEMORY_SHRINK: Knob = knob(
+    "memory_shrink",
+    "OLLMLX_MEMORY_SHRINK",
+    None,
+    [
+        "slots",
+        "none, slots or context",
+        "What may be given up for a model that doesn't fit: requests at once, or then the context as well, down to what \
+         the request needs",
+    ],
+);
 /// Memory that MLX wires down.
 pub const MLX_WIRED_LIMIT: Knob = knob(
     "mlx_wired_limit",
@@ -242,6 +254,7 @@ pub const KNOBS: &[&Knob] = &[
     &THREADS,
     &GPU_LAYERS,
     &MEMORY_LIMIT,
+    &MEMORY_SHRINK,
     &MLX_WIRED_LIMIT,
     &ORIGINS,
     &API_KEY,

@@ -178,27 +178,7 @@ pub fn parse_u32(text: &str) -> Result<u32, ValueError> {
 /// # Errors
 /// Anything else.
 pub fn parse_bytes(text: &str) -> Result<u64, ValueError> {
-    let invalid = || ValueError::BytesInvalid(text.to_owned());
-    let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits_end);
-    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "t" | "tb" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        _ => return Err(invalid()),
-    };
-    let number: f64 = number.parse().map_err(|_| invalid())?;
-    let bytes = number * factor;
-    if !bytes.is_finite() || bytes >= 9e18 {
-        return Err(invalid());
-    }
-    Ok(bytes as u64)
+    ollmlx_proto::memory::parse_bytes(text).ok_or_else(|| ValueError::BytesInvalid(text.to_owned()))
 }
 
 /// A duration in which a worker gives a sign of life at least once.

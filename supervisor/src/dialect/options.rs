@@ -6,8 +6,9 @@
 
 use ollmlx_proto::Sampling;
 use ollmlx_proto::limits::{
-    BATCH_TOKENS_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
+    BATCH_TOKENS_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, PRIORITY_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
 };
+use ollmlx_proto::memory::parse_bytes;
 use serde_json::{Map, Value};
 
 use super::Rejection;
@@ -66,6 +67,16 @@ impl<'a> Layers<'a> {
             return Ok(default);
         }
         Ok((number as f32).clamp(range.0, range.1))
+    }
+
+    /// A number of bytes, bare or with a unit.
+    fn bytes(&self, key: &str) -> Result<Option<u64>, Rejection> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Number(number)) if number.is_u64() => Ok(number.as_u64()),
+            Some(Value::String(text)) => parse_bytes(text).map(Some).ok_or_else(|| wrong_type(key, "bytes")),
+            Some(_) => Err(wrong_type(key, "bytes")),
+        }
     }
 
     fn check_boolean(&self, key: &str) -> Result<(), Rejection> {
@@ -157,6 +168,40 @@ pub fn sampling(
     Ok((sampling, layers.stop()?, window))
 }
 
+/// What a model may take, and who makes room first. A request can lower both and raise neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Bytes.
+    pub memory_limit: Option<u64>,
+    /// Models of a lower one make room first; 0 is usual.
+    pub priority: i32,
+}
+
+/// Resolves `ollmlx_memory_limit` and `ollmlx_priority`: the request's over the model's, and what an administrator set for
+/// this model over that.
+///
+/// # Errors
+/// 500 for a wrong type, as for every option.
+pub fn share(
+    options: &Map<String, Value>,
+    params: &Map<String, Value>,
+    (set_limit, set_priority): (Option<u64>, Option<i32>),
+) -> Result<Share, Rejection> {
+    let none = Map::new();
+    let of = |request| Layers { request, model: &none };
+    let (asked, own) = (of(options), of(params));
+    let limits = [set_limit, asked.bytes("ollmlx_memory_limit")?, own.bytes("ollmlx_memory_limit")?];
+    let priority = |layers: &Layers<'_>| -> Result<Option<i32>, Rejection> {
+        let number = layers.integer("ollmlx_priority")?;
+        Ok(number.map(|number| bounded(number, -PRIORITY_MAX, PRIORITY_MAX)))
+    };
+    let usual = set_priority.or(priority(&own)?).unwrap_or(0);
+    Ok(Share {
+        memory_limit: limits.into_iter().flatten().min(),
+        priority: priority(&asked)?.map_or(usual, |asked| asked.min(usual)),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -214,6 +259,28 @@ mod tests {
         ] {
             assert_eq!(resolve(options, json!({})).unwrap_err(), Rejection::internal(expected));
         }
+    }
+
+    #[test]
+    fn a_request_lowers_its_share_and_never_raises_it() {
+        let found = |options: Value, params: Value, set| {
+            let (Value::Object(options), Value::Object(params)) = (options, params) else { panic!("objects") };
+            share(&options, &params, set).map(|share| (share.memory_limit, share.priority))
+        };
+        let params = json!({"ollmlx_memory_limit": "2GB", "ollmlx_priority": 5});
+        let ours = |limit: Value, priority: i32| json!({"ollmlx_memory_limit": limit, "ollmlx_priority": priority});
+        assert_eq!(found(json!({}), json!({}), (None, None)), Ok((None, 0)));
+        assert_eq!(found(json!({}), params.clone(), (None, None)), Ok((Some(2_000_000_000), 5)));
+        assert_eq!(found(ours(json!("3GB"), 9), params.clone(), (None, None)), Ok((Some(2_000_000_000), 5)));
+        assert_eq!(found(ours(json!(1000), -2), params.clone(), (None, None)), Ok((Some(1000), -2)));
+        assert_eq!(found(json!({}), params.clone(), (Some(7), Some(-1))), Ok((Some(7), -1)));
+        assert_eq!(found(ours(json!("9GB"), 9), json!({}), (Some(7), None)), Ok((Some(7), 0)));
+        assert_eq!(found(ours(json!("1KB"), i32::MAX), json!({}), (None, Some(3))), Ok((Some(1000), 3)));
+        let wrong = found(ours(json!(true), 0), params, (None, None)).unwrap_err();
+        assert_eq!(wrong, Rejection::internal("option \"ollmlx_memory_limit\" must be of type bytes"));
+        // They are no business of a sampler.
+        let none = resolve(json!({}), json!({})).unwrap();
+        assert_eq!(resolve(ours(json!("1KB"), 2), json!({})).unwrap(), none);
     }
 
     #[test]

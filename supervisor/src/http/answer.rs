@@ -181,7 +181,10 @@ async fn prepare(state: &Arc<AppState>, flavor: Flavor, body: &[u8]) -> Result<P
     let meta = meta(flavor, &call);
     let (loads, embeds) = (matches!(call.body, CallBody::Load), matches!(call.body, CallBody::Embed { .. }));
     let keep_alive = call.keep_alive;
-    let Planned { job, plan } = plan(call, &model, &state.config, flavor.is_chat())?;
+    let Planned { job, plan } = {
+        let learned = state.learned.borrow();
+        plan(call, &model, (&state.config, &learned), flavor.is_chat())?
+    };
     let ticket = state.handle.submit(job, plan, keep_alive).await;
     Ok(Prepared::Running(Box::new(Running { flavor, ticket, meta, loads, embeds })))
 }

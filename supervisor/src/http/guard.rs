@@ -216,6 +216,7 @@ mod tests {
             threads: 0,
             gpu_layers: 0,
             wired_limit_bytes: 0,
+            rules: Default::default(),
         })
     }
 

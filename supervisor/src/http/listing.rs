@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use ollmlx_proto::MemoryReport;
 use serde_json::{Map, Value, json};
 
 use super::AppState;
@@ -81,7 +82,8 @@ pub(super) fn ps(state: &AppState) -> HttpReply {
         .collect();
     rows.sort_by_key(|(expires_at, _)| std::cmp::Reverse(*expires_at));
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-    json(200, json!({"models": rows}).to_string())
+    let memory = json!({"reserved": snapshot.reserved_bytes, "limit": snapshot.limit_bytes});
+    json(200, json!({"models": rows, "memory": memory}).to_string())
 }
 
 fn expiry(state: &AppState, view: &WorkerView, now: SystemTime) -> SystemTime {
@@ -89,6 +91,22 @@ fn expiry(state: &AppState, view: &WorkerView, now: SystemTime) -> SystemTime {
         return now.checked_add(FOREVER).unwrap_or(now);
     }
     view.expires_at.map_or(now, |at| state.handle.wall_clock_of(at))
+}
+
+/// The ledger's line of one model, in bytes.
+fn account(view: &WorkerView) -> Value {
+    let account = &view.account;
+    let parts = |report: MemoryReport| json!({"weights": report.weights, "caches": report.kv, "compute": report.compute, "total": report.total()});
+    json!({
+        "budget": account.planned,
+        "measured": account.measured(),
+        "estimated": parts(account.estimate),
+        "learned": account.planned.saturating_sub(account.estimate.total()),
+        "reported": parts(account.ready),
+        "sampled": account.sampled,
+        "limit": account.limit,
+        "made_smaller": account.shrunk,
+    })
 }
 
 fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Value {
@@ -112,6 +130,8 @@ fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Valu
         "restarts": view.restarts,
         "last_death": view.last_death,
         "cpu_level": view.cpu_level,
+        "priority": view.priority,
+        "memory": account(view),
         "rests_until": view.rests_until.map(|at| rfc3339_local(state.handle.wall_clock_of(at))),
     })
 }

@@ -282,6 +282,16 @@ impl Text {
             self.single("ollmlx_memory_limit_bytes", "gauge", "Memory that workers may take.", limit as f64);
         }
         self.by_model(snapshot, "ollmlx_worker_memory_bytes", "gauge", "Memory of a worker.", |view| view.memory_bytes);
+        let estimated = "What a worker was expected to take.";
+        self.by_model(snapshot, "ollmlx_worker_memory_estimated_bytes", "gauge", estimated, |view| {
+            view.account.estimate.total()
+        });
+        let budget = "Set aside for a worker: the estimate and what earlier ones took above it.";
+        self.by_model(snapshot, "ollmlx_worker_memory_budget_bytes", "gauge", budget, |view| view.account.planned);
+        let measured = "What a worker takes, by its report or the system's count, whichever is larger.";
+        self.by_model(snapshot, "ollmlx_worker_memory_measured_bytes", "gauge", measured, |view| {
+            view.account.measured()
+        });
         self.by_model(snapshot, "ollmlx_worker_in_flight", "gauge", "Requests a worker computes.", |view| {
             view.in_flight as u64
         });

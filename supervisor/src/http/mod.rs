@@ -6,7 +6,9 @@
 
 mod answer;
 mod body;
+pub mod fit;
 mod guard;
+pub mod learn;
 pub mod listener;
 mod listing;
 mod manage;
@@ -24,7 +26,8 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Learned};
+use crate::config::Rules;
 use crate::driver::Handle;
 
 pub use self::listener::{Door, serve};
@@ -52,6 +55,8 @@ pub struct HttpConfig {
     pub gpu_layers: i32,
     /// Memory that MLX may wire down on a GPU, in bytes; 0: none.
     pub wired_limit_bytes: u64,
+    /// What the settings file says of single models.
+    pub rules: Rules,
 }
 
 /// What every request can reach.
@@ -63,6 +68,8 @@ pub struct AppState {
     pub catalog: Catalog,
     /// Settings.
     pub config: HttpConfig,
+    /// What models took before.
+    learned: tokio::sync::watch::Receiver<Learned>,
     /// Why the last upgrade failed.
     upgrade: tokio::sync::watch::Receiver<Option<String>>,
     guard: guard::Guard,
@@ -79,11 +86,20 @@ impl AppState {
         catalog: Catalog,
         config: HttpConfig,
         metrics: Arc<metrics::Metrics>,
-        upgrade: tokio::sync::watch::Receiver<Option<String>>,
+        (learned, upgrade): (tokio::sync::watch::Receiver<Learned>, tokio::sync::watch::Receiver<Option<String>>),
     ) -> Self {
         let guard = guard::Guard::new(&config);
         let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
-        Self { handle, catalog, config, upgrade, guard, metrics, body_budget: Arc::new(Semaphore::new(budget)) }
+        Self {
+            handle,
+            catalog,
+            config,
+            learned,
+            upgrade,
+            guard,
+            metrics,
+            body_budget: Arc::new(Semaphore::new(budget)),
+        }
     }
 
     /// Whether the server is on its way out.

@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Lines of a death's log that are shown.
 const DEATH_LINES_MAX: usize = 20;
 
-async fn model(state: &AppState, name: &str) -> Result<Arc<ModelRef>, Rejection> {
+pub(super) async fn model(state: &AppState, name: &str) -> Result<Arc<ModelRef>, Rejection> {
     if name.is_empty() {
         return Err(Rejection::bad_request("model is required"));
     }

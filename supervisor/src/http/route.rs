@@ -9,7 +9,7 @@ use hyper::{Method, Request};
 use super::answer::{Flavor, run};
 use super::guard::{Verdict, mark};
 use super::respond::{HttpReply, empty, text};
-use super::{AppState, body, listing, manage, metrics, native, openai, ops, respond};
+use super::{AppState, body, fit, listing, manage, metrics, native, openai, ops, respond};
 use crate::dialect::Rejection;
 
 /// What a path means. The text after a fixed part is carried along.
@@ -35,6 +35,7 @@ enum Endpoint<'a> {
     Readyz,
     Server,
     Why,
+    Fit,
     Logs,
     Restart,
     OpenAiModels,
@@ -73,6 +74,7 @@ fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static [Method])> {
         "/readyz" => (Endpoint::Readyz, GET_HEAD),
         "/api/ollmlx/server" => (Endpoint::Server, GET),
         "/api/ollmlx/why" => (Endpoint::Why, POST),
+        "/api/ollmlx/fit" => (Endpoint::Fit, POST),
         "/api/ollmlx/logs" => (Endpoint::Logs, POST),
         "/api/ollmlx/restart" => (Endpoint::Restart, POST),
         "/v1/models" => (Endpoint::OpenAiModels, GET),
@@ -166,6 +168,7 @@ async fn dispatch(
         Endpoint::Delete => manage::delete(state, &body.bytes).await,
         Endpoint::Create => manage::create(state, &body.bytes).await,
         Endpoint::Why => ops::why(state, &body.bytes).await,
+        Endpoint::Fit => fit::fit(state, &body.bytes).await,
         Endpoint::Logs => ops::logs(state, &body.bytes).await,
         Endpoint::Restart => ops::restart(state, &body.bytes).await,
         Endpoint::Pull => manage::transfer(&body.bytes, "pull"),

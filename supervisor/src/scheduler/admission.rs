@@ -69,13 +69,9 @@ impl Scheduler {
         {
             return Some(cause::quarantined(model.last_death.as_deref(), until, self.now));
         }
-        let need = plan.memory.total();
         let is_served = known.is_some_and(|model| model.state.accepts_work() && model.serves(plan));
-        if let Some(limit) = self.ledger.limit()
-            && !self.ledger.can_ever_fit(need)
-            && !is_served
-        {
-            return Some(cause::can_never_fit(need, limit));
+        if !is_served && let Err(failure) = self.smaller(plan) {
+            return Some(failure);
         }
         // One that doesn't have to wait is not turned away because others do.
         let waits = !known.is_some_and(|model| is_served && model.queue.is_empty() && model.has_free_slot());

@@ -62,11 +62,6 @@ impl Ledger {
         self.limit.map_or(0, |limit| self.total.saturating_add(need).saturating_sub(limit))
     }
 
-    /// Whether it fits when nothing else is there.
-    pub(super) fn can_ever_fit(&self, need: u64) -> bool {
-        self.limit.is_none_or(|limit| need <= limit)
-    }
-
     /// What one holds.
     pub(super) fn of(&self, model: &ModelId) -> Holding {
         self.entries.get(model).copied().unwrap_or_default()
@@ -129,6 +124,5 @@ mod tests {
         let mut ledger = Ledger::new(None);
         ledger.reserve(&ModelId("m".to_owned()), u64::MAX);
         assert_eq!(ledger.missing(u64::MAX), 0);
-        assert!(ledger.can_ever_fit(u64::MAX));
     }
 }

@@ -145,13 +145,53 @@ pub(super) fn shutting_down() -> Failure {
     Failure::new(FailureKind::ShuttingDown, "server is shutting down")
 }
 
-pub(super) fn can_never_fit(need: u64, limit: u64) -> Failure {
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+/// `limit` is everybody's, `own` the model's; `u64::MAX` is none.
+pub(super) fn can_never_fit(need: u64, limit: u64, own: u64) -> Failure {
+    let (whose, allowed) = if own < limit { ("its own limit", own) } else { ("the limit", limit) };
     Failure::new(
         FailureKind::OutOfMemory,
-        format!("model requires more memory ({:.1} GiB) than the limit allows ({:.1} GiB)", gib(need), gib(limit)),
+        format!("model requires more memory ({}) than {whose} allows ({})", gib(need), gib(allowed)),
     )
-    .with_detail(format!("{need} bytes needed, {limit} bytes allowed"))
+    .with_detail(format!("{need} bytes needed, {allowed} bytes allowed"))
+}
+
+/// It would fit if those were not kept for ever.
+pub(super) fn pinned(need: u64, limit: u64, held: &[(&str, u64)]) -> Failure {
+    let all = held.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    Failure::new(
+        FailureKind::OutOfMemory,
+        format!(
+            "model requires more memory ({}) than is available ({} of {}): {} held by models that are kept for ever: {}; \
+             end one with keep_alive 0 or ollmlx stop",
+            gib(need),
+            gib(limit.saturating_sub(all)),
+            gib(limit),
+            gib(all),
+            listed(held)
+        ),
+    )
+    .with_detail(format!("{need} bytes needed, {limit} bytes allowed, {all} bytes pinned"))
+}
+
+/// As many models as may be loaded are kept for ever.
+pub(super) fn places_are_pinned(workers_max: usize, held: &[(&str, u64)]) -> Failure {
+    Failure::new(
+        FailureKind::OutOfMemory,
+        format!(
+            "no more than {workers_max} models may be loaded, and as many are kept for ever: {}; end one with keep_alive 0 \
+             or ollmlx stop",
+            listed(held)
+        ),
+    )
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+fn listed(held: &[(&str, u64)]) -> String {
+    let named = held.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)"));
+    named.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

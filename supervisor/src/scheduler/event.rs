@@ -45,6 +45,41 @@ pub struct LoadPlan {
     pub spec: ollmlx_proto::LoadSpec,
     /// Estimated bytes.
     pub memory: MemoryReport,
+    /// What else decides over its room.
+    pub terms: Terms,
+}
+
+/// What decides, beside the estimate, over a model's room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// What earlier processes took, in thousandths of the estimate; at least 1000.
+    pub learned_permille: u32,
+    /// Bytes that this model may take, where it has a limit of its own.
+    pub limit: Option<u64>,
+    /// Models of a lower one make room first.
+    pub priority: i32,
+    /// Window that the request can't do without, in tokens; at most the plan's.
+    pub context_least: u32,
+    /// Whether slots or window are smaller than was asked for.
+    pub shrunk: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { learned_permille: 1000, limit: None, priority: 0, context_least: u32::MAX, shrunk: false }
+    }
+}
+
+/// What may be given up for a model that doesn't fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shrink {
+    /// Nothing: it is refused.
+    #[default]
+    Nothing,
+    /// Slots: fewer requests at once.
+    Slots,
+    /// Slots, then the window, down to what the request needs.
+    Context,
 }
 
 /// What a client wants of a model.

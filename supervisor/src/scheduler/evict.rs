@@ -1,7 +1,15 @@
-//! Who makes room: pure choice among candidates, shortest keep-alive first, then least recently used.
+//! Who makes room: a pure choice among candidates.
+//!
+//! The order is: lowest priority first; then the shortest keep-alive, as in Ollama; then whoever costs least to have back
+//! for what its going frees: idle time times bytes, divided by the time that its load took. Of two equal ones in size and
+//! load that is the one used longest ago; a large model that loads in no time goes before a small one that takes a
+//! minute. Decision: idle time is part of the product. Rejected: cost alone, which evicts the model in use again and
+//! again because it is cheap to load.
 //!
 //! Idle workers come before busy ones. A busy one is only a candidate when the one that waits has waited long, and
 //! then it is drained, never killed. Nothing is evicted unless it is enough.
+
+use std::cmp::Reverse;
 
 use super::event::{KeepAlive, Mono};
 
@@ -14,8 +22,14 @@ pub(super) struct Candidate {
     pub(super) busy: bool,
     /// What its going frees.
     pub(super) bytes: u64,
+    /// As its requests say.
+    pub(super) priority: i32,
     /// How long it would stay.
     pub(super) keep_alive: KeepAlive,
+    /// Since then, in nanoseconds.
+    pub(super) idle_ns: u64,
+    /// What its load took, in nanoseconds; 0 where that isn't known.
+    pub(super) load_ns: u64,
     /// When it last got or ended a request.
     pub(super) last_used: Mono,
 }
@@ -45,13 +59,14 @@ impl Need {
     }
 }
 
-fn rank(candidate: &Candidate) -> (bool, u64, Mono, usize) {
+fn rank(candidate: &Candidate) -> (bool, i32, u64, Reverse<u128>, Mono, usize) {
     let stay_ms = match candidate.keep_alive {
         KeepAlive::Unload => 0,
         KeepAlive::ForMs(ms) => ms,
         KeepAlive::Forever => u64::MAX,
     };
-    (candidate.busy, stay_ms, candidate.last_used, candidate.at)
+    let gain = u128::from(candidate.idle_ns) * u128::from(candidate.bytes) / u128::from(candidate.load_ns.max(1));
+    (candidate.busy, candidate.priority, stay_ms, Reverse(gain), candidate.last_used, candidate.at)
 }
 
 /// The fewest of the best that are enough, or `None` where all of them are not.
@@ -88,7 +103,9 @@ mod tests {
     use super::*;
 
     fn candidate(at: usize, bytes: u64, keep_alive: KeepAlive, last_used: u64) -> Candidate {
-        Candidate { at, busy: false, bytes, keep_alive, last_used: Mono(last_used) }
+        let idle_ns = 1000 - last_used;
+        let last_used = Mono(last_used);
+        Candidate { at, busy: false, bytes, priority: 0, keep_alive, idle_ns, load_ns: 5, last_used }
     }
 
     fn chosen(candidates: &[Candidate], bytes: u64, places: usize) -> Option<Vec<usize>> {
@@ -107,6 +124,19 @@ mod tests {
         assert_eq!(chosen(&all, 20, 0), Some(vec![2, 1]));
         assert_eq!(chosen(&all, 30, 0), Some(vec![2, 1, 0]));
         assert_eq!(chosen(&all, 31, 0), None, "nothing goes unless it is enough");
+    }
+
+    #[test]
+    fn priority_goes_before_all_and_the_cost_of_having_it_back_before_age() {
+        let five = KeepAlive::ForMs(9);
+        let dear = Candidate { priority: 1, ..candidate(0, 10, KeepAlive::Unload, 1) };
+        assert_eq!(chosen(&[dear, candidate(1, 10, KeepAlive::Forever, 900)], 0, 1), Some(vec![1]));
+        // Twice as old, but it takes ten times as long to load.
+        let slow = Candidate { load_ns: 50, ..candidate(0, 10, five, 200) };
+        assert_eq!(chosen(&[slow, candidate(1, 10, five, 600)], 0, 1), Some(vec![1]));
+        // Four times as old is not ten times as large.
+        assert_eq!(chosen(&[candidate(0, 10, five, 200), candidate(1, 100, five, 800)], 0, 1), Some(vec![1]));
+        assert_eq!(chosen(&[candidate(0, 10, five, 200), candidate(1, 30, five, 800)], 0, 1), Some(vec![0]));
     }
 
     #[test]

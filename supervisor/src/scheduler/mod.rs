@@ -10,6 +10,7 @@
 //! | `lifecycle` | the life of one worker as a value |
 //! | `admission` | arrivals and departures of requests |
 //! | `queue`, `budget`, `evict`, `backoff` | who waits, who holds memory, who makes room, how long a failed one rests |
+//! | `fit` | whether a plan can ever have its room, and how it is made smaller |
 //! | `room` | after each event: grants, starts, evictions |
 //! | `settle` | transitions, and what a death means for those concerned |
 //!
@@ -28,6 +29,7 @@ mod cause;
 pub mod effect;
 pub mod event;
 mod evict;
+mod fit;
 mod homes;
 mod level;
 pub mod lifecycle;
@@ -41,9 +43,9 @@ pub mod snapshot;
 use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
 
 pub use effect::{Effect, Outbox, Push};
-pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono};
+pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono, Shrink, Terms};
 pub use record::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
-pub use snapshot::{Snapshot, Totals, WorkerView};
+pub use snapshot::{Account, Snapshot, Totals, WorkerView};
 
 use backoff::Rng;
 use budget::Ledger;
@@ -60,6 +62,8 @@ pub struct SchedulerConfig {
     pub workers_max: usize,
     /// Bytes that all workers may hold together; `None` is no limit.
     pub memory_limit: Option<u64>,
+    /// What may be given up for a model that doesn't fit.
+    pub shrink: Shrink,
     /// For models whose requests say nothing.
     pub default_keep_alive: KeepAlive,
     /// Longest wait for a grant.
@@ -76,6 +80,7 @@ impl Default for SchedulerConfig {
             queue_max: limits::QUEUE_LEN_MAX,
             workers_max: limits::WORKERS_MAX,
             memory_limit: None,
+            shrink: Shrink::Nothing,
             default_keep_alive: KeepAlive::ForMs(limits::KEEP_ALIVE_MS),
             queue_wait_ms: limits::QUEUE_WAIT_MS_MAX,
             yield_after_ms: limits::YIELD_AFTER_MS,
@@ -217,6 +222,7 @@ impl Scheduler {
         }
         ready.slots = ready.slots.min(limits::SLOTS_MAX);
         model.last_used = self.now;
+        model.load_ns = self.now.since(model.started).max(1);
         let expires_at = model.expires_at(self.now);
         self.ledger.report(&worker.model, ready.memory.total());
         model.ready = Some(ready);

@@ -44,6 +44,12 @@ pub(super) struct Model {
     pub(super) left_from: Option<(&'static str, usize)>,
     pub(super) keep_alive: KeepAlive,
     pub(super) last_used: Mono,
+    /// As the last request said.
+    pub(super) priority: i32,
+    /// When its present process was wanted.
+    pub(super) started: Mono,
+    /// What its last load took, in nanoseconds; 0 where none has ended.
+    pub(super) load_ns: u64,
     pub(super) tally: DeathTally,
     pub(super) restarts: u32,
     /// Whether the last process died unasked.
@@ -70,6 +76,9 @@ impl Model {
             left_from: None,
             keep_alive,
             last_used: Mono(0),
+            priority: 0,
+            started: Mono(0),
+            load_ns: 0,
             tally: DeathTally::default(),
             restarts: 0,
             died: false,

@@ -44,13 +44,23 @@ pub(super) struct Queue {
 }
 
 /// Whether a worker loaded as `loaded` can serve what asks for `wanted`. A smaller window is served by a larger one,
-/// so that two clients with different windows don't reload the model in turns.
+/// so that two clients with different windows don't reload the model in turns. One that was made smaller to fit serves
+/// whoever can do with that.
 pub(super) fn serves(loaded: &LoadPlan, context_tokens: u32, wanted: &LoadPlan) -> bool {
-    loaded.spec.context_tokens.max(context_tokens) >= wanted.spec.context_tokens && same_kind(loaded, wanted)
+    let needed = if loaded.terms.shrunk {
+        wanted.terms.context_least.min(wanted.spec.context_tokens)
+    } else {
+        wanted.spec.context_tokens
+    };
+    loaded.spec.context_tokens.max(context_tokens) >= needed && same_kind(loaded, wanted)
 }
 
 fn same_kind(one: &LoadPlan, other: &LoadPlan) -> bool {
     one.spec.embedding == other.spec.embedding && one.spec.adapters == other.spec.adapters
+}
+
+fn wider(one: &LoadPlan, other: &LoadPlan) -> bool {
+    one.spec.context_tokens > other.spec.context_tokens
 }
 
 impl Queue {
@@ -118,12 +128,13 @@ impl Queue {
     }
 
     /// How to load for those that wait: as the first in line asks, with the largest window that anyone of its kind asks
-    /// for.
+    /// for. It can't do without what any of them can't do without.
     pub(super) fn plan(&self) -> Option<Box<LoadPlan>> {
         let head = &self.line.front()?.plan;
-        let alike = self.line.iter().map(|waiting| &waiting.plan).filter(|plan| same_kind(head, plan));
-        alike
-            .reduce(|best, plan| if plan.spec.context_tokens > best.spec.context_tokens { plan } else { best })
-            .cloned()
+        let alike = || self.line.iter().map(|waiting| &waiting.plan).filter(|plan| same_kind(head, plan));
+        let needed = alike().map(|plan| plan.terms.context_least.min(plan.spec.context_tokens)).max();
+        let mut plan = alike().reduce(|best, plan| if wider(plan, best) { plan } else { best }).cloned()?;
+        plan.terms.context_least = needed.unwrap_or(plan.spec.context_tokens);
+        Some(plan)
     }
 }

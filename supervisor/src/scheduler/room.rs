@@ -61,6 +61,7 @@ impl Scheduler {
                 continue;
             };
             model.keep_alive = waiting.keep_alive.unwrap_or(model.keep_alive);
+            model.priority = waiting.plan.terms.priority;
             model.last_used = self.now;
             self.totals.resumed += u64::from(waiting.came_back);
             model.running.insert(waiting.request, Running { waiting, cancel_deadline: None });
@@ -83,6 +84,7 @@ impl Scheduler {
             self.queue_len -= 1;
             self.homes.remove(waiting.request);
             model.keep_alive = waiting.keep_alive.unwrap_or(model.keep_alive);
+            model.priority = waiting.plan.terms.priority;
             out.push(Effect::Loaded { request: waiting.request, worker: model.worker() });
         }
         model.last_used = self.now;
@@ -109,10 +111,13 @@ impl Scheduler {
 
     /// Looks for room, and evicts where that is enough.
     fn room_for(&mut self, at: usize, arrived: Mono, may_drain_busy: bool, out: &mut Outbox) -> Room {
-        let Some(plan) = self.models[at].queue.plan() else { return Room::Nowhere };
+        self.refuse_hopeless(at, out);
+        let Some(plan) = self.models[at].queue.plan().and_then(|plan| self.fitted(plan).ok()) else {
+            return Room::Nowhere;
+        };
         let processes = self.models.iter().filter(|model| model.state.has_process()).count();
         let need = Need {
-            bytes: self.ledger.missing(plan.memory.total()),
+            bytes: self.ledger.missing(plan.need()),
             places: (processes + 1).saturating_sub(self.config.workers_max.max(1)),
         };
         if need.is_met() {
@@ -124,6 +129,7 @@ impl Scheduler {
             return Room::OnTheWay;
         }
         let candidates = self.candidates(|model| match model.state {
+            _ if self.is_pinned(model) => false,
             State::Idle { .. } => true,
             State::Busy { .. } => may_drain_busy && model.queue.head().is_none_or(|head| head.arrived > arrived),
             _ => false,
@@ -133,6 +139,23 @@ impl Scheduler {
             self.apply(victim.at, Input::Drain { reason: DrainReason::Room }, None, out);
         }
         Room::OnTheWay
+    }
+
+    /// Others may have been pinned while they waited.
+    fn refuse_hopeless(&mut self, at: usize, out: &mut Outbox) {
+        let mut queue = std::mem::take(&mut self.models[at].queue);
+        let mut failures = Vec::new();
+        let hopeless = queue.take(|waiting| match self.smaller(&waiting.plan) {
+            Ok(_) => false,
+            Err(failure) => {
+                failures.push(failure);
+                true
+            }
+        });
+        self.models[at].queue = queue;
+        for (waiting, failure) in hopeless.into_iter().zip(failures) {
+            self.fail_waiting(waiting.request, failure, out);
+        }
     }
 
     /// What those on their way out will free.
@@ -147,7 +170,10 @@ impl Scheduler {
             at,
             busy: matches!(model.state, State::Busy { .. }),
             bytes: self.ledger.of(&model.id).bytes(),
+            priority: model.priority,
             keep_alive: model.keep_alive,
+            idle_ns: self.now.since(model.last_used),
+            load_ns: model.load_ns,
             last_used: model.last_used,
         })
         .collect()

@@ -129,9 +129,10 @@ impl Scheduler {
 
     /// A new incarnation: its number, its plan, its memory.
     fn prepare(&mut self, at: usize) {
+        let plan = self.models[at].queue.plan().and_then(|plan| self.fitted(plan).ok());
         let model = &mut self.models[at];
         model.incarnation = Incarnation(model.incarnation.0.saturating_add(1));
-        model.plan = model.queue.plan();
+        model.plan = plan;
         if let (Some(plan), Some(level)) = (&mut model.plan, model.cpu_level) {
             level.clone_into(&mut plan.spec.cpu_level);
         }
@@ -140,8 +141,10 @@ impl Scheduler {
         model.progress = None;
         model.cause = None;
         model.last_used = self.now;
+        model.started = self.now;
+        model.priority = model.plan.as_ref().map_or(0, |plan| plan.terms.priority);
         model.restarts = model.restarts.saturating_add(u32::from(std::mem::take(&mut model.died)));
-        let planned = model.plan.as_ref().map_or(0, |plan| plan.memory.total());
+        let planned = model.plan.as_ref().map_or(0, |plan| plan.need());
         self.ledger.reserve(&model.id, planned);
     }
 

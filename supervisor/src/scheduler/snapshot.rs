@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use ollmlx_proto::{ModelId, WorkerId};
+use ollmlx_proto::{MemoryReport, ModelId, WorkerId};
 
-use super::event::Mono;
+use super::event::{Mono, Shrink};
 use super::lifecycle::State;
 use super::model::Model;
 use super::record::ModelDeaths;
@@ -24,6 +24,12 @@ pub struct Snapshot {
     pub reserved_bytes: u64,
     /// Bytes there are, where a limit is set.
     pub limit_bytes: Option<u64>,
+    /// What may be given up for a model that doesn't fit.
+    pub shrink: Shrink,
+    /// Processes that there may be at once.
+    pub workers_max: usize,
+    /// Whether models that are kept for ever stay whatever others need; they don't where all are kept for ever.
+    pub pins_hold: bool,
     /// Whether the server is leaving.
     pub leaving: bool,
     /// Models that died, whether or not they are among the workers, in order of model id.
@@ -68,6 +74,10 @@ pub struct WorkerView {
     pub context_tokens: u32,
     /// Bytes it holds: the largest of plan, report and sample.
     pub memory_bytes: u64,
+    /// How that comes about.
+    pub account: Account,
+    /// As its requests say.
+    pub priority: i32,
     /// Of these, on an accelerator.
     pub accelerator_bytes: u64,
     /// Where it computes.
@@ -80,6 +90,35 @@ pub struct WorkerView {
     pub rests_until: Option<Mono>,
     /// CPU level that it is told to use since it died at a better one.
     pub cpu_level: Option<&'static str>,
+}
+
+/// What the ledger knows of one model's process. All in bytes; 0 is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Slots, tokens of the window, tokens of a pass and type of the caches that it was planned with.
+    pub spec: (u16, u32, u32, String),
+    /// As estimated for that.
+    pub estimate: MemoryReport,
+    /// Set aside: the estimate and what earlier processes took above theirs.
+    pub planned: u64,
+    /// As the worker said when it was ready, in parts.
+    pub ready: MemoryReport,
+    /// As it says.
+    pub reported: u64,
+    /// As the system says.
+    pub sampled: u64,
+    /// The model's own limit.
+    pub limit: Option<u64>,
+    /// Whether slots or window are smaller than was asked for.
+    pub shrunk: bool,
+}
+
+impl Account {
+    /// What was measured: the larger of report and sample.
+    #[must_use]
+    pub fn measured(&self) -> u64 {
+        self.reported.max(self.sampled)
+    }
 }
 
 /// The id of a model with no process at all is enough to ask for one.
@@ -108,6 +147,9 @@ impl Scheduler {
             running: self.models.iter().map(|model| model.running.len()).sum(),
             reserved_bytes: self.ledger.total(),
             limit_bytes: self.ledger.limit(),
+            shrink: self.config.shrink,
+            workers_max: self.config.workers_max.max(1),
+            pins_hold: self.config.default_keep_alive != KeepAlive::Forever,
             leaving: self.leaving,
             deaths: self.models.iter().filter_map(Model::deaths).collect(),
             totals: self.totals,
@@ -137,12 +179,34 @@ impl Scheduler {
             slots: ready.map_or(0, |ready| ready.slots),
             context_tokens: ready.map_or_else(planned, |ready| ready.context_tokens),
             memory_bytes: self.ledger.of(&model.id).bytes(),
+            account: self.account(model),
+            priority: model.priority,
             accelerator_bytes: ready.map_or(0, |ready| ready.accelerator_bytes),
             device: ready.map_or_else(String::new, |ready| ready.device.clone()),
             restarts: model.restarts,
             last_death: model.last_death.clone(),
             rests_until,
             cpu_level: model.cpu_level,
+        }
+    }
+
+    fn account(&self, model: &Model) -> Account {
+        let holding = self.ledger.of(&model.id);
+        let known = Account {
+            planned: holding.planned,
+            ready: model.ready.as_ref().map(|ready| ready.memory).unwrap_or_default(),
+            reported: holding.reported,
+            sampled: holding.sampled,
+            ..Account::default()
+        };
+        let Some(plan) = &model.plan else { return known };
+        let spec = &plan.spec;
+        Account {
+            spec: (spec.slots, spec.context_tokens, spec.batch_tokens, spec.kv_type.clone()),
+            estimate: plan.memory,
+            limit: plan.terms.limit,
+            shrunk: plan.terms.shrunk,
+            ..known
         }
     }
 

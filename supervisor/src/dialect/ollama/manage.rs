@@ -91,6 +91,41 @@ impl NameRequest {
     }
 }
 
+/// `POST /api/ollmlx/fit`: a model, and how it would be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FitRequest {
+    /// The model.
+    pub name: String,
+    /// Window of a slot, in tokens.
+    pub num_ctx: Option<u32>,
+    /// Slots.
+    pub slots: Option<u16>,
+    /// Type of the caches.
+    pub kv_type: Option<String>,
+}
+
+impl FitRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// 400 for a body that is none, or numbers below 1.
+    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
+        let mut fields = json::parse(body, "FitRequest", MISSING)?;
+        let mut count = |key: &'static str, most: u32| match fields.integer(key)? {
+            None => Ok(None),
+            Some(number) if number > 0 => Ok(Some(u32::try_from(number).unwrap_or(most).min(most))),
+            Some(_) => Err(Rejection::bad_request(format!("{key} must be at least 1"))),
+        };
+        let (num_ctx, slots) = (count("num_ctx", u32::MAX)?, count("slots", u32::from(u16::MAX))?);
+        Ok(Self {
+            name: name(&mut fields)?,
+            num_ctx,
+            slots: slots.and_then(|slots| u16::try_from(slots).ok()),
+            kv_type: fields.filled("kv_type")?,
+        })
+    }
+}
+
 /// `POST /api/create`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CreateRequest {
@@ -205,6 +240,16 @@ mod tests {
         assert_eq!(create.messages, [StoredMessage { role: "user".into(), content: "hi".into() }]);
         assert_eq!(create.quantize.as_deref(), Some("q4_K_M"));
         assert!(!create.remote);
+    }
+
+    #[test]
+    fn a_fit_is_asked_with_numbers_from_1_on() {
+        let fit = FitRequest::parse(br#"{"model":"m","num_ctx":8192,"slots":70000,"kv_type":"q8_0"}"#).unwrap();
+        assert_eq!((fit.num_ctx, fit.slots, fit.kv_type.as_deref()), (Some(8192), Some(u16::MAX), Some("q8_0")));
+        assert_eq!(FitRequest::parse(br#"{"model":"m"}"#).unwrap().num_ctx, None);
+        for body in [r#"{"model":"m","slots":0}"#, r#"{"model":"m","num_ctx":-1}"#, r#"{"model":"m","slots":"x"}"#] {
+            assert_eq!(FitRequest::parse(body.as_bytes()).unwrap_err().status, 400, "{body}");
+        }
     }
 
     #[test]

@@ -1,0 +1,97 @@
+//! Whether a plan can ever have its room, and how it is made smaller until it can.
+//!
+//! A plan may take what the limit leaves beside pinned models, and no more than its model's own limit. What others hold
+//! that are not pinned is no obstacle: they make room, now or after what they run. So the answer doesn't depend on who is
+//! loaded at the moment, except for pins.
+//!
+//! Pinned is a model that a client keeps for ever (`keep_alive` -1) on a server where that isn't the rule. Decision: it is
+//! not evicted, and who can't be loaded beside it is refused and told so. Rejected: evicting it last, which surprises
+//! whoever pinned it, at a moment when nobody looks. Where every model stays for ever by default, none is pinned.
+//!
+//! Made smaller are slots first, since they change no answer, then the window, down to what the request needs.
+
+use ollmlx_proto::Failure;
+
+use super::event::{KeepAlive, LoadPlan, Shrink};
+use super::model::Model;
+use super::{Scheduler, cause};
+
+impl LoadPlan {
+    /// Bytes that are set aside for it: the estimate, and what is known from earlier processes.
+    #[must_use]
+    pub fn need(&self) -> u64 {
+        self.learned(self.memory.total())
+    }
+
+    /// An estimate with what earlier processes took above theirs.
+    #[must_use]
+    pub fn learned(&self, estimate: u64) -> u64 {
+        let permille = u128::from(self.terms.learned_permille.max(1000));
+        u64::try_from(u128::from(estimate) * permille / 1000).unwrap_or(u64::MAX)
+    }
+
+    /// The same model with other slots and another window.
+    fn resized(&self, slots: u16, context_tokens: u32) -> Self {
+        let mut plan = self.clone();
+        (plan.spec.slots, plan.spec.context_tokens) = (slots, context_tokens);
+        plan.memory =
+            self.model.card.memory.estimate(slots, context_tokens, self.spec.batch_tokens, &self.spec.kv_type);
+        plan.spec.memory_limit_bytes = plan.need();
+        plan.terms.shrunk = true;
+        plan
+    }
+
+    /// The largest smaller plan that takes no more than this.
+    #[must_use]
+    pub fn shrunk(&self, shrink: Shrink, available: u64) -> Option<Self> {
+        let (spec, memory) = (&self.spec, &self.model.card.memory);
+        let (batch, fits) = ((spec.batch_tokens, spec.kv_type.as_str()), |total| self.learned(total) <= available);
+        if shrink == Shrink::Nothing {
+            return None;
+        }
+        let fewer = spec.slots.saturating_sub(1);
+        if let Some(slots) = memory.most_slots(fewer, spec.context_tokens, batch, fits) {
+            return Some(self.resized(slots, spec.context_tokens));
+        }
+        let context = memory.longest_context(1, spec.context_tokens, batch, fits);
+        let context = context.filter(|tokens| shrink == Shrink::Context && *tokens >= self.terms.context_least);
+        context.map(|tokens| self.resized(1, tokens))
+    }
+}
+
+impl Scheduler {
+    /// Whether it stays whatever others need.
+    pub(super) fn is_pinned(&self, model: &Model) -> bool {
+        model.keep_alive == KeepAlive::Forever && self.config.default_keep_alive != KeepAlive::Forever
+    }
+
+    /// The plan as it can be loaded once everything that may go has gone.
+    pub(super) fn fitted(&self, plan: Box<LoadPlan>) -> Result<Box<LoadPlan>, Failure> {
+        Ok(self.smaller(&plan)?.map_or(plan, Box::new))
+    }
+
+    /// The smaller plan that can be loaded in the place of this one; `None` where this one can.
+    pub(super) fn smaller(&self, plan: &LoadPlan) -> Result<Option<LoadPlan>, Failure> {
+        let stays = |model: &&Model| {
+            self.is_pinned(model) && model.id != plan.model.id && model.state.has_process() && !model.state.is_leaving()
+        };
+        let pins = || self.models.iter().filter(stays).map(|model| (model, self.ledger.of(&model.id).bytes()));
+        let held = || pins().map(|(model, bytes)| (model.model.name.as_str(), bytes)).collect::<Vec<_>>();
+        let (count, pinned) =
+            pins().fold((0, 0_u64), |(count, sum), (_, bytes)| (count + 1, sum.saturating_add(bytes)));
+        if count >= self.config.workers_max.max(1) {
+            return Err(cause::places_are_pinned(self.config.workers_max, &held()));
+        }
+        let (limit, own) = (self.ledger.limit().unwrap_or(u64::MAX), plan.terms.limit.unwrap_or(u64::MAX));
+        let available = limit.saturating_sub(pinned).min(own);
+        let need = plan.need();
+        if need <= available {
+            return Ok(None);
+        }
+        if let Some(smaller) = plan.shrunk(self.config.shrink, available) {
+            return Ok(Some(smaller));
+        }
+        let never = need > own.min(limit);
+        Err(if never { cause::can_never_fit(need, limit, own) } else { cause::pinned(need, limit, &held()) })
+    }
+}

@@ -1,0 +1,176 @@
+"""What fits: `ollmlx fit`, limits, models that are kept for ever, and what is given up for one that doesn't fit."""
+
+import json
+import pathlib
+import unittest
+
+import house
+
+ASK = {"prompt": "Say hello.", "stream": False, "options": {"num_predict": 4, "temperature": 0}}
+
+
+class Fit(unittest.TestCase):
+    backend = "gguf"
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = house.shared(cls.backend)
+
+    def fit(self, *words, server=None, status=0, env=None):
+        done = (server or self.server).cli("fit", *words, "--json", env=env)
+        self.assertEqual(done.returncode, status, done.stderr)
+        return json.loads(done.stdout)
+
+    def started(self, **settings):
+        server = house.Server(models=("smol", "base"), backend=self.backend, **settings)
+        self.addCleanup(server.stop)
+        return server
+
+    def limited(self, bytes_max, **settings):
+        return self.started(OLLMLX_MEMORY_LIMIT=str(bytes_max), **settings)
+
+    def starts(self, server):
+        return server.log().count("worker said hello")
+
+    def test_what_fit_says_is_what_a_load_is_given(self):
+        told = self.fit("smol", "--slots", "4")
+        self.assertEqual((told["model"], told["backend"], told["slots"]), ("smol:latest", self.backend, 4))
+        self.server.call("POST", "/api/generate", ASK | {"model": "smol"})
+        _, loaded = self.server.call("GET", "/api/ps")
+        model = next(model for model in loaded["models"] if model["name"] == "smol:latest")
+        memory = model["memory"]
+        needs = told["needs"]
+        self.assertEqual([needs[part] for part in ("weights", "caches", "compute")],
+                         [memory["estimated"][part] for part in ("weights", "caches", "compute")])
+        self.assertEqual(model["context_length"], told["context_length"])
+        self.assertGreater(memory["measured"], 30e6)
+        self.assertGreaterEqual(memory["budget"], memory["estimated"]["total"])
+        self.assertGreaterEqual(model["size"], memory["budget"])
+        self.assertEqual(self.fit("smol")["verdict"], "loaded")
+
+    def test_more_context_and_slots_need_more_and_packed_caches_less(self):
+        total = lambda *words: self.fit("smol", *words)["needs"]["total"]
+        small = total("--ctx", "512", "--slots", "1")
+        self.assertLess(small, total("--ctx", "4096", "--slots", "1"))
+        self.assertLess(small, total("--ctx", "512", "--slots", "8"))
+        self.assertLess(total("--kv-type", "q4_0"), total("--kv-type", "f16"))
+
+    def test_paths_and_strangers(self):
+        self.assertTrue(self.fit(house.FILES[self.backend]["smol"])["fits"])
+        done = self.server.cli("fit", "ghost")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("not found", done.stderr)
+        done = self.server.cli("fit", "smol", "--kv-type", "f17")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("f16, q8_0 or q4_0", done.stderr)
+        self.assertEqual(self.server.cli("fit", "smol", "--slots", "0").returncode, 1)
+        self.assertEqual(self.server.call("POST", "/api/ollmlx/fit", {"model": "smol", "num_ctx": 0})[0], 400)
+        self.assertEqual(self.server.call("POST", "/api/ollmlx/fit", {})[0], 400)
+
+    def test_without_a_server(self):
+        env = self.server.env | {"OLLAMA_HOST": f"127.0.0.1:{house.free_port()}"}
+        told = self.fit("smol", env=env)
+        self.assertEqual((told["offline"], told["verdict"], told["held"]), (True, "now", []))
+        self.assertEqual(told["needs"]["weights"], self.fit("smol")["needs"]["weights"])
+        done = self.server.cli("fit", "smol", env=env | {"OLLMLX_MEMORY_LIMIT": "10MB", "OLLMLX_MEMORY_SHRINK": "none"})
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("nothing, as no server runs", done.stdout)
+        self.assertIn("never fits", done.stderr)
+
+    def test_what_can_never_fit_starts_nothing(self):
+        server = self.limited(20_000_000, OLLMLX_MEMORY_SHRINK="context")
+        told = self.fit("smol", server=server, status=1)
+        self.assertEqual((told["verdict"], told["largest"]["context_length_at_one_slot"]), ("never", None))
+        status, answer = server.call("POST", "/api/generate", ASK | {"model": "smol"})
+        self.assertEqual(status, 500)
+        self.assertRegex(answer["error"], r"^model requires more memory \(\d+\.\d GiB\) than the limit allows \(0\.0 GiB\)")
+        self.assertEqual((self.starts(server), server.workers()), (0, []))
+
+    def test_slots_are_given_up_and_the_window_too_where_that_is_allowed(self):
+        need = lambda slots, ctx: self.fit("smol", "--slots", str(slots), "--ctx", str(ctx))["needs"]["total"]
+        server = self.limited((need(3, 4096) + 3 * need(4, 4096)) // 4)
+        self.assertEqual(self.fit("smol", server=server)["made_smaller"]["slots"], 3)
+        status, answer = server.call("POST", "/api/generate", ASK | {"model": "smol"})
+        self.assertEqual(status, 200, answer)
+        model = server.call("GET", "/api/ps")[1]["models"][0]
+        self.assertEqual((model["slots"], model["context_length"], model["memory"]["made_smaller"]), (3, 4096, True))
+        server = self.limited((need(1, 2048) + need(1, 4096)) // 2, OLLMLX_MEMORY_SHRINK="context")
+        for _ in range(2):
+            status, answer = server.call("POST", "/api/generate", ASK | {"model": "smol"})
+            self.assertEqual(status, 200, answer)
+        model = server.call("GET", "/api/ps")[1]["models"][0]
+        self.assertEqual(model["slots"], 1)
+        self.assertIn(model["context_length"], range(2048, 4096))
+        self.assertEqual(self.starts(server), 1)
+        large = ASK | {"model": "smol", "options": {"num_ctx": 4096}}
+        status, answer = server.call("POST", "/api/generate", large)
+        self.assertEqual(status, 500, "a window that was asked for is not made smaller")
+
+    def test_models_kept_for_ever_stay_and_are_named(self):
+        both = [self.fit(name)["needs"]["total"] for name in ("smol", "base")]
+        server = self.limited(sum(both) - min(both) // 2, OLLMLX_MEMORY_SHRINK="none")
+        status, _ = server.call("POST", "/api/generate", {"model": "smol", "keep_alive": -1})
+        self.assertEqual(status, 200)
+        told = self.fit("base", server=server, status=1)
+        self.assertEqual((told["verdict"], told["held"][0]["pinned"]), ("pinned", True))
+        status, answer = server.call("POST", "/api/generate", ASK | {"model": "base"})
+        self.assertEqual(status, 500)
+        self.assertRegex(answer["error"], r"kept for ever: smol:latest \(\d+ bytes\)")
+        self.assertEqual(self.starts(server), 1)
+        server.call("POST", "/api/generate", {"model": "smol", "keep_alive": "5m"})
+        self.assertEqual(self.fit("base", server=server)["verdict"], "after_eviction")
+        self.assertEqual(server.call("POST", "/api/generate", ASK | {"model": "base"})[0], 200)
+
+    def test_a_model_has_limit_and_priority_of_its_own(self):
+        server = self.started(OLLMLX_MEMORY_SHRINK="none")
+        server.create("tight", "FROM smol\nPARAMETER ollmlx_memory_limit 10MB\nPARAMETER ollmlx_priority 7\n")
+        self.assertIn('ollmlx_memory_limit            "10MB"', server.call("POST", "/api/show", {"model": "tight"})[1]["parameters"])
+        self.assertEqual(self.fit("tight", server=server, status=1)["model_limit"], 10_000_000)
+        for options in ({}, {"ollmlx_memory_limit": "10GB"}, {"ollmlx_memory_limit": "1MB"}):
+            status, answer = server.call("POST", "/api/generate", {"model": "tight", "prompt": "x", "options": options})
+            self.assertEqual((status, "its own limit" in answer["error"]), (500, True), answer)
+        status, answer = server.call("POST", "/api/generate", {"model": "smol", "prompt": "x", "stream": False,
+                                     "options": {"ollmlx_memory_limit": "1MB"}})
+        self.assertEqual(status, 500)
+        status, answer = server.call("POST", "/api/generate", ASK | {"model": "smol", "options": {"ollmlx_memory_limit": []}})
+        self.assertEqual(answer["error"], 'option "ollmlx_memory_limit" must be of type bytes')
+        self.assertEqual(self.starts(server), 0)
+        server.create("dear", "FROM smol\nPARAMETER ollmlx_priority 7\n")
+        server.call("POST", "/api/generate", ASK | {"model": "dear"})
+        self.assertEqual(server.call("GET", "/api/ps")[1]["models"][0]["priority"], 7)
+
+    def test_the_settings_file_rules_single_models(self):
+        folder = pathlib.Path(self.server.folder) / "ruled"
+        folder.mkdir(exist_ok=True)
+        (folder / "config").write_text("memory_limit.smol = 10MB\npriority.base:latest = -3\nmemory_limit.x = lots\n")
+        server = self.started(OLLMLX_STATE_DIR=str(folder), OLLMLX_MEMORY_SHRINK="none")
+        self.assertEqual(self.fit("smol", server=server, status=1)["model_limit"], 10_000_000)
+        server.call("POST", "/api/generate", ASK | {"model": "base"})
+        self.assertEqual(server.call("GET", "/api/ps")[1]["models"][0]["priority"], -3)
+        self.assertIn('memory_limit of "x" from file was ignored', server.log())
+
+    def test_what_was_learned_outlives_the_server_and_rubbish_is_ignored(self):
+        folder = pathlib.Path(self.server.folder) / "taught"
+        folder.mkdir(exist_ok=True)
+        file = folder / "learned.json"
+        file.write_bytes(b"\xff{rubbish")
+        server = self.started(OLLMLX_STATE_DIR=str(folder))
+        self.assertIn("is ignored", server.log())
+        server.call("POST", "/api/generate", ASK | {"model": "smol"})
+        kept = house.until("kept", 10, lambda: file.read_bytes()[:1] == b"{" and json.loads(file.read_text())["models"])
+        self.assertEqual(kept[0]["context_tokens"], 4096)
+        kept[0]["measured_bytes"] = kept[0]["estimated_bytes"] * 3 // 2
+        server.stop()
+        file.write_text(json.dumps({"version": 1, "models": kept}))
+        again = self.started(OLLMLX_STATE_DIR=str(folder))
+        needs = self.fit("smol", server=again)["needs"]
+        self.assertEqual(needs["total"], kept[0]["measured_bytes"])
+        self.assertEqual(needs["learned"], needs["total"] - sum(needs[part] for part in ("weights", "caches", "compute")))
+
+
+class FitMlx(Fit):
+    backend = "mlx"
+
+
+if __name__ == "__main__":
+    unittest.main()
