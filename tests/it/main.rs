@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod deaths;
+mod door;
+mod every_index;
 mod house;
 mod nth_failure;
 mod process;
 mod resume;
+mod rows;
 mod sim;
 mod tidy;
 mod world;

@@ -63,6 +63,7 @@ pub(super) fn plan(
         limits,
         logprobs: call.logprobs,
         produced: Vec::new(),
+        said_after: 0,
     };
     Ok(Planned { job: Job::Run(Box::new(request)), plan })
 }
