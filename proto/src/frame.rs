@@ -197,13 +197,18 @@ pub fn encode<M: Message>(message: &M, out: &mut Vec<u8>) -> Result<(), FrameErr
 }
 
 /// Appends the frame of [`ToWorker::Run`] for a request that is kept by its owner, with these tokens in the place of
-/// its own `produced`: resuming must not copy a prompt.
+/// its own `produced`, and what was said after them: resuming must not copy a prompt.
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_run(request: &Request, produced: &[TokenId], out: &mut Vec<u8>) -> Result<(), FrameError> {
-    let Request { id, work, sampling, stop, format, limits, logprobs, produced: _ } = request;
-    let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, produced };
+pub fn encode_run(
+    request: &Request,
+    produced: &[TokenId],
+    said_after: u32,
+    out: &mut Vec<u8>,
+) -> Result<(), FrameError> {
+    let Request { id, work, sampling, stop, format, limits, logprobs, produced: _, said_after: _ } = request;
+    let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, produced, said_after };
     // A variant of an enum travels as its number and then its fields.
     framed(Tag::Run, request.id, out, |out| put(&(RUN_VARIANT, borrowed), out))
 }
@@ -222,6 +227,7 @@ struct Borrowed<'a> {
     limits: &'a Limits,
     logprobs: &'a Option<Logprobs>,
     produced: &'a [TokenId],
+    said_after: u32,
 }
 
 fn framed(

@@ -92,6 +92,12 @@ pub const UPGRADE_READY_MS: u64 = 30_000;
 pub const UPGRADE_DRAIN_MS: u64 = 10 * 60_000;
 /// After a successor has taken over, connections that are open may still bring a request for this long.
 pub const UPGRADE_LINGER_MS: u64 = 1_000;
+/// Outputs for requests that nobody made, or that have ended, that one process may send. A cancel and an end may cross,
+/// but that is no stray; this many are a defect.
+pub const STRAY_OUTPUTS_MAX: u64 = 16;
+/// Requests in a row that fail in the engine, with no token between, after which its process is replaced: a device in an
+/// error state fails everything and stays up.
+pub const ENGINE_FAILURES_MAX: u32 = 3;
 /// Running requests get this long when the server leaves.
 pub const DRAIN_TIMEOUT_MS: u64 = 30_000;
 /// First delay after a failure; doubles.

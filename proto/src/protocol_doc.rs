@@ -39,6 +39,7 @@ fn request(work: Work) -> Request {
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: Some(Logprobs { top: 2 }),
         produced: vec![7, 300],
+        said_after: 1,
     }
 }
 
@@ -209,8 +210,9 @@ fn a_kept_request_travels_as_if_it_had_its_tokens() {
         let ToWorker::Run(mut request) = message else { continue };
         for produced in [Vec::new(), vec![7, 300, 70_000]] {
             let mut borrowed = Vec::new();
-            encode_run(&request, &produced, &mut borrowed).expect("samples are small");
+            encode_run(&request, &produced, 3, &mut borrowed).expect("samples are small");
             request.produced = produced;
+            request.said_after = 3;
             let mut whole = Vec::new();
             encode(&ToWorker::Run(request.clone()), &mut whole).expect("samples are small");
             assert_eq!(borrowed, whole, "{name}");

@@ -31,8 +31,11 @@ pub struct Request {
     pub logprobs: Option<Logprobs>,
     /// Tokens that an earlier incarnation already produced and delivered for this request. The worker prefills
     /// them after the prompt and replays them through sampler, text, grammar and chat state **without** emitting
-    /// anything for them; the next token it emits has index `produced.len()`. Empty for a fresh request.
+    /// them again; the next token it emits has index `produced.len()`. Empty for a fresh request.
     pub produced: Vec<TokenId>,
+    /// How many outputs without a token (the rest of a text, tool calls) were delivered behind the last of these. A
+    /// write that a death tore may have brought a token and not all that it led to: the worker says what is missing.
+    pub said_after: u32,
 }
 
 impl Request {

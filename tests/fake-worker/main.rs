@@ -124,6 +124,7 @@ impl Link {
 fn load(link: &Link, script: &Script, spec: &LoadSpec, incarnation: u32) {
     let LoadSpec { slots, context_tokens, ref cpu_level, .. } = *spec;
     for done in 0..script.progress {
+        std::thread::sleep(Duration::from_millis(script.progress_interval_ms));
         link.send(&FromWorker::LoadProgress { done, total: script.progress });
     }
     std::thread::sleep(Duration::from_millis(script.load_delay_ms));
@@ -154,6 +155,8 @@ struct Run {
     id: RequestId,
     index: u32,
     end: u32,
+    /// Parts of its prompt to come.
+    prefill: u32,
     /// Its prompt has the word in it.
     poisonous: bool,
 }
@@ -194,12 +197,12 @@ fn begin(link: &Link, script: &Script, request: &Request) -> Run {
     let index = u32::try_from(request.produced.len()).expect("few");
     assert!(request.produced.iter().copied().eq(0..index), "what was produced comes back: {:?}", request.produced);
     let poisonous = format!("{:?}", request.work).contains("poison");
-    Run { id: request.id, index, end: script.tokens, poisonous }
+    Run { id: request.id, index, end: script.tokens, prefill: script.prefill, poisonous }
 }
 
 fn embed_all(link: &Link, script: &Script, incarnation: u32, id: RequestId, inputs: usize) {
     if let Some((_, misfortune)) = script.misfortune.filter(|_| script.is_unlucky(incarnation)) {
-        befall(link, misfortune, id);
+        befall(link, script, misfortune, id);
     }
     let vectors = vec![vec![1.0]; inputs];
     let embedded = Embeddings { vectors, prompt_tokens: 3, timings: Timings::default() };
@@ -216,17 +219,29 @@ fn finish(link: &Link, run: &Run, reason: FinishReason) {
 /// One token for each that runs.
 fn step(link: &Link, runs: &mut Vec<Run>, script: &Script, incarnation: u32) {
     runs.retain_mut(|run| {
+        if run.prefill > 0 {
+            run.prefill -= 1;
+            let done = script.prefill - run.prefill;
+            link.send(&FromWorker::Output(run.id, Output::Prefill { done, total: script.prefill }));
+            return true;
+        }
         if let Some((after, misfortune)) = script.misfortune
             && script.is_unlucky(incarnation)
             && run.index >= after
         {
-            befall(link, misfortune, run.id);
+            befall(link, script, misfortune, run.id);
+            if misfortune == Misfortune::Fail {
+                return false;
+            }
         }
         if let Some((after, misfortune)) = script.poison
             && run.poisonous
             && run.index >= after
         {
-            befall(link, misfortune, run.id);
+            befall(link, script, misfortune, run.id);
+            if misfortune == Misfortune::Fail {
+                return false;
+            }
         }
         if run.index >= script.end_of(run.end) {
             finish(link, run, FinishReason::Stop);
@@ -240,7 +255,7 @@ fn step(link: &Link, runs: &mut Vec<Run>, script: &Script, incarnation: u32) {
     });
 }
 
-fn befall(link: &Link, misfortune: Misfortune, id: RequestId) {
+fn befall(link: &Link, script: &Script, misfortune: Misfortune, id: RequestId) {
     match misfortune {
         Misfortune::Abort => {
             eprintln!("fake: assertion failed");
@@ -250,16 +265,48 @@ fn befall(link: &Link, misfortune: Misfortune, id: RequestId) {
         Misfortune::Kill => {
             nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).expect("own process");
         }
+        Misfortune::Segfault => {
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGSEGV).expect("own process");
+        }
         Misfortune::Hang => hang(),
+        Misfortune::Spin => loop {
+            std::hint::spin_loop();
+        },
+        Misfortune::Beat => loop {
+            link.send(&FromWorker::Progress { steps: 1 });
+            std::thread::sleep(Duration::from_millis(20));
+        },
+        Misfortune::Fail => {
+            let failure = Failure::new(FailureKind::EngineFailed, "fake: device lost");
+            link.send(&FromWorker::Output(id, Output::Failed(failure)));
+        }
+        Misfortune::Orphan => {
+            let hold = script.hold.as_ref().expect("somebody who looks for the child");
+            let held = std::os::unix::net::UnixStream::connect(hold).expect("a listener");
+            let mut sleep = std::process::Command::new("sleep");
+            sleep.arg("600").stdin(std::os::fd::OwnedFd::from(held)).spawn().expect("there is a sleep");
+            std::process::exit(3);
+        }
+        Misfortune::Flood => {
+            for line in 0..50_000 {
+                println!("fake: noise {line}");
+            }
+            std::process::exit(3);
+        }
         Misfortune::Garbage => link.send_bytes(&[20, 0, 0, 0, 255, 1, 2, 3]),
         Misfortune::Oversize => link.send_bytes(&[255; 16]),
         Misfortune::HalfFrame => {
             link.send_bytes(&[200, 0, 0, 0, 68]);
             hang();
         }
-        Misfortune::Stray => {
-            let stray = RequestId(id.0 + 1_000_000);
-            link.send(&FromWorker::Output(stray, Output::Prefill { done: 1, total: 2 }));
-        }
+        Misfortune::Stray => stray(link, id, 1),
+        Misfortune::Strays => stray(link, id, 1_000),
+    }
+}
+
+fn stray(link: &Link, id: RequestId, count: u64) {
+    for other in 1..=count {
+        let stray = RequestId(id.0 + 1_000_000 + other);
+        link.send(&FromWorker::Output(stray, Output::Prefill { done: 1, total: 2 }));
     }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod script;
+pub mod toy;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,6 +124,7 @@ pub fn request(id: u64, text: &str) -> Box<Request> {
         limits: Limits { max_tokens: None, context_tokens: 4096, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
         produced: Vec::new(),
+        said_after: 0,
     })
 }
 

@@ -51,8 +51,20 @@ pub enum Misfortune {
     Exit,
     /// SIGKILL.
     Kill,
+    /// SIGSEGV.
+    Segfault,
     /// Its engine stops; the process stays.
     Hang,
+    /// Its engine turns in a circle, with all of a processor.
+    Spin,
+    /// Its engine stops, and another thread goes on to say that it lives.
+    Beat,
+    /// Its engine fails this request, and the process stays.
+    Fail,
+    /// It leaves, and a child of its own keeps its standard output open, and a connection to `hold`.
+    Orphan,
+    /// It prints without end, and then dies.
+    Flood,
     /// Bytes that are no frame.
     Garbage,
     /// A length over the limit.
@@ -61,6 +73,8 @@ pub enum Misfortune {
     HalfFrame,
     /// An output for a request that nobody made.
     Stray,
+    /// One after the other.
+    Strays,
 }
 
 /// All of it.
@@ -75,6 +89,10 @@ pub struct Script {
     pub padding_bytes: usize,
     /// Progress frames of the load.
     pub progress: u64,
+    /// Before each of them.
+    pub progress_interval_ms: u64,
+    /// Parts of the prompt that it tells of, one in each interval, before the first token.
+    pub prefill: u32,
     /// Before the load is done.
     pub load_delay_ms: u64,
     /// How the load goes.
@@ -104,6 +122,8 @@ impl Default for Script {
             interval_ms: 1,
             padding_bytes: 0,
             progress: 2,
+            progress_interval_ms: 0,
+            prefill: 0,
             load_delay_ms: 0,
             load: Load::Good,
             misfortune: None,

@@ -113,7 +113,9 @@ impl Answer {
                 TicketItem::Output(Output::Started(_)) => answer.beginnings += 1,
                 TicketItem::Output(Output::Embedded(embeddings)) => answer.vectors = embeddings.vectors.len(),
                 TicketItem::Loaded => answer.loaded = true,
-                TicketItem::Failed(failure) => answer.failure = Some(failure),
+                TicketItem::Failed(failure) | TicketItem::Output(Output::Failed(failure)) => {
+                    answer.failure = Some(failure);
+                }
                 TicketItem::Output(Output::Delta(delta)) => {
                     answer.deltas += 1;
                     answer.text.push_str(&delta.text);

@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod deaths;
+mod door;
+mod every_index;
 mod fits;
 mod house;
 mod nth_failure;
 mod process;
 mod resume;
+mod rows;
 mod sim;
 mod tidy;
 mod world;

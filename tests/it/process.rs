@@ -7,7 +7,9 @@ use std::process::Stdio;
 
 use harness::script::{Load, Misfortune, Script};
 use ollmlx_proto::frame::{self, Decoder};
-use ollmlx_proto::{FailureKind, FinishReason, FromWorker, Incarnation, ToWorker, WorkerHello, WorkerId, limits};
+use ollmlx_proto::{
+    FailureKind, FinishReason, FromWorker, Incarnation, ToWorker, WorkerHello, WorkerId, limits, version,
+};
 use ollmlx_supervisor::scheduler::{Cause, Job, KeepAlive, LoadPlan};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -42,8 +44,9 @@ async fn a_load_job_ends_with_loaded_and_unload_ends_the_worker() {
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_is_restarted_and_its_cause_is_told() {
+async fn row_01_04_a_worker_that_dies_is_restarted_and_its_cause_is_told() {
     for (misfortune, words) in [
+        (Misfortune::Segfault, "killed by SIGSEGV"),
         (Misfortune::Abort, "killed by SIGABRT: fake: assertion failed"),
         (Misfortune::Kill, "killed by SIGKILL"),
         (Misfortune::Exit, "exited with status 3"),
@@ -71,7 +74,7 @@ async fn a_worker_that_falls_silent_is_killed_and_replaced() {
 }
 
 #[tokio::test]
-async fn a_worker_that_breaks_the_protocol_is_killed_and_others_go_on() {
+async fn row_23_24_25_a_worker_that_breaks_the_protocol_is_killed_and_others_go_on() {
     let house = House::open(|config| config.frame_timeout_ms = 300).await;
     let calm = house.plan("calm", &endless());
     let mut other = house.ask(&calm).await;
@@ -93,7 +96,7 @@ async fn a_worker_that_breaks_the_protocol_is_killed_and_others_go_on() {
 }
 
 #[tokio::test]
-async fn outputs_of_unknown_requests_are_dropped() {
+async fn row_26_outputs_of_unknown_requests_are_dropped() {
     let house = House::open(|_| {}).await;
     let plan = house.plan("stray", &Script { misfortune: Some((1, Misfortune::Stray)), ..Script::default() });
     assert_eq!(house.run(&plan).await.text, "01234");
@@ -101,7 +104,7 @@ async fn outputs_of_unknown_requests_are_dropped() {
 }
 
 #[tokio::test]
-async fn a_worker_that_heeds_nothing_is_killed() {
+async fn row_17_a_worker_that_heeds_nothing_is_killed() {
     let house = House::open(|_| {}).await;
     let plan = house.plan("deaf", &Script { ignore_term: true, ignore_drain: true, ..Script::default() });
     assert_eq!(house.run(&plan).await.text, "01234");
@@ -131,7 +134,7 @@ async fn the_death_of_one_worker_leaves_the_other_alone() {
 }
 
 #[tokio::test]
-async fn a_dropped_ticket_frees_its_slot_and_the_worker_stays() {
+async fn row_47_a_dropped_ticket_frees_its_slot_and_the_worker_stays() {
     let house = House::open(|_| {}).await;
     let plan = house.plan("drop", &endless());
     let mut ticket = house.ask(&plan).await;
@@ -155,7 +158,7 @@ async fn a_cancel_that_is_not_heeded_counts_as_hung() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_gets_everything_merged() {
+async fn row_32_49_a_slow_reader_gets_everything_merged() {
     let house = House::open(|_| {}).await;
     let tokens = 2_000;
     let plan = house.plan("slow", &Script { tokens, interval_ms: 0, ..Script::default() });
@@ -171,7 +174,7 @@ async fn a_slow_reader_gets_everything_merged() {
 }
 
 #[tokio::test]
-async fn a_reader_that_is_too_slow_is_cut_off_and_its_slot_is_freed() {
+async fn row_49_a_reader_that_is_too_slow_is_cut_off_and_its_slot_is_freed() {
     let house = House::open(|_| {}).await;
     let plan = house.plan("drip", &Script { tokens: 0, interval_ms: 0, padding_bytes: 60_000, ..Script::default() });
     let mut ticket = house.ask(&plan).await;
@@ -182,10 +185,10 @@ async fn a_reader_that_is_too_slow_is_cut_off_and_its_slot_is_freed() {
 }
 
 #[tokio::test]
-async fn bad_hellos_are_refused_with_their_cause() {
+async fn row_27_bad_hellos_are_refused_with_their_cause() {
     let house = House::open(|config| config.scheduler.timeouts.hello_ms = 300).await;
     for (name, words) in [
-        ("hello-version", "hello refused: it speaks protocol versions [9999], not 1"),
+        ("hello-version", "hello refused: it speaks protocol versions [9999], not 2"),
         ("hello-token", "exited with status 0"),
         ("hello-never", "did not say hello in time"),
     ] {
@@ -200,7 +203,7 @@ async fn bad_hellos_are_refused_with_their_cause() {
 }
 
 #[tokio::test]
-async fn failed_loads_tell_their_cause() {
+async fn row_11_12_failed_loads_tell_their_cause() {
     let house = House::open(|config| config.scheduler.timeouts.load_stall_ms = 300).await;
     for (load, kind, words, incarnations) in [
         (Load::Refuse, FailureKind::ModelInvalid, "fake: bad magic", 1),
@@ -226,7 +229,7 @@ async fn a_load_that_fails_once_is_tried_again_for_those_who_wait() {
 }
 
 #[tokio::test]
-async fn a_missing_program_is_named() {
+async fn row_40_a_missing_program_is_named() {
     let house = House::open(|config| config.worker_dir = Some(PathBuf::from("/nonexistent"))).await;
     let answer = house.run(&house.plan("none", &Script::default())).await;
     assert!(answer.public().contains("no worker program at /nonexistent/ollmlx-worker-gguf"), "{}", answer.public());
@@ -234,7 +237,7 @@ async fn a_missing_program_is_named() {
 }
 
 #[tokio::test]
-async fn a_busy_worker_over_the_budget_is_drained_and_told_why() {
+async fn row_21_a_busy_worker_over_the_budget_is_drained_and_told_why() {
     let limit = 64 << 20;
     let house = House::open(|config| {
         config.scheduler.memory_limit = Some(limit);
@@ -251,7 +254,7 @@ async fn a_busy_worker_over_the_budget_is_drained_and_told_why() {
 }
 
 #[tokio::test]
-async fn leaving_refuses_those_who_wait_and_lets_the_running_end() {
+async fn row_45_leaving_refuses_those_who_wait_and_lets_the_running_end() {
     let house = House::open(|_| {}).await;
     let plan = house.plan("leave", &Script { tokens: 60, interval_ms: 5, ..Script::default() });
     let (mut one, mut two) = (house.ask(&plan).await, house.ask(&plan).await);
@@ -269,7 +272,7 @@ async fn leaving_refuses_those_who_wait_and_lets_the_running_end() {
 }
 
 #[tokio::test]
-async fn a_forced_end_cuts_the_running_off() {
+async fn row_46_a_forced_end_cuts_the_running_off() {
     let house = House::open(|_| {}).await;
     let plan = house.plan("forced", &Script { ignore_term: true, ignore_drain: true, ..endless() });
     let mut ticket = house.ask(&plan).await;
@@ -289,13 +292,19 @@ fn socket_of(folder: &Path) -> PathBuf {
 }
 
 #[tokio::test]
-async fn an_impostor_is_dropped_and_the_real_worker_is_served() {
+async fn row_30_an_impostor_is_dropped_and_the_real_worker_is_served() {
     let house = House::open(|_| {}).await;
     let plan = house.plan("real", &Script { load_delay_ms: 200, ..Script::default() });
     let mut ticket = house.ask(&plan).await;
     house.until_worker(&plan, |worker| worker.pid.is_some()).await;
     let worker = WorkerId { model: plan.model.id.clone(), incarnation: Incarnation(1) };
-    let hello = WorkerHello { versions: vec![1], build: "x".to_owned(), worker, pid: 1, token: [7; 32] };
+    let hello = WorkerHello {
+        versions: version::PROTOCOL_VERSIONS.to_vec(),
+        build: "x".to_owned(),
+        worker,
+        pid: 1,
+        token: [7; 32],
+    };
     let mut bytes = Vec::new();
     frame::encode(&FromWorker::Hello(hello), &mut bytes).unwrap();
     for knock in [bytes.as_slice(), &[255; 64], &[]] {
@@ -316,7 +325,7 @@ async fn an_impostor_is_dropped_and_the_real_worker_is_served() {
 }
 
 #[tokio::test]
-async fn a_killed_supervisor_leaves_no_worker() {
+async fn row_33_a_killed_supervisor_leaves_no_worker() {
     let folder = tempfile::Builder::new().prefix("oh").tempdir_in("/tmp").unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_fake-worker"));
     harness::link_workers(folder.path(), program);

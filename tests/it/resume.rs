@@ -40,7 +40,7 @@ async fn tokens(ticket: &mut Ticket, count: usize) {
 }
 
 #[tokio::test]
-async fn killed_at_every_index_of_an_answer_the_client_hears_the_calm_stream() {
+async fn row_04_killed_at_every_index_of_an_answer_the_client_hears_the_calm_stream() {
     let house = House::open(|_| {}).await;
     for index in 0..=TOKENS {
         for misfortune in [Misfortune::Kill, Misfortune::Abort, Misfortune::Exit] {
@@ -80,7 +80,7 @@ async fn killed_again_and_again_beyond_probation_the_answer_still_comes() {
 }
 
 #[tokio::test]
-async fn a_request_that_kills_twice_fails_alone_and_says_so() {
+async fn row_15_a_request_that_kills_twice_fails_alone_and_says_so() {
     let house = House::open(|_| {}).await;
     let script = Script { tokens: 60, interval_ms: 1, poison: Some((3, Misfortune::Abort)), ..Script::default() };
     let mut plan = house.plan("poison", &script);
@@ -111,20 +111,22 @@ async fn a_request_that_kills_twice_fails_alone_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_hung_worker_is_killed_and_its_requests_go_on() {
+async fn row_06_07_08_a_hung_worker_is_killed_and_its_requests_go_on() {
     let house = House::open(|config| config.scheduler.timeouts.silence_ms = 400).await;
-    let script = Script { misfortune: Some((2, Misfortune::Hang)), unlucky_until: 1, ..Script::default() };
-    let plan = house.plan("hung", &script);
-    let (mut one, mut two) = (house.ask(&plan).await, house.ask(&plan).await);
-    assert_calm(&Answer::of(&mut one).await, 5, "one");
-    assert_calm(&Answer::of(&mut two).await, 5, "two");
-    let record = house.handle.snapshot().deaths_of(&plan.model.id).unwrap().deaths[0].clone();
-    assert_eq!((record.cause, record.requests.len()), (Cause::Silent, 2));
+    for misfortune in [Misfortune::Hang, Misfortune::Spin, Misfortune::Beat] {
+        let script = Script { misfortune: Some((2, misfortune)), unlucky_until: 1, ..Script::default() };
+        let plan = house.plan(&format!("{misfortune:?}"), &script);
+        let (mut one, mut two) = (house.ask(&plan).await, house.ask(&plan).await);
+        assert_calm(&Answer::of(&mut one).await, 5, "one");
+        assert_calm(&Answer::of(&mut two).await, 5, "two");
+        let record = house.handle.snapshot().deaths_of(&plan.model.id).unwrap().deaths[0].clone();
+        assert_eq!((record.cause, record.requests.len()), (Cause::Silent, 2), "{misfortune:?}");
+    }
     house.close().await;
 }
 
 #[tokio::test]
-async fn a_stopped_worker_is_replaced() {
+async fn row_05_a_stopped_worker_is_replaced() {
     let house = House::open(|config| config.scheduler.timeouts.silence_ms = 400).await;
     let plan = house.plan("stopped", &Script { tokens: 50, interval_ms: 3, ..Script::default() });
     let mut ticket = house.ask(&plan).await;
@@ -160,7 +162,7 @@ async fn a_request_that_hangs_twice_fails_as_hung() {
 }
 
 #[tokio::test]
-async fn a_client_that_left_before_the_death_is_not_resumed() {
+async fn row_81_a_client_that_left_before_the_death_is_not_resumed() {
     let house = House::open(|config| config.scheduler.timeouts.silence_ms = 600).await;
     let plan = house.plan("left", &Script { ignore_cancel: true, ..endless() });
     let mut ticket = house.ask(&plan).await;
@@ -176,7 +178,7 @@ async fn a_client_that_left_before_the_death_is_not_resumed() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_during_the_restart_is_let_go() {
+async fn row_48_a_client_that_leaves_during_the_restart_is_let_go() {
     let house = House::open(|_| {}).await;
     let script = Script { load_delay_ms: 300, misfortune: Some((2, Misfortune::Kill)), ..Script::default() };
     let plan = house.plan("restart", &script);

@@ -107,6 +107,18 @@ fn a_truncated_weight_file_is_refused() {
 }
 
 #[test]
+fn row_10_weights_that_compute_no_numbers_are_never_ready() {
+    let folder = changed(|_| {});
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    // As floats of any size these are no numbers.
+    bytes[8 + header..].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    assert_names(load(folder.path()).map(|_| ()), "no finite numbers");
+}
+
+#[test]
 fn a_damaged_tokenizer_is_refused() {
     let folder = changed(|_| {});
     let path = folder.path().join("tokenizer.json");

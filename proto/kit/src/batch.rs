@@ -235,7 +235,7 @@ impl<E: Engine> Batcher<E> {
         let mut tokens = prompt.tokens.clone();
         let prompt_tokens = tokens.len();
         let mut job = Job::new(&request, prompt, grammar, at);
-        let ending = replay(&mut job, &request.produced, &mut tokens, &self.vocab)?;
+        let (ending, missing) = replay(&mut job, &request, &mut tokens, &self.vocab)?;
         let Some(placement) = place(&self.slots, &tokens) else {
             return Err(Failure::new(FailureKind::Internal, "no slot is free"));
         };
@@ -248,6 +248,7 @@ impl<E: Engine> Batcher<E> {
             cached_tokens: job.usage.cached_tokens,
         };
         out.push((request.id, Output::Started(started)));
+        out.extend(missing.into_iter().map(|output| (request.id, output)));
         self.uses += 1;
         // A window that slid has lost what it was computed from.
         let slid = tokens.len() != prompt_tokens + request.produced.len();
@@ -437,31 +438,36 @@ impl<E: Engine> Batcher<E> {
     }
 }
 
-/// Brings a fresh job to where an earlier worker left it, silently: `tokens` becomes what its slot must hold.
-/// Returns the ending that the earlier worker had no time to tell.
+/// Brings a fresh job to where an earlier worker left it: `tokens` becomes what its slot must hold. Returns what the
+/// earlier worker had no time to tell: the ending, and before it, the rest of what its last token led to.
 fn replay(
     job: &mut Job,
-    produced: &[TokenId],
+    request: &Request,
     tokens: &mut Vec<TokenId>,
     vocab: &Vocab,
-) -> Result<Option<Ending>, Failure> {
-    for &token in produced {
+) -> Result<(Option<Ending>, Vec<Output>), Failure> {
+    let Request { produced, said_after, .. } = request;
+    let mut missing = Vec::new();
+    job.heard = *said_after as usize;
+    for (index, &token) in produced.iter().enumerate() {
         if token as usize >= vocab.len() {
             return Err(Failure::new(FailureKind::Internal, "a produced token is not in the vocabulary"));
         }
-        let ending = job.accept(Choice { token, logprob: None }, vocab, &mut |_| {})?;
+        // Of the last one its own delta was heard, and what is counted.
+        job.heard = if index + 1 == produced.len() { 1 + *said_after as usize } else { usize::MAX };
+        let ending = job.accept(Choice { token, logprob: None }, vocab, &mut |output| missing.push(output))?;
         if ending.is_some() {
-            return Ok(ending);
+            return Ok((ending, missing));
         }
         tokens.push(token);
         if tokens.len() > job.window {
             let Some((keep, discard)) = job.slide(tokens.len() - 1) else {
-                return Ok(Some(Ending::because(FinishReason::Length)));
+                return Ok((Some(Ending::because(FinishReason::Length)), missing));
             };
             tokens.drain(keep..keep + discard);
         }
     }
-    Ok(None)
+    Ok((None, missing))
 }
 
 fn tell_prefill(job: &mut Job, done: usize, total: usize, out: &mut Outputs) {

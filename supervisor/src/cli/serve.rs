@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_taken_port_is_named_in_go_s_words() {
+    async fn row_37_a_taken_port_is_named_in_go_s_words() {
         let first = bind(&HostUrl::parse("127.0.0.1:0").unwrap()).await.unwrap();
         let address = first.local_addr().unwrap();
         let error = bind(&HostUrl::parse(&address.to_string()).unwrap()).await.unwrap_err().to_string();

@@ -62,6 +62,15 @@ pub(super) fn end_of(item: &TicketItem) -> Option<End> {
     }
 }
 
+/// What a client of a stream of events hears while its prompt is computed: a comment, which every reader of such streams
+/// passes over, but which keeps connections from being taken for dead.
+pub(super) fn sign_of_life(item: &TicketItem) -> String {
+    match item {
+        TicketItem::Output(Output::Prefill { done, total }) => format!(": {done} of {total} prompt tokens\n\n"),
+        _ => String::new(),
+    }
+}
+
 /// Keeps the load time that a grant reports.
 pub(super) fn note_grant(meta: &mut Meta, item: &TicketItem) {
     if let TicketItem::Granted { load_ns } = item {

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_bodies_are_400_and_say_why() {
+    fn row_54_bad_bodies_are_400_and_say_why() {
         let deep = "[".repeat(100_000);
         for (text, expected) in [
             ("", "missing request body"),

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_numbers_are_brought_into_range() {
+    fn row_56_absurd_numbers_are_brought_into_range() {
         let wild = [json!(-9_223_372_036_854_775_808_i64), json!(-2), json!(-1), json!(0), json!(3), json!(1e300)];
         let keys = ["num_keep", "num_predict", "num_batch", "num_ctx", "num_gpu", "num_thread", "repeat_last_n"];
         let more = ["top_k", "top_p", "min_p", "temperature", "repeat_penalty", "typical_p", "seed"];

@@ -50,6 +50,16 @@ const GRANT: TicketItem = TicketItem::Granted { load_ns: 21 };
 const METRICS: &str = r#""total_duration":512,"load_duration":21,"prompt_eval_count":8,"prompt_eval_duration":80,"eval_count":2,"eval_duration":60"#;
 
 #[test]
+fn row_13_a_long_prompt_is_heard_of_in_streams_of_events() {
+    let items = [GRANT, TicketItem::Output(Output::Prefill { done: 512, total: 9000 })];
+    let comment = ": 512 of 9000 prompt tokens\n\n";
+    assert_eq!(stream(openai::response::ChatEncoder::new(meta()), &items), comment);
+    assert_eq!(stream(openai::response::CompletionEncoder::new(meta()), &items), comment);
+    assert_eq!(stream(super::anthropic::response::MessageEncoder::new(meta()), &items), comment);
+    assert_eq!(stream(ollama::response::ChatEncoder::new(meta()), &items), "", "lines have no comments");
+}
+
+#[test]
 fn generate_streams_lines_and_a_last_one_with_context() {
     let items = [GRANT, delta("Add.", Part::Thinking), say("Mars"), say(""), end(FinishReason::Stop, &[1, 2])];
     let expected = format!(

@@ -46,7 +46,7 @@ impl Task {
 
     fn attach(&mut self, worker: &WorkerId, request: &Arc<Request>, mut sink: Box<Sink>) {
         sink.begin(self.now().0);
-        let produced = sink.produced.clone();
+        let (produced, said_after) = (sink.produced.clone(), sink.said_after);
         if !produced.is_empty() {
             let (model, incarnation) = (&worker.model, worker.incarnation.0);
             info!(request_id = %request.id, %model, incarnation, completion_tokens = produced.len(), "request resumed");
@@ -56,7 +56,7 @@ impl Task {
         {
             error!(%worker, request_id = %request.id, "no room at the link");
         }
-        self.send_message(worker, Message::Run(request.clone(), produced));
+        self.send_message(worker, Message::Run { request: request.clone(), produced, said_after });
     }
 
     /// Its worker is gone: its client comes back.

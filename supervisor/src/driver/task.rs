@@ -224,6 +224,7 @@ impl Task {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, error = why, "worker misbehaved");
                 Event::Misbehaved { worker, cause: Cause::Protocol(why) }
             }
+            Report::Unhealthy => Event::Misbehaved { worker, cause: Cause::Unhealthy },
             Report::LinkClosed => Event::LinkClosed { worker },
             Report::Memory(bytes) => {
                 let Some(process) = self.processes.get_mut(&worker) else { return };

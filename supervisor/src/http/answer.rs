@@ -233,10 +233,11 @@ fn meta(flavor: Flavor, call: &Call) -> Meta {
     }
 }
 
-/// Whether an item decides the status: everything but signs of life does.
-fn decides(item: &TicketItem) -> bool {
+/// Whether an item decides the status: everything but signs of life does, and those do where the client is to hear them.
+fn decides(flavor: Flavor, item: &TicketItem) -> bool {
     match item {
-        TicketItem::Granted { .. } | TicketItem::Output(Output::Started(_) | Output::Prefill { .. }) => false,
+        TicketItem::Granted { .. } | TicketItem::Output(Output::Started(_)) => false,
+        TicketItem::Output(Output::Prefill { .. }) => !flavor.is_native(),
         TicketItem::Output(Output::Delta(delta)) => !delta.text.is_empty(),
         _ => true,
     }
@@ -258,12 +259,12 @@ impl Running {
         while let Some(item) = self.ticket.next().await {
             pace.heard(&item, state.handle.now());
             if let TicketItem::Failed(failure) | TicketItem::Output(Output::Failed(failure)) = &item
-                && (heard.iter().all(|item| !decides(item)) || !stream)
+                && (heard.iter().all(|item| !decides(self.flavor, item)) || !stream)
             {
                 return self.flavor.refuse(&Rejection::from(failure));
             }
             if stream {
-                let decided = decides(&item);
+                let decided = decides(self.flavor, &item);
                 heard.push_back(item);
                 if decided {
                     return self.streamed(encoder, watch, heard, pace);

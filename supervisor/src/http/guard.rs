@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_hosts_are_refused_on_loopback() {
+    fn row_57_foreign_hosts_are_refused_on_loopback() {
         let guard = guard(&[], None);
         for (host, expect) in [
             ("evil.example", 403),

@@ -139,3 +139,18 @@ async fn futures_catch<F: Future>(future: F) -> Option<F::Output> {
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn row_34_a_panic_in_a_handler_is_the_end_of_that_request_only() {
+        let broken = async {
+            tokio::task::yield_now().await;
+            assert!(std::hint::black_box(false), "as asked");
+        };
+        assert_eq!(futures_catch(broken).await, None);
+        assert_eq!(futures_catch(async { 7 }).await, Some(7));
+    }
+}

@@ -74,6 +74,7 @@ pub(super) fn plan(
         limits,
         logprobs: call.logprobs,
         produced: Vec::new(),
+        said_after: 0,
     };
     plan.terms.context_least = if stated { asked } else { asked.min(needed_context(&request)) };
     Ok(Planned { job: Job::Run(Box::new(request)), plan })

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn delays_double_and_end_in_quarantine() {
+    fn row_14_delays_double_and_end_in_quarantine() {
         let mut tally = DeathTally::default();
         let mut rng = Rng::new(1);
         let now = Mono(5);

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_of_plan_report_and_sample_counts_until_release() {
+    fn row_78_the_largest_of_plan_report_and_sample_counts_until_release() {
         let mut ledger = Ledger::new(Some(100));
         let model = ModelId("m".to_owned());
         ledger.reserve(&model, 60);

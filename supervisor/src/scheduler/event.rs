@@ -118,6 +118,8 @@ pub enum Cause {
     Silent,
     /// It broke the protocol.
     Protocol(String),
+    /// Its engine failed one request after the other.
+    Unhealthy,
     /// It closed the link without being asked.
     LinkLost,
     /// The process could not be started.

@@ -4,6 +4,9 @@
 //! The reader outlives the socket: it holds the ways to the clients until each has heard its terminal item or is gone.
 //! It never waits for a client. Outputs of unknown or ended requests are dropped and counted. A frame that has begun
 //! must end within [`LinkConfig::frame_timeout_ms`].
+//!
+//! What a worker says is no proof of health by itself: a sign of life counts where its steps have moved on, and one whose
+//! engine fails request after request is reported as if it had died.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,8 +65,15 @@ pub enum LinkCommand {
 pub enum Message {
     /// As it is.
     Plain(ToWorker),
-    /// A request that is kept, and the tokens that were produced for it.
-    Run(Arc<Request>, Vec<TokenId>),
+    /// A request that is kept, and how far its answer has come.
+    Run {
+        /// The request.
+        request: Arc<Request>,
+        /// See [`Request::produced`].
+        produced: Vec<TokenId>,
+        /// See [`Request::said_after`].
+        said_after: u32,
+    },
 }
 
 /// The reader of one link.
@@ -90,18 +100,24 @@ pub struct Reader {
 enum Closed {
     Ended,
     Misbehaved(String),
+    /// Its engine fails again and again.
+    Unhealthy,
 }
 
 struct Demux {
     sinks: BTreeMap<RequestId, Box<Sink>>,
     heard_ns: Option<u64>,
+    /// Of its engine, when it last told.
+    steps: Option<u64>,
     strays: u64,
+    /// Requests in a row that its engine failed.
+    failures: u32,
 }
 
 impl Reader {
     /// Runs until the driver lets go and every client has heard its end.
     pub async fn run(mut self) {
-        let mut demux = Demux { sinks: BTreeMap::new(), heard_ns: None, strays: 0 };
+        let mut demux = Demux { sinks: BTreeMap::new(), heard_ns: None, steps: None, strays: 0, failures: 0 };
         let mut buffer = vec![0; READ_BYTES];
         let (mut open, mut held) = (true, true);
         let mut frame_deadline: Option<Instant> = None;
@@ -186,17 +202,19 @@ impl Reader {
             FromWorker::Ready(ready) => self.report(Report::Ready(ready)).await,
             FromWorker::LoadFailed(failure) => self.report(Report::LoadFailed(failure)).await,
             FromWorker::Memory(report) => self.report(Report::Memory(report.total())).await,
+            // A thread that only says so is no engine that lives.
+            FromWorker::Progress { steps } if demux.steps.replace(steps) == Some(steps) => {}
             FromWorker::Progress { .. } => self.heard(demux).await,
             FromWorker::Bye => debug!(model = %self.worker.model, "worker said bye"),
             FromWorker::Output(request, output) => {
                 self.heard(demux).await;
-                self.output(request, output, demux).await;
+                self.output(request, output, demux).await?;
             }
         }
         Ok(())
     }
 
-    async fn output(&mut self, request: RequestId, output: Output, demux: &mut Demux) {
+    async fn output(&mut self, request: RequestId, output: Output, demux: &mut Demux) -> Result<(), Closed> {
         if !demux.sinks.contains_key(&request) {
             // Its attachment may have come since the last look.
             while let Ok(command) = self.commands.try_recv() {
@@ -208,11 +226,16 @@ impl Reader {
                 }
             }
         }
-        let Some(sink) = demux.sinks.get_mut(&request).filter(|sink| !sink.ended) else {
+        if demux.sinks.get(&request).is_none_or(|sink| sink.ended) {
             demux.strays += 1;
-            return;
-        };
+            if demux.strays > limits::STRAY_OUTPUTS_MAX {
+                return Err(Closed::Misbehaved("it answers requests that nobody made".to_owned()));
+            }
+            return Ok(());
+        }
         let ended = output.is_terminal();
+        let healthy = demux.failures_after(&output) < limits::ENGINE_FAILURES_MAX;
+        let Some(sink) = demux.sinks.get_mut(&request) else { return Ok(()) };
         let heard = sink.output(output, self.clock.now_ns());
         let summary = sink.summary;
         if sink.take_cleared() && !ended {
@@ -224,6 +247,7 @@ impl Reader {
         if ended {
             self.report(Report::Ended { request, summary }).await;
         }
+        if healthy { Ok(()) } else { Err(Closed::Unhealthy) }
     }
 
     /// Signs of life are rationed.
@@ -237,8 +261,10 @@ impl Reader {
     }
 
     async fn report_closed(&mut self, why: Closed) {
-        if let Closed::Misbehaved(why) = why {
-            self.report(Report::Misbehaved(why)).await;
+        match why {
+            Closed::Ended => {}
+            Closed::Misbehaved(why) => self.report(Report::Misbehaved(why)).await,
+            Closed::Unhealthy => self.report(Report::Unhealthy).await,
         }
         self.report(Report::LinkClosed).await;
         self.phase.send_replace(Phase::Closed);
@@ -251,6 +277,16 @@ impl Reader {
 }
 
 impl Demux {
+    /// Counts failures of the engine in a row; whatever shows that it computes begins anew.
+    fn failures_after(&mut self, output: &Output) -> u32 {
+        match output {
+            Output::Failed(failure) if failure.kind == FailureKind::EngineFailed => self.failures += 1,
+            Output::Delta(_) | Output::Embedded(_) | Output::Finished(_) => self.failures = 0,
+            _ => {}
+        }
+        self.failures
+    }
+
     fn command(&mut self, command: LinkCommand) {
         match command {
             LinkCommand::Attach(request, sink) => {
@@ -320,11 +356,13 @@ pub async fn write(
         while let Some(message) = next {
             let encoded = match &message {
                 Message::Plain(message) => frame::encode(message, &mut bytes),
-                Message::Run(request, produced) => frame::encode_run(request, produced, &mut bytes),
+                Message::Run { request, produced, said_after } => {
+                    frame::encode_run(request, produced, *said_after, &mut bytes)
+                }
             };
             if let Err(error) = encoded {
                 warn!(model = %worker.model, %error, "message was not sent");
-                if let Message::Run(request, _) = message {
+                if let Message::Run { request, .. } = message {
                     let _driver_gone = reports.send((worker.clone(), Report::Unsendable(request.id))).await;
                 }
             }

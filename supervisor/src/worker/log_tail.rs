@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_rationed_by_the_second() {
+    fn row_28_a_flood_is_rationed_by_the_second() {
         let mut tail = LogTail::default();
         let flood = "line\n".repeat(1000);
         assert_eq!(tail.push(flood.as_bytes(), 0).len(), LINES_PER_SECOND_MAX as usize);

@@ -64,6 +64,8 @@ pub enum Report {
     },
     /// It broke the protocol; nothing more is read from it.
     Misbehaved(String),
+    /// Its engine failed several requests in a row; nothing more is read from it.
+    Unhealthy,
     /// The socket closed.
     LinkClosed,
     /// It is reaped.

@@ -8,8 +8,8 @@
 //! token that was produced, and makes the two runs one answer. What the second one says again is not passed on, counts are
 //! those of the whole, and durations leave out what was computed twice and the pause.
 //!
-//! Limit: what one token leads to (its delta, a tool call) is taken to arrive as a whole. A worker writes it at once; only
-//! a death in the middle of a write that fills the socket could tear it.
+//! A death may tear what one token leads to (its delta, a tool call, text that was held back): what came behind the last
+//! token is counted, and the next worker says the rest.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -83,6 +83,8 @@ pub struct Sink {
     pub ended: bool,
     /// Every token so far: what a later incarnation needs to resume.
     pub produced: Vec<TokenId>,
+    /// Outputs without a token behind the last one.
+    pub said_after: u32,
     /// For the log.
     pub summary: Summary,
     /// What the first worker said of the prompt.
@@ -123,6 +125,7 @@ impl Sink {
             closed: false,
             ended: false,
             produced: Vec::new(),
+            said_after: 0,
             summary: Summary::default(),
             started: None,
             clock: Clock::default(),
@@ -173,9 +176,11 @@ impl Sink {
             Output::Delta(delta) => {
                 self.clock.tokens_ns = Some((self.clock.tokens_ns.map_or(now_ns, |(first_ns, _)| first_ns), now_ns));
                 self.produced.extend_from_slice(&delta.tokens);
+                self.said_after = if delta.tokens.is_empty() { self.said_after.saturating_add(1) } else { 0 };
                 self.summary.first_token_ns.get_or_insert(now_ns);
                 self.summary.completion_tokens = u32::try_from(self.produced.len()).unwrap_or(u32::MAX);
             }
+            Output::ToolCall(_) => self.said_after = self.said_after.saturating_add(1),
             _ => {}
         }
         if output.is_terminal() {

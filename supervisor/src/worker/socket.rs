@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_folder_is_private_and_what_a_dead_one_left_is_swept() {
+    async fn row_29_the_folder_is_private_and_what_a_dead_one_left_is_swept() {
         let base = tempfile::tempdir().unwrap();
         let dead = base.path().join("ollmlx-1-0001");
         std::fs::create_dir(&dead).unwrap();
@@ -192,6 +192,16 @@ mod tests {
         assert!(folder.exists(), "a living one is left alone");
         drop((door, other));
         assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn row_31_a_folder_too_deep_for_a_socket_is_not_used() {
+        let base = tempfile::tempdir().unwrap();
+        let deep = base.path().join("deep".repeat(30));
+        std::fs::create_dir(&deep).unwrap();
+        let door = Door::open(Some(&deep), 9).unwrap();
+        assert!(door.path().as_os_str().len() < PATH_BYTES_MAX, "{}", door.path().display());
+        std::os::unix::net::UnixStream::connect(door.path()).unwrap();
     }
 
     #[test]

@@ -235,6 +235,19 @@ fn failed_loads_say_why() {
 }
 
 #[test]
+fn row_10_weights_that_compute_no_numbers_are_never_ready() {
+    let (spec, _folder) = spec(&tiny_llama());
+    let mut bytes = std::fs::read(&spec.weights[0]).unwrap();
+    let norm = 1_f32.to_le_bytes().repeat(32);
+    let at = bytes.windows(norm.len()).rposition(|window| window == norm).expect("a norm");
+    bytes[at..at + norm.len()].copy_from_slice(&f32::NAN.to_le_bytes().repeat(32));
+    std::fs::write(&spec.weights[0], bytes).unwrap();
+    let failure = load(&spec, &mut |_, _| true).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::ModelInvalid);
+    assert!(failure.public.contains("NaN"), "{failure}");
+}
+
+#[test]
 fn llama_cpps_own_refusal_is_passed_on() {
     let (spec, _folder) = spec(
         &tiny_llama()

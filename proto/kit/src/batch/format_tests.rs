@@ -116,3 +116,55 @@ fn a_tool_call_is_taken_out_of_the_text() {
     assert_eq!(book[&1].tokens.len(), script.len(), "every token is in a delta");
     assert_eq!(book[&1].finished().reason, FinishReason::ToolCalls);
 }
+
+/// All that a batcher says of one request, prefill excepted.
+fn said(toy: Toy, request: Request) -> Vec<Output> {
+    let mut batcher = Batcher::new(toy);
+    let mut out = Vec::new();
+    batcher.run(request);
+    while batcher.step(&mut out).expect("fine") == StepOutcome::Busy {}
+    out.into_iter().map(|(_, output)| output).filter(|output| !matches!(output, Output::Prefill { .. })).collect()
+}
+
+#[test]
+fn an_answer_torn_between_any_two_outputs_goes_on_with_the_next() {
+    const CALL: &str = "<tool_call>\n{\"name\": \"add\", \"arguments\": {}}\n</tool_call>";
+    let jinja = "{% for m in messages %}{{ m.content }}{% endfor %}\
+                 {% if false %}{{ tools }}<tool_call></tool_call>{{ enable_thinking }}<think></think>{% endif %}~";
+    let tool = ollmlx_proto::ToolSpec { name: "add".to_owned(), definition: JsonText("{}".to_owned()) };
+    let mut request = chat(1, vec![message(ollmlx_proto::Role::User, "hi")]);
+    request.limits.max_tokens = None;
+    request.stop = vec!["STOP".to_owned()];
+    let request = with_chat(request, |chat: &mut Chat| chat.tools = vec![tool]);
+    let mut torn = 0;
+    for script in
+        [format!("<think>\nhm\n</think>\n\nYes.{CALL}{CALL}"), "It is <tool_ca".to_owned(), "STO, STO".to_owned()]
+    {
+        let calm = said(scripted(jinja, &script), request.clone());
+        for heard in 1..calm.len() {
+            let (mut produced, mut said_after) = (Vec::new(), 0);
+            for output in &calm[..heard] {
+                match output {
+                    Output::Delta(delta) if delta.tokens.is_empty() => said_after += 1,
+                    Output::Delta(delta) => {
+                        produced.extend_from_slice(&delta.tokens);
+                        said_after = 0;
+                    }
+                    Output::ToolCall(_) => said_after += 1,
+                    _ => {}
+                }
+            }
+            torn += u32::from(said_after > 0);
+            let rest = said(scripted(jinja, &script), Request { produced, said_after, ..request.clone() });
+            let words = |outputs: &[Output]| -> Vec<Output> {
+                outputs
+                    .iter()
+                    .filter(|output| matches!(output, Output::Delta(_) | Output::ToolCall(_)))
+                    .cloned()
+                    .collect()
+            };
+            assert_eq!(words(&rest), words(&calm[heard..]), "{script:?} after {heard} outputs");
+        }
+    }
+    assert!(torn >= 4, "{torn} places between a token and what it led to");
+}

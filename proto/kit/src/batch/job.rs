@@ -40,6 +40,8 @@ pub(super) struct Job {
     stops: StopMatcher,
     parser: OutputParser,
     tool_calls: u32,
+    /// Outputs to come that an earlier worker has told already.
+    pub(super) heard: usize,
     /// Prompt and answer, where they are reported at the end.
     context: Option<Vec<TokenId>>,
 }
@@ -109,6 +111,7 @@ impl Job {
             stops: StopMatcher::new(&request.stop),
             parser,
             tool_calls: 0,
+            heard: 0,
             context: wants_context.then_some(tokens),
         }
     }
@@ -133,13 +136,18 @@ impl Job {
         let constrained = !self.parser.in_thinking();
         let grammar = self.grammar.as_mut().filter(|_| constrained);
         let logprobs = self.logprobs.map(|top| (top, vocab));
-        self.sampler.sample(logits, grammar, logprobs, scratch).map_err(|error| match error {
+        let choice = self.sampler.sample(logits, grammar, logprobs, scratch).map_err(|error| match error {
             SampleError::Grammar(failure) => failure,
             SampleError::NothingAllowed if self.grammar.is_some() => {
                 Failure::new(FailureKind::GrammarFailed, "the output format leaves no token to choose")
             }
             error => Failure::new(FailureKind::EngineFailed, error.to_string()),
-        })
+        })?;
+        if !vocab.ends.contains(&choice.token) {
+            // Nobody can have heard what a new token leads to.
+            self.heard = 0;
+        }
+        Ok(choice)
     }
 
     /// Takes the next token of the answer, says what it leads to, and tells whether it is the last.
@@ -232,6 +240,11 @@ impl Job {
         token: Option<(TokenId, Option<TokenLogprob>)>,
         say: &mut dyn FnMut(Output),
     ) {
+        let heard = &mut self.heard;
+        let mut say = |output: Output| match heard.checked_sub(1) {
+            Some(left) => *heard = left,
+            None => say(output),
+        };
         let resting = if self.parser.in_thinking() { Part::Thinking } else { Part::Content };
         let mut open = token.map(|(token, logprob)| Delta {
             tokens: vec![token],

@@ -500,7 +500,7 @@ fn rendering_only_computes_nothing() {
 }
 
 #[test]
-fn images_are_refused() {
+fn row_55_images_are_refused() {
     let mut picture = message(Role::User, "what is this?");
     picture.content.push(ContentPart::Image(vec![1, 2, 3]));
     assert_eq!(alone(&chat(1, vec![picture])).failed().kind, FailureKind::Unsupported);

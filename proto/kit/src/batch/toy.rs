@@ -245,5 +245,6 @@ pub(crate) fn complete(id: u64, prompt: &str) -> Request {
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: None,
         produced: Vec::new(),
+        said_after: 0,
     }
 }

@@ -39,7 +39,7 @@ fn load(file: &str) -> ToWorker {
 }
 
 fn hello() -> ToWorker {
-    ToWorker::Hello { version: 1, build: "test".to_owned() }
+    ToWorker::Hello { version: ollmlx_proto::version::PROTOCOL_VERSION, build: "test".to_owned() }
 }
 
 impl Fixture {
@@ -215,7 +215,7 @@ fn a_load_that_fails_or_panics_is_reported() {
 }
 
 #[test]
-fn a_broken_engine_and_a_panic_end_the_worker() {
+fn row_03_a_broken_engine_and_a_panic_end_the_worker() {
     for (file, status) in [("broken.gguf", 4), ("explode.gguf", 101)] {
         let mut fixture = Fixture::ready(file);
         fixture.run(complete(1, "x"));

@@ -6,7 +6,7 @@
 use ollmlx_proto::{FinishReason, Finished, Output, Part, ToolCall, Usage};
 use serde_json::{Value, json};
 
-use super::super::answer::{Answer, End, end_of, note_grant};
+use super::super::answer::{Answer, End, end_of, note_grant, sign_of_life};
 use super::super::{Encoder, Meta, Rejection, tools};
 use crate::driver::TicketItem;
 
@@ -108,7 +108,7 @@ impl Encoder for MessageEncoder {
             TicketItem::Output(Output::Delta(delta)) => self.text(delta.part, &delta.text),
             TicketItem::Output(Output::ToolCall(call)) => self.tool(call),
             other => match end_of(other) {
-                None => String::new(),
+                None => sign_of_life(other),
                 Some(End::Failed(failure)) => event(&error_object(&Rejection::from(&failure))),
                 Some(end) => self.last(&end),
             },

@@ -6,7 +6,7 @@
 use ollmlx_proto::{Embeddings, FinishReason, Finished, Output, Part, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};
 
-use super::super::answer::{Answer, End, end_of, logprobs_json, note_grant};
+use super::super::answer::{Answer, End, end_of, logprobs_json, note_grant, sign_of_life};
 use super::super::ollama::response::vector_text;
 use super::super::{Encoder, Meta, Rejection, tools};
 use crate::driver::TicketItem;
@@ -100,7 +100,7 @@ impl Encoder for ChatEncoder {
                 self.delta(json!({"content": "", "tool_calls": calls}), &[])
             }
             other => match end_of(other) {
-                None => String::new(),
+                None => sign_of_life(other),
                 Some(End::Failed(failure)) => error_event(&Rejection::from(&failure)),
                 Some(end) => self.last(&end),
             },
@@ -185,7 +185,7 @@ impl Encoder for CompletionEncoder {
             return self.record(&json!([{"text": delta.text, "index": 0, "finish_reason": null}]), None);
         }
         match end_of(item) {
-            None => String::new(),
+            None => sign_of_life(item),
             Some(End::Failed(failure)) => error_event(&Rejection::from(&failure)),
             Some(end) => {
                 let finish = json!([{"text": "", "index": 0, "finish_reason": finish_word(&end, false)}]);
