@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use harness::toy::Weights;
-use ollmlx_supervisor::catalog::{Catalog, CatalogConfig};
+use ollmlx_supervisor::catalog::{Catalog, CatalogConfig, Learned};
+use ollmlx_supervisor::config::Rules;
 use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle};
 use ollmlx_supervisor::http::{self, AppState, HttpConfig, metrics};
 use serde_json::Value;
@@ -50,8 +51,9 @@ impl Ground {
         let address = listener.local_addr().unwrap();
         let (_, deaths) = watch::channel(metrics::DeathCounts::new());
         let (_, upgrade) = watch::channel(None);
+        let (_, learned) = watch::channel(Learned::default());
         let metrics = Arc::new(metrics::Metrics::new(deaths));
-        let state = AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, upgrade);
+        let state = AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, (learned, upgrade));
         let (closing, closed) = watch::channel(http::Door::Open);
         tokio::spawn(http::serve(listener, Arc::new(state), closed));
         Door { address, handle, driver, _closing: closing }
@@ -81,6 +83,7 @@ fn http_config(address: SocketAddr) -> HttpConfig {
         threads: 1,
         gpu_layers: -1,
         wired_limit_bytes: 0,
+        rules: Rules::default(),
     }
 }
 
