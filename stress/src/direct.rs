@@ -103,6 +103,7 @@ impl Worker {
             },
             logprobs: None,
             produced: Vec::new(),
+            said_after: 0,
         })))?;
         let (mut first, mut last, mut count) = (None, None, 0);
         loop {

@@ -328,7 +328,7 @@ fn tidy_crates_depend_only_downwards() {
         ("worker-gguf/Cargo.toml", &["ollmlx-supervisor", "ollmlx-worker-mlx", "tokio", "hyper"]),
         ("worker-mlx/Cargo.toml", &["ollmlx-supervisor", "ollmlx-worker-gguf", "tokio", "hyper"]),
         ("supervisor/Cargo.toml", &["ollmlx-worker-kit", "ollmlx-worker-gguf", "ollmlx-worker-mlx", "llama-cpp-2"]),
-        ("stress/Cargo.toml", &["ollmlx-proto", "ollmlx-worker-kit", "ollmlx-supervisor"]),
+        ("stress/Cargo.toml", &["ollmlx-worker-kit", "ollmlx-supervisor"]),
     ];
     let mut offenders = Vec::new();
     for (manifest, strangers) in rules {
