@@ -261,6 +261,25 @@ pub struct Sampling {
     pub frequency_penalty: f32,
 }
 
+impl Sampling {
+    /// Always the most likely token, with no penalty.
+    #[must_use]
+    pub const fn greedy() -> Self {
+        Self {
+            seed: 1,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+        }
+    }
+}
+
 /// What the text must look like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Format {

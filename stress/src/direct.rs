@@ -2,7 +2,7 @@
 //!
 //! This is the only place that knows the product's protocol. It blocks: nothing else happens meanwhile.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +17,7 @@ use ollmlx_proto::{
 };
 
 const TIMEOUT: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(2);
 const TOKEN: [u8; 32] = [7; 32];
 
 /// A worker process of ours.
@@ -36,7 +37,8 @@ impl Worker {
         let home = tempfile::tempdir()?;
         let socket = home.path().join("w.sock");
         let listener = UnixListener::bind(&socket)?;
-        let child = Command::new(program)
+        listener.set_nonblocking(true)?;
+        let mut child = Command::new(program)
             .env("OLLMLX_SOCKET", &socket)
             .env("OLLMLX_TOKEN", TOKEN.map(|byte| format!("{byte:02x}")).concat())
             .env("OLLMLX_MODEL", "0".repeat(64))
@@ -46,7 +48,7 @@ impl Worker {
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
-        let (stream, _) = listener.accept()?;
+        let stream = accept(&listener, &mut child)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         let mut worker = Self { child, stream, decoder: Decoder::new(), requests: 0, _home: home };
         let FromWorker::Hello(hello) = worker.next()? else { bail!("the worker's first frame is no hello") };
@@ -80,18 +82,7 @@ impl Worker {
         self.send(&ToWorker::Run(Box::new(Request {
             id,
             work: Work::Complete(Complete { prompt: prompt.to_owned(), suffix: None }),
-            sampling: Sampling {
-                seed: 1,
-                temperature: 0.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                typical_p: 1.0,
-                repeat_penalty: 1.0,
-                repeat_last_n: 0,
-                presence_penalty: 0.0,
-                frequency_penalty: 0.0,
-            },
+            sampling: Sampling::greedy(),
             stop: Vec::new(),
             format: Format::Text,
             limits: Limits {
@@ -142,6 +133,30 @@ impl Worker {
             ensure!(count > 0, "the worker closed its socket");
             self.decoder.push(&buffer[..count]);
         }
+    }
+}
+
+/// Waits until the worker dials in.
+fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream> {
+    let started = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("the worker left with {status} before it dialled in");
+        }
+        if started.elapsed() > TIMEOUT {
+            child.kill()?;
+            child.wait()?;
+            bail!("the worker did not dial in within {TIMEOUT:?}");
+        }
+        std::thread::sleep(POLL);
     }
 }
 

@@ -9,7 +9,7 @@ use harness::toy::Weights;
 use ollmlx_supervisor::catalog::{Catalog, CatalogConfig, Learned};
 use ollmlx_supervisor::config::Rules;
 use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle};
-use ollmlx_supervisor::http::{self, AppState, HttpConfig, metrics};
+use ollmlx_supervisor::http::{self, AppState, HttpConfig, Told, metrics};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,7 +53,8 @@ impl Ground {
         let (_, upgrade) = watch::channel(None);
         let (_, learned) = watch::channel(Learned::default());
         let metrics = Arc::new(metrics::Metrics::new(deaths));
-        let state = AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, (learned, upgrade));
+        let state =
+            AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, Told { learned, upgrade });
         let (closing, closed) = watch::channel(http::Door::Open);
         tokio::spawn(http::serve(listener, Arc::new(state), closed));
         Door { address, handle, driver, _closing: closing }

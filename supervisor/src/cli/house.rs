@@ -51,8 +51,8 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     let (learned, learned_out) = watch::channel(Learned::read(&path));
     // Ends with the driver as well.
     tokio::spawn(http::learn::follow(handle.snapshots(), learned, path));
-    let watched = (learned_out, upgrade);
-    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address), metrics, watched));
+    let told = http::Told { learned: learned_out, upgrade };
+    let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address), metrics, told));
     let (closing, closed) = watch::channel(http::Door::Open);
     let mut door = tokio::spawn(http::serve(listener, state, closed));
 

@@ -200,11 +200,11 @@ fn is_pinned(view: &WorkerView, snapshot: &Snapshot) -> bool {
 
 /// Requests don't say how many slots there should be; who asks for a number here wants to know of that.
 fn serves(view: &WorkerView, plan: &LoadPlan, ask: &Ask) -> bool {
-    let (slots, _, _, kv_type) = &view.account.spec;
-    let needed = if view.account.shrunk { plan.terms.context_least } else { plan.spec.context_tokens };
+    let account = &view.account;
+    let needed = if account.shrunk { plan.terms.context_least } else { plan.spec.context_tokens };
     view.context_tokens >= needed
-        && ask.slots.is_none_or(|asked| *slots >= asked)
-        && ask.kv_type.as_ref().is_none_or(|asked| kv_type == asked)
+        && ask.slots.is_none_or(|asked| account.slots >= asked)
+        && ask.kv_type.as_ref().is_none_or(|asked| account.kv_type == *asked)
 }
 
 fn holder(view: &WorkerView, snapshot: &Snapshot) -> Value {

@@ -54,15 +54,13 @@ impl Watch {
 /// How it was loaded; nothing before it is ready.
 fn loaded(view: &WorkerView) -> Option<Loaded> {
     let account = &view.account;
-    let (slots, context_tokens, batch_tokens, kv_type) = account.spec.clone();
-    let model = view.worker.model.clone();
     let estimate = account.estimate.total();
     (account.reported > 0 && estimate > 0).then_some(Loaded {
-        model,
-        slots,
-        context_tokens,
-        batch_tokens,
-        kv_type,
+        model: view.worker.model.clone(),
+        slots: account.slots,
+        context_tokens: account.context_tokens,
+        batch_tokens: account.batch_tokens,
+        kv_type: account.kv_type.clone(),
         estimate,
     })
 }

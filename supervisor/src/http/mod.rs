@@ -78,6 +78,15 @@ pub struct AppState {
     body_budget: Arc<Semaphore>,
 }
 
+/// What others tell the handlers while they run.
+#[derive(Debug)]
+pub struct Told {
+    /// What models took before.
+    pub learned: tokio::sync::watch::Receiver<Learned>,
+    /// Why the last upgrade failed.
+    pub upgrade: tokio::sync::watch::Receiver<Option<String>>,
+}
+
 impl AppState {
     /// Puts the parts together.
     #[must_use]
@@ -86,8 +95,9 @@ impl AppState {
         catalog: Catalog,
         config: HttpConfig,
         metrics: Arc<metrics::Metrics>,
-        (learned, upgrade): (tokio::sync::watch::Receiver<Learned>, tokio::sync::watch::Receiver<Option<String>>),
+        told: Told,
     ) -> Self {
+        let Told { learned, upgrade } = told;
         let guard = guard::Guard::new(&config);
         let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
         Self {

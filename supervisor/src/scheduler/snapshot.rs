@@ -95,8 +95,14 @@ pub struct WorkerView {
 /// What the ledger knows of one model's process. All in bytes; 0 is not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// Slots, tokens of the window, tokens of a pass and type of the caches that it was planned with.
-    pub spec: (u16, u32, u32, String),
+    /// Slots that it was planned with.
+    pub slots: u16,
+    /// Tokens of a slot's window, likewise.
+    pub context_tokens: u32,
+    /// Tokens of a pass, likewise.
+    pub batch_tokens: u32,
+    /// Type of the caches, likewise.
+    pub kv_type: String,
     /// As estimated for that.
     pub estimate: MemoryReport,
     /// Set aside: the estimate and what earlier processes took above theirs.
@@ -202,7 +208,10 @@ impl Scheduler {
         let Some(plan) = &model.plan else { return known };
         let spec = &plan.spec;
         Account {
-            spec: (spec.slots, spec.context_tokens, spec.batch_tokens, spec.kv_type.clone()),
+            slots: spec.slots,
+            context_tokens: spec.context_tokens,
+            batch_tokens: spec.batch_tokens,
+            kv_type: spec.kv_type.clone(),
             estimate: plan.memory,
             limit: plan.terms.limit,
             shrunk: plan.terms.shrunk,
