@@ -161,6 +161,8 @@ fn worker_pid(ps: &Value) -> Result<Pid> {
 /// From a client's leaving to the first token of the one that waits for its slot, less what that takes on a free slot, in
 /// milliseconds.
 async fn left(address: SocketAddr, model: &str) -> Result<f64> {
+    // Both times the slot holds another prompt, of which nothing can be reused.
+    ask(address, &Ask::Continue(PROMPT), model, 2).await?;
     let solo = ask(address, &Ask::Continue("a b c"), model, 2).await?;
     let (begun, begins) = oneshot::channel();
     let mut begun = Some(begun);
