@@ -36,7 +36,7 @@ class BadInputs(unittest.TestCase):
             return error
         return None
 
-    def test_broken_json(self):
+    def test_row_54_broken_json(self):
         for body in ("{", '{"model"', '{"model":"smol",}', "[1", "nul", '"' * 3, "{" * 100_000, "[" * 100_000):
             for path in ("/api/generate", "/api/chat", "/api/embed", "/api/show", "/v1/chat/completions", "/v1/messages"):
                 with self.subTest(body=body[:20], path=path):
@@ -88,7 +88,7 @@ class BadInputs(unittest.TestCase):
             status, _ = self.server.raw("POST", f"/api/blobs/{digest}", b"x")
             self.assertIn(status, (400, 404))
 
-    def test_a_body_over_the_limit(self):
+    def test_row_53_a_body_over_the_limit(self):
         body = b'{"model":"smol","prompt":"' + b"x" * (65 * MEBIBYTE) + b'"}'
         status, _ = self.server.raw("POST", "/api/generate", body)
         self.assertEqual(status, 413)
@@ -112,7 +112,7 @@ class BadInputs(unittest.TestCase):
             with self.subTest(raw=raw):
                 self.refuses({200, 400}, "POST", "/api/generate", raw)
 
-    def test_absurd_options(self):
+    def test_row_56_absurd_options(self):
         self.assertEqual(self.refuses({500}, "POST", "/api/generate", GOOD | {"options": {"num_ctx": "x"}}),
                          'option "num_ctx" must be of type integer')
         self.assertEqual(self.server.call("POST", "/api/generate", GOOD | {"options": {"bogus": 1, "num_predict": 1}})[0], 200)
@@ -181,7 +181,7 @@ class BadInputs(unittest.TestCase):
         status, _ = self.server.raw("HEAD", f"/api/blobs/{digest}")
         self.assertEqual(status, 404)
 
-    def test_strangers_from_the_web(self):
+    def test_row_57_strangers_from_the_web(self):
         status, text = self.server.raw("GET", "/api/tags", headers={"Origin": "http://evil.example"})
         self.assertEqual((status, text), (403, b""))
         status, text = self.server.raw("GET", "/api/tags", headers={"Host": "evil.example"})

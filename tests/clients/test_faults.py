@@ -66,7 +66,7 @@ class Faults(unittest.TestCase):
         self.assertEqual(status, 200, answer)
         return house.until("one worker", 10, self.server.workers)
 
-    def test_a_killed_worker_costs_nobody_more_than_a_pause(self):
+    def test_row_04_a_killed_worker_costs_nobody_more_than_a_pause(self):
         (worker,) = self.load()
         clients = [Streamer(self.server, self.long) for _ in range(2)]
         for client in clients:
@@ -99,7 +99,7 @@ class Faults(unittest.TestCase):
         for count in ("prompt_eval_count", "eval_count"):
             self.assertEqual(troubled.lines[-1][count], calm.lines[-1][count])
 
-    def test_a_killed_server_leaves_no_worker(self):
+    def test_row_33_a_killed_server_leaves_no_worker(self):
         (worker,) = self.load()
         self.server.process.kill()
         self.server.process.wait()
@@ -115,7 +115,7 @@ class Faults(unittest.TestCase):
                 self.assertEqual(server.stop(kind), 0)
                 self.assertFalse(family & house.processes().keys())
 
-    def test_sigterm_during_an_answer_ends_it_cleanly(self):
+    def test_row_45_sigterm_during_an_answer_ends_it_cleanly(self):
         self.load()
         client = self.stream()
         self.assertEqual(self.server.stop(), 0)
@@ -123,7 +123,7 @@ class Faults(unittest.TestCase):
         self.assertIsNone(client.broken)
         self.assertTrue(client.lines[-1].get("done") or client.lines[-1].get("error"))
 
-    def test_a_second_signal_ends_it_at_once(self):
+    def test_row_46_a_second_signal_ends_it_at_once(self):
         self.load()
         client = self.stream()
         family = house.descendants(self.server.process.pid)
@@ -132,7 +132,7 @@ class Faults(unittest.TestCase):
         self.assertEqual(self.server.process.wait(15), 0)
         self.assertFalse(family & house.processes().keys())
 
-    def test_a_client_that_leaves_frees_its_slot(self):
+    def test_row_47_a_client_that_leaves_frees_its_slot(self):
         self.load()
         link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
         link.request("POST", "/api/generate", json.dumps(self.long | {"options": {"num_predict": -1, "num_ctx": 4096}}))

@@ -23,14 +23,16 @@ def ask(server, body=STORY):
 
 
 class Injected(unittest.TestCase):
+    backend = "gguf"
+
     def server(self, fault, **settings):
-        server = house.Server(models=("smol",), OLLMLX_FAULT=fault, **settings)
+        server = house.Server(models=("smol",), backend=self.backend, OLLMLX_FAULT=fault, **settings)
         self.addCleanup(server.stop)
         return server
 
     @classmethod
     def setUpClass(cls):
-        calm = house.Server(models=("smol",))
+        calm = house.Server(models=("smol",), backend=cls.backend)
         try:
             cls.calm = ask(calm)[1]
         finally:
@@ -40,7 +42,7 @@ class Injected(unittest.TestCase):
         (row,) = server.call("GET", "/api/ps")[1]["models"]
         return row["last_death"] or ""
 
-    def test_an_answer_survives_every_way_to_die_in_the_middle(self):
+    def test_row_01_23_24_an_answer_survives_every_way_to_die_in_the_middle(self):
         for fault, says in [
             ("crash@20;times=1", "SIGSEGV"),
             ("abort@20;times=1", "SIGABRT"),
@@ -57,7 +59,7 @@ class Injected(unittest.TestCase):
                 self.assertIn(says, self.last_death(server))
                 server.stop()
 
-    def test_a_request_that_kills_every_worker_ends_with_an_error_and_others_are_answered(self):
+    def test_row_15_a_request_that_kills_every_worker_ends_with_an_error_and_others_are_answered(self):
         server = self.server("crash@3;text=doom")
         lines, _ = ask(server, STORY | {"prompt": "doom"})
         self.assertIn("error", lines[-1])
@@ -65,7 +67,7 @@ class Injected(unittest.TestCase):
         self.assertTrue(lines[-1].get("done"), lines[-1])
         self.assertEqual(text, self.calm)
 
-    def test_a_crash_in_the_load_is_told_and_the_next_process_answers(self):
+    def test_row_11_a_crash_in_the_load_is_told_and_the_next_process_answers(self):
         server = self.server("abort-load;times=1")
         # The next process may compute at a lower CPU level, so its words may be others.
         lines, _ = ask(server)
@@ -79,7 +81,7 @@ class Injected(unittest.TestCase):
         (row,) = server.call("GET", "/api/ps")[1]["models"]
         self.assertEqual(row["restarts"], 0)
 
-    def test_a_leak_beyond_the_limit_costs_the_process_not_the_server(self):
+    def test_row_20_21_a_leak_beyond_the_limit_costs_the_process_not_the_server(self):
         server = self.server("leak=400;times=1", OLLMLX_MEMORY_LIMIT="1GiB")
         server.call("POST", "/api/generate", {"model": "smol", "keep_alive": -1, "stream": False})
         (first,) = server.workers()
@@ -93,6 +95,10 @@ class Injected(unittest.TestCase):
         done = subprocess.run([house.OLLMLX, "serve"], env=env, capture_output=True, text=True, timeout=10)
         self.assertEqual(done.returncode, 1)
         self.assertIn('unknown fault "crush"', done.stderr)
+
+
+class InjectedOnMlx(Injected):
+    backend = "mlx"
 
 
 if __name__ == "__main__":

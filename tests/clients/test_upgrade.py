@@ -61,7 +61,7 @@ class Upgrade(unittest.TestCase):
         except OSError:
             return None
 
-    def test_no_connection_is_refused_and_no_answer_is_cut(self):
+    def test_row_43_no_connection_is_refused_and_no_answer_is_cut(self):
         self.server.call("POST", "/api/generate", LONG | {"stream": False, "options": {"num_predict": 1}})
         link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
         self.addCleanup(link.close)
@@ -96,7 +96,7 @@ class Upgrade(unittest.TestCase):
         self.assertEqual(self.server.cli("upgrade").returncode, 0)
         self.assertNotIn(self.pid(), (old, new))
 
-    def test_a_new_program_that_does_not_start_leaves_the_old_one_serving(self):
+    def test_row_44_a_new_program_that_does_not_start_leaves_the_old_one_serving(self):
         broken = self.folder / "broken"
         broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 3\n")
         broken.chmod(0o755)

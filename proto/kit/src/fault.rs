@@ -114,20 +114,20 @@ impl Faults {
     pub(crate) fn after_step(&mut self, outputs: &[(RequestId, Output)]) -> Option<Spoil> {
         let mut spoil = None;
         for armed in &mut self.armed {
+            let before = armed.counted;
+            // These count steps, and have done so.
+            let in_steps = matches!(armed.fault.kind, FaultKind::Hang | FaultKind::Slow(_));
             for (id, output) in outputs {
+                // In their order: the last token of a request is still its own.
+                if armed.counts() && !in_steps {
+                    armed.counted += tokens(output);
+                }
                 if output.is_terminal() {
                     armed.suspects.retain(|suspect| suspect != id);
                 }
             }
-            if matches!(armed.fault.kind, FaultKind::Hang | FaultKind::Slow(_)) {
-                continue;
-            }
-            let before = armed.counted;
-            if armed.counts() {
-                armed.counted += outputs.iter().map(|(_, output)| tokens(output)).sum::<u64>();
-            }
             let struck = before < armed.fault.at && armed.counted >= armed.fault.at;
-            if !struck {
+            if !struck || in_steps {
                 continue;
             }
             let kind = armed.fault.kind;
@@ -266,7 +266,9 @@ mod tests {
         let failed = ollmlx_proto::Failure::new(ollmlx_proto::FailureKind::EngineFailed, "x");
         assert_eq!(faults.after_step(&[(RequestId(2), Output::Failed(failed)), delta(1, 7)]), None);
         faults.request(&complete(3, "doom"));
-        assert_eq!(faults.after_step(&[delta(3, 1)]), Some(Spoil::Half));
+        let failed = ollmlx_proto::Failure::new(ollmlx_proto::FailureKind::EngineFailed, "x");
+        let last = [delta(3, 1), (RequestId(3), Output::Failed(failed))];
+        assert_eq!(faults.after_step(&last), Some(Spoil::Half), "its last token counts");
     }
 
     #[test]

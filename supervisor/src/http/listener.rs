@@ -82,7 +82,8 @@ async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch:
     let service = service_fn(move |request| {
         let (state, door) = (Arc::clone(&state), door.clone());
         async move {
-            let mut reply = answer(state, request).await;
+            // On the heap, so that a connection without a request does not hold the room for one.
+            let mut reply = Box::pin(answer(state, request)).await;
             if *door.borrow() != Door::Open {
                 reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -1,0 +1,150 @@
+"""Rows of the catalogue of faults that need the real program and a real network: descriptors, idle crowds, slow and odd
+clients. Each test has its row's number in its name."""
+
+import http.client
+import json
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import unittest
+
+import house
+
+#: The head of a request must be there within 10 s (HEADER_READ_TIMEOUT_MS); the rest is patience.
+HEADER_S = 25
+IDLE = 2000
+#: The goal for one idle connection, in bytes.
+IDLE_BYTES = 16 * 1024
+
+
+def connect(server):
+    return socket.create_connection(("127.0.0.1", server.port), timeout=HEADER_S)
+
+
+def last_words(link):
+    """What the server says until it closes; `None` where it does not."""
+    heard = b""
+    try:
+        while more := link.recv(4096):
+            heard += more
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return None
+    return heard
+
+
+def resident(pid):
+    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+class Rows(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = house.Server(models=("smol",), OLLMLX_FAULT="slow=60", OLLMLX_MAX_QUEUE="2", OLLMLX_NUM_PARALLEL="1")
+        cls.addClassCleanup(cls.server.stop)
+
+    def generate(self, tokens=5):
+        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
+        body = {"model": "smol", "prompt": "Hello", "stream": False, "options": {"num_predict": tokens}}
+        try:
+            link.request("POST", "/api/generate", json.dumps(body))
+            answer = link.getresponse()
+            return answer.status, answer.headers, json.loads(answer.read())
+        finally:
+            link.close()
+
+    def test_row_36_37_a_second_server_at_the_same_place_says_so_and_leaves(self):
+        done = subprocess.run([house.OLLMLX, "serve"], env=self.server.env, capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("address already in use", done.stderr)
+        self.assertIn("OLLMLX_HOST=", done.stderr)
+        self.assertEqual(self.server.raw("GET", "/healthz")[0], 200)
+
+    def test_row_51_a_flood_is_refused_with_a_time_and_the_rest_is_served(self):
+        self.assertEqual(self.generate()[0], 200, "it is loaded now")
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(self.generate())) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses = [status for status, _, _ in answers]
+        # One runs and two wait; more than these only where one ended before the last came.
+        self.assertGreaterEqual(statuses.count(200), 3)
+        self.assertGreaterEqual(statuses.count(503), 1)
+        self.assertEqual(set(statuses), {200, 503})
+        for status, headers, _ in answers:
+            self.assertEqual(status == 503, "Retry-After" in headers, headers)
+
+    def test_row_53_a_head_that_is_too_large_is_refused(self):
+        with connect(self.server) as link:
+            link.sendall(b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n")
+            try:
+                for _ in range(200):
+                    link.sendall(b"X-Filler: " + b"x" * 1000 + b"\r\n")
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # It was cut off, which may overtake the answer.
+            heard = last_words(link)
+            self.assertIsNotNone(heard, "it is closed")
+            self.assertTrue(heard == b"" or b" 431 " in heard.split(b"\r\n")[0], heard)
+
+    def test_row_58_ambiguous_requests_are_refused(self):
+        for name, head in {
+            "two lengths": b"Content-Length: 5\r\nContent-Length: 6",
+            "a signed length": b"Content-Length: +5",
+            "a length that is no number": b"Content-Length: 5x",
+            "an encoding that is none": b"Transfer-Encoding: chunked, gzip",
+            "a folded line": b"X-One: 1\r\n two",
+            "a blank before the colon": b"Content-Length : 5",
+        }.items():
+            with self.subTest(name), connect(self.server) as link:
+                link.sendall(b"POST /api/show HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\nhello")
+                self.assertIn(b" 400 ", link.recv(4096).split(b"\r\n")[0] + b" ")
+        with connect(self.server) as link:
+            link.sendall(b"POST /api/show HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nhello\r\n")
+            self.assertNotIn(b" 200 ", link.recv(4096).split(b"\r\n")[0])
+        self.assertEqual(self.server.raw("GET", "/healthz")[0], 200)
+
+
+@unittest.skipUnless(sys.platform == "linux", "reads /proc and changes another process's limits")
+class RowsOfLinux(unittest.TestCase):
+    def setUp(self):
+        self.server = house.Server(models=("smol",))
+        self.addCleanup(self.server.stop)
+        self.body = {"model": "smol", "prompt": "Hello", "stream": False, "options": {"num_predict": 5}}
+        self.assertEqual(self.server.call("POST", "/api/generate", self.body)[0], 200)
+
+    def crowd(self, count, word=b""):
+        links = []
+        for _ in range(count):
+            links.append(connect(self.server))
+            self.addCleanup(links[-1].close)
+            links[-1].sendall(word)
+        return links
+
+    def test_row_39_52_a_crowd_that_takes_every_descriptor_and_says_nothing_is_shed(self):
+        resource.prlimit(self.server.process.pid, resource.RLIMIT_NOFILE, (100, 100))
+        # Byte by byte is as good as not at all: the whole head has its deadline.
+        links = self.crowd(60, b"POST /api/generate HT") + self.crowd(60)
+        self.assertEqual(self.server.call("POST", "/api/generate", self.body)[0], 200)
+        for link in links[:60]:
+            self.assertIsNotNone(last_words(link), "it is closed")
+        self.assertIsNone(self.server.process.poll())
+
+    def test_row_50_idle_connections_are_cheap_and_in_nobodys_way(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        before = resident(self.server.process.pid)
+        self.crowd(IDLE)
+        self.assertEqual(self.server.call("POST", "/api/generate", self.body)[0], 200)
+        each = (resident(self.server.process.pid) - before) / IDLE
+        self.assertLessEqual(each, IDLE_BYTES, f"{each:.0f} bytes for an idle connection")
+
+
+if __name__ == "__main__":
+    unittest.main()
