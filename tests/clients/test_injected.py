@@ -23,7 +23,8 @@ def ask(server, body=STORY):
 
 
 class Injected(unittest.TestCase):
-    backend = "gguf"
+    #: The limit leaves room for the model of this backend, and not for much more.
+    backend, memory_limit = "gguf", "1GiB"
 
     def server(self, fault, **settings):
         server = house.Server(models=("smol",), backend=self.backend, OLLMLX_FAULT=fault, **settings)
@@ -82,7 +83,7 @@ class Injected(unittest.TestCase):
         self.assertEqual(row["restarts"], 0)
 
     def test_row_20_21_a_leak_beyond_the_limit_costs_the_process_not_the_server(self):
-        server = self.server("leak=400;times=1", OLLMLX_MEMORY_LIMIT="1GiB")
+        server = self.server("leak=400;times=1", OLLMLX_MEMORY_LIMIT=self.memory_limit)
         server.call("POST", "/api/generate", {"model": "smol", "keep_alive": -1, "stream": False})
         (first,) = server.workers()
         house.until("without the leaking worker", 30, lambda: first not in house.processes())
@@ -98,7 +99,7 @@ class Injected(unittest.TestCase):
 
 
 class InjectedOnMlx(Injected):
-    backend = "mlx"
+    backend, memory_limit = "mlx", "3GiB"
 
 
 if __name__ == "__main__":

@@ -376,7 +376,7 @@ fn tidy_every_row_of_the_faults_is_proven_or_told() {
     let known = |row: &u32| ROWS.iter().any(|rows| rows.contains(row));
     let silent = ROWS.into_iter().flatten().filter(|row| !proven.contains(row) && !told.contains(row));
     let mut offenders: Vec<String> = silent.map(|row| format!("row {row} has no test and is not told of")).collect();
-    let strange = proven.iter().chain(&told).filter(|row| !known(*row));
+    let strange = proven.iter().chain(&told).filter(|row| !known(row));
     offenders.extend(strange.map(|row| format!("there is no row {row}")));
     assert_none("rows of the faults", &offenders);
     assert!(proven.len() > told.len(), "{} proven, {} told", proven.len(), told.len());
