@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::control::{FromWorker, ToWorker};
-use crate::ids::{RequestId, TokenId};
+use crate::ids::RequestId;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
-use crate::request::{Format, Limits, Logprobs, Request, Sampling, Work};
+use crate::request::{Format, Limits, Logprobs, Progress, Request, Sampling, Work};
 
 /// What a frame carries. Numbers are the wire; never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,18 +197,13 @@ pub fn encode<M: Message>(message: &M, out: &mut Vec<u8>) -> Result<(), FrameErr
 }
 
 /// Appends the frame of [`ToWorker::Run`] for a request that is kept by its owner, with these tokens in the place of
-/// its own `produced`, and what was said after them: resuming must not copy a prompt.
+/// its own: resuming must not copy a prompt.
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_run(
-    request: &Request,
-    produced: &[TokenId],
-    said_after: u32,
-    out: &mut Vec<u8>,
-) -> Result<(), FrameError> {
-    let Request { id, work, sampling, stop, format, limits, logprobs, produced: _, said_after: _ } = request;
-    let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, produced, said_after };
+pub fn encode_run(request: &Request, progress: &Progress, out: &mut Vec<u8>) -> Result<(), FrameError> {
+    let Request { id, work, sampling, stop, format, limits, logprobs, progress: _ } = request;
+    let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, progress };
     // A variant of an enum travels as its number and then its fields.
     framed(Tag::Run, request.id, out, |out| put(&(RUN_VARIANT, borrowed), out))
 }
@@ -226,8 +221,7 @@ struct Borrowed<'a> {
     format: &'a Format,
     limits: &'a Limits,
     logprobs: &'a Option<Logprobs>,
-    produced: &'a [TokenId],
-    said_after: u32,
+    progress: &'a Progress,
 }
 
 fn framed(

@@ -34,6 +34,6 @@ pub use output::{
     Usage,
 };
 pub use request::{
-    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message, PastToolCall, Request, Role,
-    Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
+    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message, PastToolCall, Progress, Request,
+    Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
 };

@@ -182,9 +182,9 @@ pub const BATCH_TOKENS_MAX: u32 = 2048;
 /// Prompt tokens computed in one step while other slots generate, so that their next token is not far.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
 /// The tokens of an answer that goes on after its worker's death are computed one by one for this long, as they were
-/// before, so that a greedy answer stays the same to the last byte; then in batches, which round differently. Longer, and
-/// answers whose worker is killed every few seconds would never get on.
-pub const REPLAY_EXACT_MS: u64 = 1_000;
+/// before, so that a greedy or seeded answer stays the same to the last byte; then in batches, which round differently. After
+/// each worker that died before a new token it is a quarter, so that answers whose worker is killed every few seconds get on.
+pub const REPLAY_EXACT_MS: u32 = 5_000;
 /// Smallest window.
 pub const CONTEXT_TOKENS_MIN: u32 = 4;
 /// Largest window.

@@ -12,8 +12,8 @@ use crate::output::{
     Usage,
 };
 use crate::request::{
-    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message as Turn, PastToolCall, Request,
-    Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
+    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message as Turn, PastToolCall, Progress,
+    Request, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
 };
 
 const MARK: &str = "## Byte dumps";
@@ -24,6 +24,7 @@ fn request(work: Work) -> Request {
         work,
         sampling: Sampling {
             seed: 42,
+            seeded: true,
             temperature: 0.8,
             top_k: 40,
             top_p: 0.9,
@@ -38,8 +39,7 @@ fn request(work: Work) -> Request {
         format: Format::JsonSchema(JsonText("{}".to_owned())),
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: Some(Logprobs { top: 2 }),
-        produced: vec![7, 300],
-        said_after: 1,
+        progress: Progress { produced: vec![7, 300], said_after: 1, replay_exact_ms: 4000 },
     }
 }
 
@@ -210,9 +210,9 @@ fn a_kept_request_travels_as_if_it_had_its_tokens() {
         let ToWorker::Run(mut request) = message else { continue };
         for produced in [Vec::new(), vec![7, 300, 70_000]] {
             let mut borrowed = Vec::new();
-            encode_run(&request, &produced, 3, &mut borrowed).expect("samples are small");
-            request.produced = produced;
-            request.said_after = 3;
+            let progress = Progress { produced, said_after: 3, replay_exact_ms: 1000 };
+            encode_run(&request, &progress, &mut borrowed).expect("samples are small");
+            request.progress = progress;
             let mut whole = Vec::new();
             encode(&ToWorker::Run(request.clone()), &mut whole).expect("samples are small");
             assert_eq!(borrowed, whole, "{name}");

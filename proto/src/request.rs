@@ -29,13 +29,23 @@ pub struct Request {
     pub limits: Limits,
     /// Whether, and how deep, log probabilities are reported.
     pub logprobs: Option<Logprobs>,
-    /// Tokens that an earlier incarnation already produced and delivered for this request. The worker prefills
-    /// them after the prompt and replays them through sampler, text, grammar and chat state **without** emitting
-    /// them again; the next token it emits has index `produced.len()`. Empty for a fresh request.
+    /// What earlier incarnations got done of it.
+    pub progress: Progress,
+}
+
+/// How far a request got on the workers before this one. Nothing, for a fresh request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Tokens that were produced and delivered. The worker prefills them after the prompt and replays them through
+    /// sampler, text, grammar and chat state **without** emitting them again; the next token it emits has index
+    /// `produced.len()`.
     pub produced: Vec<TokenId>,
     /// How many outputs without a token (the rest of a text, tool calls) were delivered behind the last of these. A
     /// write that a death tore may have brought a token and not all that it led to: the worker says what is missing.
     pub said_after: u32,
+    /// For how many milliseconds they are computed one by one, as they were the first time, so that sums are rounded
+    /// in the same order and the answer goes on as it would have; then in batches, which is many times as fast.
+    pub replay_exact_ms: u32,
 }
 
 impl Request {
@@ -47,7 +57,7 @@ impl Request {
             Format::JsonSchema(schema) => schema.0.len(),
         };
         let stop: usize = self.stop.iter().map(String::len).sum();
-        let tokens = self.produced.len() * size_of::<TokenId>();
+        let tokens = self.progress.produced.len() * size_of::<TokenId>();
         size_of::<Self>() + self.work.bytes() + format + stop + tokens
     }
 }
@@ -241,6 +251,8 @@ pub struct Sampling {
     /// The random draws are a function of this and the token's index. The supervisor draws one where the client
     /// gave none, so that a resumed request repeats them.
     pub seed: u64,
+    /// Whether the client gave it, and so may expect the same answer another time.
+    pub seeded: bool,
     /// 0 is greedy.
     pub temperature: f32,
     /// 0 keeps all.
@@ -262,11 +274,18 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Whether the same request has the same answer every time: there is but one choice, or the client's own seed.
+    #[must_use]
+    pub fn is_repeatable(&self) -> bool {
+        self.seeded || self.temperature <= 0.0 || self.top_k == 1
+    }
+
     /// Always the most likely token, with no penalty.
     #[must_use]
     pub const fn greedy() -> Self {
         Self {
             seed: 1,
+            seeded: false,
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,

@@ -1,7 +1,7 @@
 //! Protocol versions: the worker offers, the supervisor chooses.
 
-/// What this build speaks. 2: a resumed `Run` says what followed its last token. 1 was never released.
-pub const PROTOCOL_VERSION: u16 = 2;
+/// What this build speaks. 3: a resumed `Run` says how exactly it is to go on. Earlier ones were never released.
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Every version this build speaks, best last.
 pub const PROTOCOL_VERSIONS: &[u16] = &[PROTOCOL_VERSION];

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ollmlx_proto::frame::{Decoder, encode};
 use ollmlx_proto::version::choose;
 use ollmlx_proto::{
-    Complete, Format, FromWorker, Incarnation, Limits, LoadSpec, ModelId, Output, Request, RequestId, Sampling,
-    ToWorker, Work, WorkerId,
+    Complete, Format, FromWorker, Incarnation, Limits, LoadSpec, ModelId, Output, Progress, Request, RequestId,
+    Sampling, ToWorker, Work, WorkerId,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -93,8 +93,7 @@ impl Worker {
                 keep_tokens: 0,
             },
             logprobs: None,
-            produced: Vec::new(),
-            said_after: 0,
+            progress: Progress::default(),
         })))?;
         let (mut first, mut last, mut count) = (None, None, 0);
         loop {

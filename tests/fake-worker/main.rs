@@ -194,8 +194,12 @@ fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnatio
 fn begin(link: &Link, script: &Script, request: &Request) -> Run {
     let started = Started { slot: SlotId(0), prompt_tokens: 3, cached_tokens: 0 };
     link.send(&FromWorker::Output(request.id, Output::Started(started)));
-    let index = u32::try_from(request.produced.len()).expect("few");
-    assert!(request.produced.iter().copied().eq(0..index), "what was produced comes back: {:?}", request.produced);
+    let index = u32::try_from(request.progress.produced.len()).expect("few");
+    assert!(
+        request.progress.produced.iter().copied().eq(0..index),
+        "what was produced comes back: {:?}",
+        request.progress.produced
+    );
     let poisonous = format!("{:?}", request.work).contains("poison");
     Run { id: request.id, index, end: script.tokens, prefill: script.prefill, poisonous }
 }

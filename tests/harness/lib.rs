@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use ollmlx_proto::{
     Capability, Chat, ContentPart, Format, Limits, LoadSpec, MemoryModel, MemoryReport, Message, ModelCard, ModelId,
-    Request, RequestId, Role, Sampling, ThinkMode, Work,
+    Progress, Request, RequestId, Role, Sampling, ThinkMode, Work,
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
 use ollmlx_supervisor::driver::{DriverConfig, TicketItem};
@@ -112,8 +112,7 @@ pub fn request(id: u64, text: &str) -> Box<Request> {
         format: Format::Text,
         limits: Limits { max_tokens: None, context_tokens: 4096, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
-        produced: Vec::new(),
-        said_after: 0,
+        progress: Progress::default(),
     })
 }
 

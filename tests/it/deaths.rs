@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ollmlx_proto::{FailureKind, RequestId, WorkerId};
 use ollmlx_supervisor::scheduler::{Cause, Event, Fate, SchedulerConfig};
 
-use crate::world::{Standing, World};
+use crate::world::{Answer, Standing, World};
 
 /// A world with one busy worker that is drained because it took more memory than there is.
 fn over_budget() -> (World, WorkerId) {
@@ -103,6 +103,19 @@ fn kills_from_outside_are_no_evidence_until_there_is_no_end_of_them() {
     die(&mut world, &worker, 9);
     assert_eq!(world.failures, [(request, FailureKind::WorkerDied)]);
     assert_eq!(world.sentenced, 0, "nobody says that the request did it");
+}
+
+#[test]
+fn whoever_gets_on_between_kills_sits_through_any_number_of_them() {
+    let (mut world, request) = one_request();
+    world.answers.insert(request, Answer::of(10_000, None));
+    for round in 1..=100 {
+        let worker = next_busy(&mut world);
+        // Fewer tokens than end probation.
+        world.proceed(&worker);
+        die(&mut world, &worker, 9);
+        assert_eq!(world.requests[&request].0, Standing::Waiting, "after {round} kills");
+    }
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn what_was_learned_counts_and_never_below_the_estimate() {
 }
 
 #[test]
-fn pinned_models_stay_and_are_named_with_their_bytes() {
+fn row_80_pinned_models_stay_and_are_named_with_their_bytes() {
     let mut desk = Desk::new(2000, |_| {});
     desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::Forever));
     desk.load(&plan("two", 1, 800, 800), Some(KeepAlive::Forever));

@@ -67,6 +67,8 @@ pub(crate) struct Answer {
     poison: Option<u32>,
     /// The client has heard so many.
     heard: u32,
+    /// So many when its worker got it.
+    began_with: u32,
     /// It came back when it had so many.
     resumed_at: Option<u32>,
     /// Deaths that it was present at and did not cause.
@@ -182,7 +184,9 @@ impl World {
                 let process = self.processes.get_mut(&worker).expect("grants go to processes");
                 assert!(process.ready && !process.link_closed, "{worker} can take {}", request.id);
                 assert!(process.pushed.is_none(), "I5: {worker} was shown the door");
-                let heard = self.answers[&request.id].heard;
+                let answer = self.answers.get_mut(&request.id).expect("known");
+                answer.began_with = answer.heard;
+                let heard = answer.heard;
                 assert_eq!(process.running.insert(request.id, heard), None, "no request is granted twice");
                 assert!(process.running.len() <= usize::from(self.slots), "no slot is granted twice");
                 let standing = self.requests.get_mut(&request.id).expect("grants are for requests");
@@ -199,6 +203,9 @@ impl World {
                 let answer = self.answers.get_mut(&request).expect("known");
                 answer.resumed_at = Some(answer.heard);
                 self.resumed += 1;
+                if answer.heard > answer.began_with {
+                    answers.push_back(Event::Gained { request });
+                }
             }
             Effect::Loaded { request, worker } => {
                 assert!(self.processes[&worker].ready, "loaded means ready");

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use ollmlx_proto::limits::{PREFILL_CHUNK_TOKENS, PROGRESS_INTERVAL_MS, SLOTS_MAX};
 use ollmlx_proto::{
-    Failure, FailureKind, FinishReason, Finished, Output, Request, RequestId, SlotId, Started, TokenId, Work,
+    Failure, FailureKind, FinishReason, Finished, Output, Progress, Request, RequestId, SlotId, Started, TokenId, Work,
 };
 
 use self::embed::EmbedJob;
@@ -251,9 +251,10 @@ impl<E: Engine> Batcher<E> {
         out.extend(missing.into_iter().map(|output| (request.id, output)));
         self.uses += 1;
         // A window that slid has lost what it was computed from.
-        let slid = tokens.len() != prompt_tokens + request.produced.len();
-        let from = (!request.produced.is_empty() && !slid).then_some(prompt_tokens);
-        let replay = Replay::from(from);
+        let Progress { produced, replay_exact_ms, .. } = &request.progress;
+        let slid = tokens.len() != prompt_tokens + produced.len();
+        let exact = *replay_exact_ms > 0 && !produced.is_empty() && !slid;
+        let replay = exact.then(|| Replay::new(prompt_tokens, Duration::from_millis(u64::from(*replay_exact_ms))));
         self.slots[slot] = Slot { tokens, computed, exact: usize::MAX, used: self.uses, job: Some(job), replay };
         if let Some(ending) = ending {
             self.finish(slot, ending, out);
@@ -446,7 +447,7 @@ fn replay(
     tokens: &mut Vec<TokenId>,
     vocab: &Vocab,
 ) -> Result<(Option<Ending>, Vec<Output>), Failure> {
-    let Request { produced, said_after, .. } = request;
+    let Progress { produced, said_after, .. } = &request.progress;
     let mut missing = Vec::new();
     job.heard = *said_after as usize;
     for (index, &token) in produced.iter().enumerate() {

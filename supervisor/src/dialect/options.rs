@@ -140,8 +140,10 @@ pub fn sampling(
     let (temperature, top_p) = if openai_defaults { (1.0, 1.0) } else { (0.8, 0.9) };
     let look_back = layers.integer("repeat_last_n")?.unwrap_or(64);
     let context_max = i32::try_from(CONTEXT_TOKENS_MAX).unwrap_or(i32::MAX);
+    let own_seed = layers.integer("seed")?.and_then(|given| u64::try_from(given).ok());
     let sampling = Sampling {
-        seed: layers.integer("seed")?.and_then(|given| u64::try_from(given).ok()).unwrap_or(seed),
+        seed: own_seed.unwrap_or(seed),
+        seeded: own_seed.is_some(),
         temperature: spread.float("temperature", temperature, (0.0, 1e6))?,
         top_k: bounded(layers.integer("top_k")?.unwrap_or(40), 0, i32::MAX).unsigned_abs(),
         top_p: spread.float("top_p", top_p, (0.0, 1.0))?,
@@ -218,6 +220,7 @@ mod tests {
         let (sampling, stop, window) = resolve(json!({"mirostat": "x", "top_k": null}), json!({})).unwrap();
         let expected = Sampling {
             seed: 7,
+            seeded: false,
             temperature: 0.8,
             top_k: 40,
             top_p: 0.9,

@@ -46,17 +46,18 @@ impl Task {
 
     fn attach(&mut self, worker: &WorkerId, request: &Arc<Request>, mut sink: Box<Sink>) {
         sink.begin(self.now().0);
-        let (produced, said_after) = (sink.produced.clone(), sink.said_after);
-        if !produced.is_empty() {
-            let (model, incarnation) = (&worker.model, worker.incarnation.0);
-            info!(request_id = %request.id, %model, incarnation, completion_tokens = produced.len(), "request resumed");
+        let progress = sink.progress(request.sampling.is_repeatable());
+        if !progress.produced.is_empty() {
+            let (model, incarnation, completion_tokens) =
+                (&worker.model, worker.incarnation.0, progress.produced.len());
+            info!(request_id = %request.id, %model, incarnation, completion_tokens, "request resumed");
         }
         if let Some(link) = self.processes.get(worker).and_then(|process| process.link.as_ref())
             && link.commands.try_send(LinkCommand::Attach(request.id, sink)).is_err()
         {
             error!(%worker, request_id = %request.id, "no room at the link");
         }
-        self.send_message(worker, Message::Run { request: request.clone(), produced, said_after });
+        self.send_message(worker, Message::Run { request: request.clone(), progress });
     }
 
     /// Its worker is gone: its client comes back.
@@ -85,6 +86,9 @@ impl Task {
         let Place::Returning(next) = std::mem::replace(&mut record.place, Place::AtLink) else {
             return error!(request_id = %request, "a client came back that nobody called");
         };
+        if sink.as_ref().is_some_and(|sink| sink.has_gained()) {
+            self.owed.push_back(Event::Gained { request });
+        }
         match (next, sink) {
             (Next::Park, Some(sink)) => record.place = Place::Parked(sink),
             (Next::Grant(worker, kept), Some(sink)) => self.attach(&worker, &kept, sink),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
 use ollmlx_proto::{
-    Capability, Chat, Complete, ContentPart, Embed, Limits, LoadSpec, Message, Request, RequestId, Role, ThinkLevel,
-    ThinkMode, Work,
+    Capability, Chat, Complete, ContentPart, Embed, Limits, LoadSpec, Message, Progress, Request, RequestId, Role,
+    ThinkLevel, ThinkMode, Work,
 };
 
 use super::HttpConfig;
@@ -73,8 +73,7 @@ pub(super) fn plan(
         format: call.format,
         limits,
         logprobs: call.logprobs,
-        produced: Vec::new(),
-        said_after: 0,
+        progress: Progress::default(),
     };
     plan.terms.context_least = if stated { asked } else { asked.min(needed_context(&request)) };
     Ok(Planned { job: Job::Run(Box::new(request)), plan })

@@ -233,6 +233,11 @@ pub enum Event {
         /// Which.
         request: RequestId,
     },
+    /// A request came back from a dead worker with more tokens than it went there with.
+    Gained {
+        /// Which.
+        request: RequestId,
+    },
     /// The socket closed.
     LinkClosed {
         /// Which.

@@ -155,6 +155,7 @@ impl Scheduler {
             Event::Heard { worker } => self.told(&worker, Input::Heard, None, out),
             Event::Ended { worker, request } => self.request_ended(&worker, request, out),
             Event::Cleared { worker, request } => self.cleared(&worker, request),
+            Event::Gained { request } => self.gained(request),
             Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
             Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
             Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
@@ -271,6 +272,17 @@ impl Scheduler {
         if let Some(Running { waiting, .. }) = model.running.get_mut(&request) {
             (waiting.deaths, waiting.kills) = (0, 0);
             model.tally.calm();
+        }
+    }
+
+    /// Who gets on in spite of those that kill its workers sits through any number of them.
+    fn gained(&mut self, request: RequestId) {
+        let Some(at) = self.homes.get(request).and_then(|home| self.find(home).ok()) else { return };
+        let Model { queue, running, .. } = &mut self.models[at];
+        if let Some(Running { waiting, .. }) = running.get_mut(&request) {
+            waiting.kills = 0;
+        } else if let Some(waiting) = queue.get_mut(request) {
+            waiting.kills = 0;
         }
     }
 

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use interprocess::local_socket::tokio::Stream;
 use ollmlx_proto::frame::{self, Decoder};
-use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, Request, RequestId, ToWorker, TokenId, WorkerId, limits};
+use ollmlx_proto::{
+    Failure, FailureKind, FromWorker, Output, Progress, Request, RequestId, ToWorker, WorkerId, limits,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -69,10 +71,8 @@ pub enum Message {
     Run {
         /// The request.
         request: Arc<Request>,
-        /// See [`Request::produced`].
-        produced: Vec<TokenId>,
-        /// See [`Request::said_after`].
-        said_after: u32,
+        /// In place of its own.
+        progress: Progress,
     },
 }
 
@@ -356,9 +356,7 @@ pub async fn write(
         while let Some(message) = next {
             let encoded = match &message {
                 Message::Plain(message) => frame::encode(message, &mut bytes),
-                Message::Run { request, produced, said_after } => {
-                    frame::encode_run(request, produced, *said_after, &mut bytes)
-                }
+                Message::Run { request, progress } => frame::encode_run(request, progress, &mut bytes),
             };
             if let Err(error) = encoded {
                 warn!(model = %worker.model, %error, "message was not sent");

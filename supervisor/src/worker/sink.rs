@@ -16,8 +16,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ollmlx_proto::limits::{CLIENT_BACKLOG_BYTES_MAX, CLIENT_WRITE_TIMEOUT_MS, PROBATION_TOKENS};
-use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Finished, Output, Started, TokenId};
+use ollmlx_proto::limits::{CLIENT_BACKLOG_BYTES_MAX, CLIENT_WRITE_TIMEOUT_MS, PROBATION_TOKENS, REPLAY_EXACT_MS};
+use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Finished, Output, Progress, Started, TokenId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{SendError, TrySendError};
 
@@ -82,9 +82,13 @@ pub struct Sink {
     /// The worker's own terminal output was seen.
     pub ended: bool,
     /// Every token so far: what a later incarnation needs to resume.
-    pub produced: Vec<TokenId>,
+    produced: Vec<TokenId>,
     /// Outputs without a token behind the last one.
-    pub said_after: u32,
+    said_after: u32,
+    /// Tokens when the present worker got it.
+    began_with: usize,
+    /// Workers in a row that died before they produced a token of it.
+    fruitless: u32,
     /// For the log.
     pub summary: Summary,
     /// What the first worker said of the prompt.
@@ -126,6 +130,8 @@ impl Sink {
             ended: false,
             produced: Vec::new(),
             said_after: 0,
+            began_with: 0,
+            fruitless: 0,
             summary: Summary::default(),
             started: None,
             clock: Clock::default(),
@@ -135,14 +141,34 @@ impl Sink {
 
     /// A worker is given the request now: the first one, or the next one after a death, which goes on from here.
     pub fn begin(&mut self, now_ns: u64) {
+        let Some(began_ns) = self.clock.began_ns.replace(now_ns) else { return };
+        self.fruitless = if self.has_gained() { 0 } else { self.fruitless.saturating_add(1) };
+        self.began_with = self.produced.len();
         let clock = &mut self.clock;
-        let Some(began_ns) = clock.began_ns.replace(now_ns) else { return };
         clock.resumed = true;
         if let Some((first_ns, last_ns)) = clock.tokens_ns.take() {
             clock.decode_ns += last_ns.saturating_sub(first_ns);
             clock.prefill_ns.get_or_insert(first_ns.saturating_sub(began_ns));
         }
         self.probation = Some(self.produced.len() + PROBATION_TOKENS);
+    }
+
+    /// Whether the present worker has produced a token.
+    #[must_use]
+    pub fn has_gained(&self) -> bool {
+        self.produced.len() > self.began_with
+    }
+
+    /// What the next worker needs to know. Who may expect the same answer another time is computed as before for as long
+    /// as can be hoped to lead anywhere: much shorter after each worker that died before that.
+    #[must_use]
+    pub fn progress(&self, repeatable: bool) -> Progress {
+        let patience = REPLAY_EXACT_MS.checked_shr(2 * self.fruitless).unwrap_or(0);
+        Progress {
+            produced: self.produced.clone(),
+            said_after: self.said_after,
+            replay_exact_ms: if repeatable { patience } else { 0 },
+        }
     }
 
     /// Whether it has got past the place where its last worker died; says so once.
@@ -369,6 +395,26 @@ mod tests {
         let Ok(TicketItem::Failed(failure)) = heard.try_recv() else { panic!("told") };
         assert_eq!(failure.kind, FailureKind::ClientTooSlow);
         assert!(sink.is_done());
+    }
+
+    #[test]
+    fn patience_with_exactness_ends_where_workers_die_before_a_token() {
+        let (client, _heard) = mpsc::channel(64);
+        let mut sink = Sink::new(client);
+        let mut patience = |tokens: usize| {
+            for _ in 0..tokens {
+                assert_eq!(sink.output(delta("a"), 1), Ok(()));
+            }
+            assert_eq!(sink.has_gained(), tokens > 0);
+            sink.begin(1);
+            assert_eq!(sink.progress(false).replay_exact_ms, 0, "nobody can tell");
+            sink.progress(true).replay_exact_ms
+        };
+        assert_eq!([0, 3, 0, 0, 0, 1, 0].map(&mut patience), [5000, 5000, 1250, 312, 78, 5000, 1250]);
+        for _ in 0..40 {
+            patience(0);
+        }
+        assert_eq!(patience(0), 0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use ollmlx_proto::{Chat, Format, JsonText, Part, ThinkMode};
 
 use super::tests::{Book, alone_on, chat, drive, message, note, toy, with_chat};
-use super::toy::{Toy, complete};
+use super::toy::{Toy, after, complete};
 use super::*;
 
 fn json(schema: &str) -> Format {
@@ -44,7 +44,7 @@ fn a_resumed_format_goes_on_where_it_was() {
     request.format = json(r#"{"type":"array","items":{"type":"integer"},"minItems":4,"maxItems":6}"#);
     let calm = alone_on(toy(), &request);
     for done in 0..calm.tokens.len() {
-        let resumed = alone_on(toy(), &Request { produced: calm.tokens[..done].to_vec(), ..request.clone() });
+        let resumed = alone_on(toy(), &after(&request, &calm.tokens[..done]));
         assert_eq!(resumed.tokens, calm.tokens[done..], "{done}");
     }
 }
@@ -155,7 +155,10 @@ fn an_answer_torn_between_any_two_outputs_goes_on_with_the_next() {
                 }
             }
             torn += u32::from(said_after > 0);
-            let rest = said(scripted(jinja, &script), Request { produced, said_after, ..request.clone() });
+            let rest = said(
+                scripted(jinja, &script),
+                Request { progress: Progress { produced, said_after, replay_exact_ms: 1000 }, ..request.clone() },
+            );
             let words = |outputs: &[Output]| -> Vec<Output> {
                 outputs
                     .iter()

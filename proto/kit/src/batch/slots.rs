@@ -7,7 +7,6 @@ use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use ollmlx_proto::TokenId;
-use ollmlx_proto::limits::REPLAY_EXACT_MS;
 
 use super::job::Job;
 
@@ -24,21 +23,23 @@ pub(super) struct Slot {
     /// Rises with each use; the least is replaced first.
     pub(super) used: u64,
     pub(super) job: Option<Job>,
-    pub(super) replay: Replay,
+    /// Whose tokens of an earlier worker are computed one by one.
+    pub(super) replay: Option<Replay>,
 }
 
-/// How the tokens of an earlier worker are computed again: one by one, as they were the first time, so that the same
-/// sums are rounded in the same order; after [`REPLAY_EXACT_MS`] as fast as can be.
-#[derive(Clone, Copy, Debug, Default)]
+/// See `replay_exact_ms` of [`ollmlx_proto::Progress`].
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Replay {
-    /// Index of the first of them; none where nothing is replayed.
-    from: Option<usize>,
+    /// Index of the first of them.
+    from: usize,
+    patience: Duration,
+    /// Known once it has begun.
     until: Option<Instant>,
 }
 
 impl Replay {
-    pub(super) fn from(from: Option<usize>) -> Self {
-        Self { from, until: None }
+    pub(super) fn new(from: usize, patience: Duration) -> Self {
+        Self { from, patience, until: None }
     }
 }
 
@@ -49,7 +50,7 @@ impl Slot {
     }
 
     pub(super) fn empty() -> Self {
-        Self { tokens: Vec::new(), computed: 0, exact: usize::MAX, used: 0, job: None, replay: Replay::default() }
+        Self { tokens: Vec::new(), computed: 0, exact: usize::MAX, used: 0, job: None, replay: None }
     }
 
     /// The engine's cache of this slot is empty now.
@@ -66,11 +67,10 @@ impl Slot {
     /// Tokens that the next step may compute at most.
     pub(super) fn step_tokens(&mut self, now: Instant) -> usize {
         let waiting = self.waiting();
-        match self.replay.from {
-            Some(from) if self.computed < from => waiting.min(from - self.computed),
-            Some(_) => {
-                let patience = Duration::from_millis(REPLAY_EXACT_MS);
-                let until = *self.replay.until.get_or_insert(now + patience);
+        match &mut self.replay {
+            Some(replay) if self.computed < replay.from => waiting.min(replay.from - self.computed),
+            Some(replay) => {
+                let until = *replay.until.get_or_insert(now + replay.patience);
                 if now < until { waiting.min(1) } else { waiting }
             }
             None => waiting,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use ollmlx_proto::{Chat, ContentPart, Delta, Embed, Limits, Logprobs, Message, Part, Role, ThinkMode, TokenLogprob};
 
-use super::toy::{BOS, EOS, Toy, complete};
+use super::toy::{BOS, EOS, Toy, after, complete};
 use super::*;
 
 pub(super) fn toy() -> Toy {
@@ -191,7 +191,7 @@ fn a_resumed_request_goes_on_as_if_nothing_had_happened() {
             step(&mut batcher, &mut before);
         }
         let before = before.remove(&9).unwrap_or_default();
-        let resumed = alone(&Request { produced: calm.tokens[..done].to_vec(), ..request.clone() });
+        let resumed = alone(&after(&request, &calm.tokens[..done]));
         assert_eq!([&calm.tokens[..done], &resumed.tokens].concat(), calm.tokens, "{done}");
         assert_eq!(before.text.clone() + &resumed.text, calm.text, "{done}");
         assert_eq!(calm.logprobs[done..], resumed.logprobs, "{done}");
@@ -201,7 +201,7 @@ fn a_resumed_request_goes_on_as_if_nothing_had_happened() {
     // The end was reached, but nobody had been told.
     let mut request = complete(9, "tell me");
     let calm = alone(&request);
-    request.produced = calm.tokens.clone();
+    request.progress.produced = calm.tokens.clone();
     let resumed = alone(&request);
     assert_eq!((resumed.tokens.len(), resumed.text.as_str()), (0, ""));
     assert_eq!(resumed.finished().usage, calm.finished().usage);
@@ -214,7 +214,7 @@ fn a_resumed_request_has_the_same_window_as_before() {
     let calm = alone(&request);
     assert_eq!(calm.tokens.len(), 200, "it slid");
     for done in [1, 26, 27, 28, 29, 60, 150, 199] {
-        let resumed = alone(&Request { produced: calm.tokens[..done].to_vec(), ..request.clone() });
+        let resumed = alone(&after(&request, &calm.tokens[..done]));
         assert_eq!(resumed.tokens, calm.tokens[done..], "{done}");
     }
 }

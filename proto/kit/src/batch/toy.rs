@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ollmlx_proto::{
-    Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Request, RequestId, Sampling, SlotId,
-    TokenId, Work,
+    Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Progress, Request, RequestId, Sampling,
+    SlotId, TokenId, Work,
 };
 
 use crate::chat::ChatSource;
@@ -230,6 +230,7 @@ pub(crate) fn complete(id: u64, prompt: &str) -> Request {
         work: Work::Complete(Complete { prompt: prompt.to_owned(), suffix: None }),
         sampling: Sampling {
             seed: 42,
+            seeded: true,
             temperature: 0.0,
             top_k: 40,
             top_p: 0.9,
@@ -244,7 +245,12 @@ pub(crate) fn complete(id: u64, prompt: &str) -> Request {
         format: Format::Text,
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: None,
-        produced: Vec::new(),
-        said_after: 0,
+        progress: Progress::default(),
     }
+}
+
+/// The same request on another worker, after these tokens.
+pub(crate) fn after(request: &Request, produced: &[TokenId]) -> Request {
+    let progress = Progress { produced: produced.to_vec(), said_after: 0, replay_exact_ms: 1000 };
+    Request { progress, ..request.clone() }
 }

@@ -6,6 +6,7 @@ use crate::vocab::TokenKind;
 fn settings() -> Sampling {
     Sampling {
         seed: 1,
+        seeded: false,
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
