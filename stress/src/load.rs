@@ -32,6 +32,8 @@ pub(crate) enum Ask<T> {
     Chat(T),
     /// What follows this text.
     Continue(T),
+    /// The same, drawn with no seed, though hardly anything but the likeliest token.
+    Draw(T),
 }
 
 /// One greedy answer, streamed. All servers speak this dialect.
@@ -51,12 +53,15 @@ pub(crate) async fn watch(
         "model": model, "max_tokens": tokens, "temperature": 0, "stream": true,
         "stream_options": {"include_usage": true},
     });
+    if matches!(what, Ask::Draw(_)) {
+        body["temperature"] = json!(0.01);
+    }
     let path = match what {
         Ask::Chat(text) => {
             body["messages"] = json!([{"role": "user", "content": text.as_ref()}]);
             "/v1/chat/completions"
         }
-        Ask::Continue(text) => {
+        Ask::Continue(text) | Ask::Draw(text) => {
             body["prompt"] = json!(text.as_ref());
             "/v1/completions"
         }
