@@ -27,6 +27,8 @@ pub enum ToWorker {
     Cancel(RequestId),
     /// Finish what runs, then say `Bye` and exit. No `Run` follows.
     Drain,
+    /// Memory is short: drop what is only kept for reuse, then tell with `Memory` what is left.
+    Trim,
 }
 
 /// Worker to supervisor.

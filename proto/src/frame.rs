@@ -29,6 +29,8 @@ pub enum Tag {
     Cancel = 4,
     /// [`ToWorker::Drain`].
     Drain = 5,
+    /// [`ToWorker::Trim`].
+    Trim = 6,
     /// [`FromWorker::Hello`].
     WorkerHello = 64,
     /// [`FromWorker::LoadProgress`].
@@ -55,6 +57,7 @@ impl Tag {
             3 => Self::Run,
             4 => Self::Cancel,
             5 => Self::Drain,
+            6 => Self::Trim,
             64 => Self::WorkerHello,
             65 => Self::LoadProgress,
             66 => Self::Ready,
@@ -144,11 +147,12 @@ impl Message for ToWorker {
             Self::Run(request) => (Tag::Run, request.id),
             Self::Cancel(id) => (Tag::Cancel, *id),
             Self::Drain => (Tag::Drain, NONE),
+            Self::Trim => (Tag::Trim, NONE),
         }
     }
 
     fn belongs(tag: Tag) -> bool {
-        matches!(tag, Tag::SupervisorHello | Tag::Load | Tag::Run | Tag::Cancel | Tag::Drain)
+        matches!(tag, Tag::SupervisorHello | Tag::Load | Tag::Run | Tag::Cancel | Tag::Drain | Tag::Trim)
     }
 
     fn write(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {

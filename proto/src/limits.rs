@@ -67,6 +67,33 @@ pub const KEEP_ALIVE_MS: u64 = 5 * 60_000;
 /// Models whose past is remembered.
 pub const MODELS_REMEMBERED_MAX: usize = 1024;
 
+// --- the memory ladder ---
+/// What is measured of all workers, in permille of the memory limit, at which each step is entered and below which it is
+/// left: hold, trim, evict, drain, kill. Up to the limit nobody who works is touched; a tenth above it is where a worker
+/// that does not go by itself is killed.
+pub const MEMORY_MARKS_PERMILLE: [[u64; 2]; 5] = [[900, 850], [950, 900], [1000, 950], [1020, 970], [1100, 1000]];
+/// Time lost by all processes of the machine together to waiting for memory, in permille over ten seconds, at which each
+/// step is entered and below which it is left: hold, trim, evict, drain. A tenth is what desktop systems call low memory.
+pub const PRESSURE_MARKS_PERMILLE: [[u64; 2]; 4] = [[50, 25], [100, 50], [200, 100], [400, 200]];
+/// Between two looks at the memory of workers while one of them loads or works.
+pub const MEMORY_SAMPLE_MS: u64 = 250;
+/// Between two looks while all of them idle.
+pub const MEMORY_SAMPLE_IDLE_MS: u64 = 1_000;
+/// A worker that would pass the mark for killing within this is killed when the limit is passed.
+pub const GROWTH_HORIZON_MS: u64 = 1_000;
+/// Between two requests to drop caches.
+pub const TRIM_AGAIN_MS: u64 = 5_000;
+/// Between two workers that go because of pressure on the machine, whose average follows slowly.
+pub const PRESSURE_AGAIN_MS: u64 = 5_000;
+/// Requests that run get this long when their worker must go for its memory.
+pub const RELIEF_DRAIN_MS: u64 = 5_000;
+
+/// A worker's control group gets at least this much beside its budget: buffers that no plan knows, and the kernel's own
+/// book-keeping of the process.
+pub const CELL_HEADROOM_BYTES_MIN: u64 = 512 << 20;
+/// And at least this part of its budget, in percent: as far as plans may be wrong.
+pub const CELL_HEADROOM_PERCENT: u64 = 25;
+
 // --- the life of a worker ---
 /// A worker whose link closed gets this long to end by itself, so that its own exit status can be told.
 pub const LINK_LINGER_MS: u64 = 500;
@@ -269,3 +296,13 @@ const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
 const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);
+const _: () = assert!(MEMORY_MARKS_PERMILLE[2][0] == 1_000, "what is reserved may be used");
+const _: () = {
+    let mut step = 0;
+    while step < MEMORY_MARKS_PERMILLE.len() {
+        let [enter, leave] = MEMORY_MARKS_PERMILLE[step];
+        assert!(leave < enter, "a step is left below where it is entered");
+        assert!(step == 0 || MEMORY_MARKS_PERMILLE[step - 1][0] < enter, "steps are in order");
+        step += 1;
+    }
+};

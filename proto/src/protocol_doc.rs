@@ -95,6 +95,7 @@ fn to_worker() -> Vec<(&'static str, ToWorker)> {
         ("ToWorker::Run, embed", ToWorker::Run(Box::new(request(embed)))),
         ("ToWorker::Cancel", ToWorker::Cancel(RequestId(5))),
         ("ToWorker::Drain", ToWorker::Drain),
+        ("ToWorker::Trim", ToWorker::Trim),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! Protocol versions: the worker offers, the supervisor chooses.
 
-/// What this build speaks. 3: a resumed `Run` says how exactly it is to go on. Earlier ones were never released.
+/// What this build speaks. 3: `Trim`, and a resumed `Run` says how exactly it is to go on. Earlier ones were never released.
 pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Every version this build speaks, best last.

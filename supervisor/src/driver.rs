@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 pub use crate::worker::sink::TicketItem;
 pub use handle::{Handle, Ticket};
 
+use crate::os::nest::Nest;
 use crate::os::{clock::Clock, rng};
 use crate::scheduler::SchedulerConfig;
 use crate::worker::link::LinkConfig;
@@ -43,6 +44,8 @@ pub struct DriverConfig {
     pub scheduler: SchedulerConfig,
     /// A frame that has begun must end within this.
     pub frame_timeout_ms: u64,
+    /// Where workers get control groups of their own; `None` is nowhere. Of use with a memory limit only.
+    pub nest: Option<Nest>,
     /// What workers must do wrong on purpose, see [`ollmlx_proto::fault`].
     pub fault: Option<String>,
 }
@@ -54,6 +57,7 @@ impl Default for DriverConfig {
             runtime_dir: None,
             scheduler: SchedulerConfig::default(),
             frame_timeout_ms: limits::FRAME_TIMEOUT_MS,
+            nest: None,
             fault: None,
         }
     }

@@ -144,11 +144,15 @@ fn load(link: &Link, script: &Script, spec: &LoadSpec, incarnation: u32) {
             }
         }
     }
-    let leaked = vec![1_u8; script.leak_bytes];
-    std::mem::forget(std::hint::black_box(leaked));
+    std::mem::forget(touched(script.leak_bytes));
     let memory = MemoryReport { weights: 1, kv: 0, compute: 0 };
     let device = "fake".to_owned();
     link.send(&FromWorker::Ready(Ready { slots, context_tokens, memory, device, accelerator_bytes: 0 }));
+}
+
+/// Memory that the system really has to give.
+fn touched(bytes: usize) -> Vec<u8> {
+    std::hint::black_box(vec![1_u8; bytes])
 }
 
 struct Run {
@@ -164,6 +168,7 @@ struct Run {
 fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnation: u32) {
     let mut runs: Vec<Run> = Vec::new();
     let mut draining = false;
+    let mut cache = touched(script.cache_bytes);
     loop {
         let message = if runs.is_empty() {
             messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -179,6 +184,11 @@ fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnatio
                 if let Some(place) = runs.iter().position(|run| run.id == id) {
                     finish(link, &runs.swap_remove(place), FinishReason::Cancelled);
                 }
+            }
+            Ok(ToWorker::Trim) => {
+                cache.clear();
+                cache.shrink_to_fit();
+                link.send(&FromWorker::Memory(MemoryReport { weights: 1, kv: 0, compute: cache.len() as u64 }));
             }
             Ok(ToWorker::Drain) if !script.ignore_drain => draining = true,
             Ok(_) => {}
@@ -246,6 +256,11 @@ fn step(link: &Link, runs: &mut Vec<Run>, script: &Script, incarnation: u32) {
             if misfortune == Misfortune::Fail {
                 return false;
             }
+        }
+        if script.is_unlucky(incarnation) {
+            std::mem::forget(touched(script.leak_bytes_per_token));
+            let blown = script.balloon.filter(|(token, _)| *token == run.index);
+            std::mem::forget(touched(blown.map_or(0, |(_, bytes)| bytes)));
         }
         if run.index >= script.end_of(run.end) {
             finish(link, run, FinishReason::Stop);

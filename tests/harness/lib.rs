@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cgroups;
 pub mod script;
 pub mod toy;
 

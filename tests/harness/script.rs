@@ -111,6 +111,12 @@ pub struct Script {
     pub ignore_cancel: bool,
     /// Memory held from the load on.
     pub leak_bytes: usize,
+    /// Memory that it takes more of with every token, up to incarnation `unlucky_until`.
+    pub leak_bytes_per_token: usize,
+    /// Memory that it takes at once at this token, up to incarnation `unlucky_until`.
+    pub balloon: Option<(u32, usize)>,
+    /// Memory held from the load on until it is asked to trim.
+    pub cache_bytes: usize,
     /// A socket that it connects to and holds until it ends.
     pub hold: Option<std::path::PathBuf>,
 }
@@ -133,6 +139,9 @@ impl Default for Script {
             ignore_drain: false,
             ignore_cancel: false,
             leak_bytes: 0,
+            leak_bytes_per_token: 0,
+            balloon: None,
+            cache_bytes: 0,
             hold: None,
         }
     }

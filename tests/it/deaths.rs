@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ollmlx_proto::{FailureKind, RequestId, WorkerId};
-use ollmlx_supervisor::scheduler::{Cause, Event, Fate, SchedulerConfig};
+use ollmlx_supervisor::scheduler::{Cause, Fate, SchedulerConfig};
 
 use crate::world::{Answer, Standing, World};
 
@@ -15,7 +15,7 @@ fn over_budget() -> (World, WorkerId) {
     let worker = world.processes.keys().next().expect("it was started").clone();
     world.proceed(&worker);
     world.proceed(&worker);
-    world.tell(Event::MemorySampled { worker: worker.clone(), bytes: 120 });
+    world.sample(&worker, 104);
     assert_eq!(world.scheduler.snapshot(world.now).workers[0].state, "draining");
     (world, worker)
 }
@@ -61,7 +61,7 @@ fn a_request_that_needs_more_memory_than_there_is_goes_on_once_only() {
     let next = world.processes.keys().next().expect("it is started again").clone();
     world.proceed(&next);
     world.proceed(&next);
-    world.tell(Event::MemorySampled { worker: next.clone(), bytes: 120 });
+    world.sample(&next, 104);
     die(&mut world, &next, 15);
     assert_eq!(world.failures.last().map(|(_, kind)| *kind), Some(FailureKind::WorkerDied));
     let view = world.scheduler.snapshot(world.now);

@@ -45,7 +45,7 @@ impl Desk {
             self.scheduler.check().expect("every invariant holds");
             for effect in out.0 {
                 match effect {
-                    Effect::Spawn { worker, plan } => {
+                    Effect::Spawn { worker, plan, .. } => {
                         let context_tokens = plan.spec.context_tokens;
                         let ready = Ready { slots: plan.spec.slots, context_tokens, memory: plan.memory, ..ready() };
                         owed.push(Event::Ready { worker: worker.clone(), ready });
@@ -112,7 +112,7 @@ fn what_can_never_fit_is_refused_and_starts_no_worker() {
     desk.load(&plan("large", 4, 800, 800), None);
     assert_eq!(desk.started.len(), 0);
     let [(FailureKind::OutOfMemory, text)] = desk.refused.as_slice() else { panic!("{:?}", desk.refused) };
-    assert!(text.starts_with("model requires more memory (0.0 GiB) than the limit allows (0.0 GiB)"), "{text}");
+    assert!(text.starts_with("model requires more memory (0 MiB) than the limit allows (0 MiB)"), "{text}");
     let mut own = plan("large", 1, 800, 800);
     own.terms.limit = Some(899);
     desk.load(&own, None);

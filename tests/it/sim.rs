@@ -79,7 +79,7 @@ fn random_event(world: &mut World, luck: &mut Luck, models: &[Arc<ModelRef>], ca
             world.tell(Event::DeadlineElapsed);
         }
         20 if luck.one_in(3) => world.tell(Event::Unload { model: model.id.clone() }),
-        20 if luck.one_in(3) => world.tell(Event::Pardoned { model: model.id.clone() }),
+        20 if luck.one_in(3) => world.pardon(&model.id),
         21 if calm => {}
         _ => {
             if let Some(worker) = pick(world, luck) {
@@ -97,7 +97,8 @@ fn misfortune(world: &mut World, luck: &mut Luck, worker: WorkerId, calm: bool) 
         0 | 1 if !speaks => {}
         0 => world.tell(Event::Heard { worker }),
         1 => world.tell(Event::LoadProgress { worker, done, total }),
-        2 => world.tell(Event::MemorySampled { worker, bytes }),
+        2 if luck.one_in(4) => world.tell(Event::PressureSampled { permille: luck.below(500) as u16 }),
+        2 => world.sample(&worker, bytes),
         _ if calm => {}
         3 => world.processes.get_mut(&worker).unwrap().stuck = true,
         4 | 5 => {

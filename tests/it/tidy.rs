@@ -59,6 +59,7 @@ const DRIVER_WORDS: &[&str] = &[
     "Fate",
     "After",
     "Totals",
+    "Step",
 ];
 
 /// Worlds that a pure room must not touch.

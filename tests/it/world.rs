@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
 use ollmlx_supervisor::scheduler::{
-    Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig,
+    Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig, Step,
 };
 
 /// SplitMix64, as everywhere.
@@ -52,6 +52,13 @@ pub(crate) struct Process {
     /// Its exit status is known; it will be reaped.
     pub(crate) dead: Option<Cause>,
     pub(crate) pushed: Option<Push>,
+    /// Bytes that nobody else may have because of it.
+    pub(crate) holds: u64,
+    /// The part of that which no sample can lower: its plan and its own report.
+    floor: u64,
+    /// Bytes that were last measured of it, or else that it reported.
+    pub(crate) measured: u64,
+    sampled: bool,
     /// Does nothing of its own accord.
     pub(crate) stuck: bool,
     /// Does nothing until it is told to go on.
@@ -99,6 +106,10 @@ pub(crate) struct World {
     pub(crate) answers: BTreeMap<RequestId, Answer>,
     /// Whose fault the death is that is told of at the moment.
     dying_of: Option<RequestId>,
+    /// Where the memory ladder has been.
+    pub(crate) steps: Vec<Step>,
+    /// Requests to drop caches.
+    pub(crate) trims: u64,
     pub(crate) sentenced: u64,
     pub(crate) resumed: u64,
     pub(crate) failures: Vec<(RequestId, FailureKind)>,
@@ -108,6 +119,8 @@ pub(crate) struct World {
     pub(crate) effects: u64,
     pub(crate) fails_at: Option<u64>,
     pub(crate) slots: u16,
+    /// What workers that get ready report, if not their plan.
+    pub(crate) reports: Option<u64>,
     /// What the next request to arrive is answered.
     pub(crate) next_answer: Answer,
     workers_max: usize,
@@ -128,6 +141,8 @@ impl World {
             requests: BTreeMap::new(),
             answers: BTreeMap::new(),
             dying_of: None,
+            steps: Vec::new(),
+            trims: 0,
             sentenced: 0,
             resumed: 0,
             failures: Vec::new(),
@@ -136,6 +151,7 @@ impl World {
             effects: 0,
             fails_at: None,
             slots: 2,
+            reports: None,
             next_answer: Answer::default(),
             incarnations: BTreeMap::new(),
             next_pid: 100,
@@ -173,7 +189,7 @@ impl World {
 
     fn perform(&mut self, effect: Effect, fails: bool, answers: &mut VecDeque<Event>) {
         match effect {
-            Effect::Spawn { worker, plan } => self.spawn(worker, plan, fails, answers),
+            Effect::Spawn { worker, plan, .. } => self.spawn(worker, plan, fails, answers),
             Effect::Load { worker, .. } => {
                 let process = self.processes.get_mut(&worker).expect("loads are sent to processes");
                 assert!(process.said_hello && !process.told_to_load, "{worker} loads once, after its hello");
@@ -243,6 +259,16 @@ impl World {
                     process.dead.get_or_insert(Cause::Signalled { signal: 9 });
                 }
             }
+            Effect::Trim { worker } => {
+                let process = &self.processes[&worker];
+                assert!(process.ready && process.pushed.is_none(), "only those that answer are asked to trim");
+                self.trims += 1;
+            }
+            Effect::Relief { from, to, .. } => {
+                assert_eq!(from, self.steps.last().copied().unwrap_or_default(), "steps follow each other");
+                assert_ne!(from, to);
+                self.steps.push(to);
+            }
             Effect::Continue { worker } => {
                 self.processes.get_mut(&worker).expect("only processes are continued").stopped = false;
             }
@@ -262,9 +288,10 @@ impl World {
         let last = self.incarnations.insert(worker.model.clone(), worker.incarnation.0);
         assert_eq!(worker.incarnation.0, last.unwrap_or(0) + 1, "I2: one incarnation per process");
         if let Some(limit) = self.limit {
-            let planned: u64 = self.processes.values().map(|process| process.plan.memory.total()).sum();
-            assert!(planned + plan.memory.total() <= limit, "I1: plans fit the limit until they are reaped");
+            let reserved: u64 = self.processes.values().map(|process| process.holds).sum();
+            assert!(reserved + plan.need() <= limit, "I1: nothing is started that does not fit beside the unreaped");
         }
+        let holds = plan.need();
         if fails {
             return answers.push_back(Event::SpawnFailed { worker, reason: "fake".to_owned() });
         }
@@ -281,6 +308,10 @@ impl World {
             cancelled: BTreeSet::new(),
             dead: None,
             pushed: None,
+            holds,
+            floor: holds,
+            measured: 0,
+            sampled: false,
             stuck: false,
             stopped: false,
         };
@@ -299,12 +330,28 @@ impl World {
         let count = |standing| self.requests.values().filter(|entry| entry.0 == standing).count();
         assert_eq!(view.queue_len, count(Standing::Waiting), "waiting");
         assert_eq!(view.running, count(Standing::Running) + count(Standing::Leaving), "running");
-        if self.processes.is_empty() {
-            assert_eq!(view.reserved_bytes, 0, "I1: everything is released");
-        }
+        let sum = |of: fn(&Process) -> u64| self.processes.values().map(of).sum::<u64>();
+        assert_eq!(view.reserved_bytes, sum(|process| process.holds), "I1: held until reaped, and no longer");
+        assert_eq!(view.measured_bytes, sum(|process| process.measured), "measured");
+        let shown: u64 = view.workers.iter().map(|worker| worker.memory_bytes).sum();
+        assert_eq!(view.reserved_bytes, shown, "the ledger is the sum over its workers");
     }
 
     // --- what may happen ---
+
+    /// A person asks to forget what happened.
+    pub(crate) fn pardon(&mut self, model: &ModelId) {
+        self.tell(Event::Pardoned { model: model.clone() });
+    }
+
+    /// The system measures a process.
+    pub(crate) fn sample(&mut self, worker: &WorkerId, bytes: u64) {
+        let Some(process) = self.processes.get_mut(worker) else { return };
+        process.holds = process.floor.max(bytes);
+        process.measured = bytes;
+        process.sampled = true;
+        self.tell(Event::MemorySampled { worker: worker.clone(), bytes });
+    }
 
     pub(crate) fn arrive(&mut self, plan: LoadPlan, load_only: bool, keep_alive: Option<KeepAlive>) -> RequestId {
         let request = RequestId(self.next_request);
@@ -362,10 +409,19 @@ impl World {
             process.dead = Some(Cause::Exited { code: 0 });
         } else if process.told_to_load && !process.ready {
             process.ready = true;
-            let memory = MemoryReport { weights: process.plan.memory.total(), kv: 0, compute: 0 };
+            let weights = self.reports.unwrap_or(process.plan.memory.total());
+            let memory = MemoryReport { weights, kv: 0, compute: 0 };
             let context_tokens = process.plan.spec.context_tokens;
             let device = "fake".to_owned();
             let ready = Ready { slots, context_tokens, memory, device, accelerator_bytes: 0 };
+            let need = process.measured.max(memory.total());
+            if self.limit.is_none_or(|limit| need <= limit) {
+                process.floor = process.floor.max(memory.total());
+                process.holds = process.holds.max(process.floor);
+                if !process.sampled {
+                    process.measured = memory.total();
+                }
+            }
             self.tell(Event::Ready { worker, ready });
         } else if process.wire.len() > 1 {
             self.hear(&worker);

@@ -156,6 +156,8 @@ impl Engine for Toy {
         Err(EngineError::Unsupported("a toy has no vectors".to_owned()))
     }
 
+    fn trim(&mut self) {}
+
     fn memory(&self) -> MemoryReport {
         MemoryReport { weights: 1, kv: 0, compute: 0 }
     }

@@ -190,6 +190,11 @@ impl Engine for GgufEngine {
         self.embedder.embed(self.runtime, self.model, self.facts.vocab.len(), inputs)
     }
 
+    fn trim(&mut self) {
+        // The cache is one buffer for the life of the context; what the heap has free goes back to the system.
+        crate::ffi::release_free_heap();
+    }
+
     fn memory(&self) -> MemoryReport {
         self.memory
     }

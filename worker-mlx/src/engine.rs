@@ -417,6 +417,12 @@ impl Engine for MlxEngine {
         Ok(vectors)
     }
 
+    fn trim(&mut self) {
+        self.slots.iter_mut().filter(|slot| slot.tokens == 0).for_each(SlotCache::clear);
+        // Freed buffers are only kept for speed; if they stay, the next batch counts them again.
+        let _kept = memory::clear_cache();
+    }
+
     fn memory(&self) -> MemoryReport {
         let kv = self.slots.iter().fold(0_u64, |sum, slot| sum.saturating_add(slot.bytes()));
         let active = memory::active_memory().unwrap_or(0) as u64;

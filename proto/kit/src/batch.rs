@@ -155,6 +155,12 @@ impl<E: Engine> Batcher<E> {
         }
     }
 
+    /// Memory is short: forgets what idle slots keep for reuse, and has the engine give back what it does not need.
+    pub fn trim(&mut self) {
+        self.drop_idle_caches();
+        self.engine.trim();
+    }
+
     /// Does the work of one forward pass and appends what it led to.
     ///
     /// # Errors

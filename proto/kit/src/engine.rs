@@ -83,6 +83,9 @@ pub trait Engine {
     /// The model has no embeddings, or the computation failed.
     fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError>;
 
+    /// Memory is short: gives back what is only kept for reuse, buffers of empty slots among it. What runs is not touched.
+    fn trim(&mut self);
+
     /// What the engine takes now.
     fn memory(&self) -> MemoryReport;
 }

@@ -248,6 +248,7 @@ fn unexpected(message: &ToWorker) -> Exit {
         ToWorker::Run(_) => "run",
         ToWorker::Cancel(_) => "cancel",
         ToWorker::Drain => "drain",
+        ToWorker::Trim => "trim",
     };
     Exit::Protocol(format!("{name} is not expected here"))
 }
@@ -310,20 +311,23 @@ impl<E: Engine> Session<E> {
                 let message = inbox.recv().map_err(|_| Exit::Gone)?;
                 // Life is told of from now on, not for the time that nothing was to do.
                 self.told = Instant::now();
-                self.take(message)?;
+                self.take(message, sender)?;
             }
             loop {
                 match inbox.try_recv() {
-                    Ok(message) => self.take(message)?,
+                    Ok(message) => self.take(message, sender)?,
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return Err(Exit::Gone),
                 }
+            }
+            if self.batcher.is_idle() {
+                continue;
             }
             self.step(sender)?;
         }
     }
 
-    fn take(&mut self, message: ToWorker) -> Result<(), Exit> {
+    fn take(&mut self, message: ToWorker, sender: &mut Sender<impl Write>) -> Result<(), Exit> {
         match message {
             ToWorker::Run(request) if self.draining => Err(unexpected(&ToWorker::Run(request))),
             ToWorker::Run(request) => {
@@ -338,6 +342,11 @@ impl<E: Engine> Session<E> {
             ToWorker::Drain => {
                 self.draining = true;
                 Ok(())
+            }
+            ToWorker::Trim => {
+                self.batcher.trim();
+                self.memory = self.batcher.engine().memory();
+                Ok(sender.send(&FromWorker::Memory(self.memory))?)
             }
             other => Err(unexpected(&other)),
         }

@@ -12,9 +12,11 @@ use super::error::CliError;
 use super::serve::Leaving;
 use super::version::OWN;
 use crate::catalog::{Catalog, CatalogConfig, Learned};
-use crate::config::{Config, MemoryShrink, Span};
+use crate::config::{Config, Machine, MemoryShrink, Span};
 use crate::driver::{self, DriverConfig};
 use crate::http::{self, AppState, HttpConfig};
+use crate::os::nest::Nest;
+use crate::os::{cgroup, memory};
 use crate::scheduler::{KeepAlive, SchedulerConfig, Shrink};
 
 /// After the last worker is reaped, connections get this long to write what they have.
@@ -125,7 +127,7 @@ pub(super) fn scheduler_config(config: &Config) -> SchedulerConfig {
     let mut scheduler = SchedulerConfig {
         queue_max: config.max_queue,
         workers_max: config.max_loaded_models.get(),
-        memory_limit: config.memory_limit_bytes,
+        memory_limit: memory_limit(config),
         shrink: match config.memory_shrink {
             MemoryShrink::None => Shrink::Nothing,
             MemoryShrink::Slots => Shrink::Slots,
@@ -151,7 +153,38 @@ pub(super) fn scheduler_config(config: &Config) -> SchedulerConfig {
 
 fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
     let scheduler = scheduler_config(config);
-    DriverConfig { worker_dir: Some(worker_dir), fault: config.fault.clone(), scheduler, ..DriverConfig::default() }
+    let nest = scheduler.memory_limit.and_then(|_| nest());
+    let fault = config.fault.clone();
+    DriverConfig { worker_dir: Some(worker_dir), fault, nest, scheduler, ..DriverConfig::default() }
+}
+
+/// What the memory limit comes to here. Told at the start, so that a refusal is no riddle.
+fn memory_limit(config: &Config) -> Option<u64> {
+    let machine = Machine {
+        physical_bytes: memory::total_bytes(),
+        cgroup_bytes: cgroup::limit_bytes(),
+        is_mac: cfg!(target_os = "macos"),
+    };
+    let limit = config.memory_limit.on(machine);
+    match limit.bytes {
+        Some(bytes) => tracing::info!(bytes, mib = bytes >> 20, basis = limit.basis, "memory limit"),
+        None => tracing::info!(basis = limit.basis, "no memory limit"),
+    }
+    limit.bytes
+}
+
+/// Control groups for workers, where the system gave us one to divide.
+fn nest() -> Option<Nest> {
+    match Nest::open() {
+        Ok(nest) => {
+            tracing::info!(folder = %nest.folder().display(), "workers get control groups of their own");
+            Some(nest)
+        }
+        Err(error) => {
+            tracing::info!(%error, "workers get no control groups; their memory is watched");
+            None
+        }
+    }
 }
 
 fn millis(span: Duration) -> u64 {

@@ -4,6 +4,7 @@
 //! its origin. A flag that makes no sense is an error; a variable or line that makes none is a warning and the default,
 //! as in Ollama, so that a stray variable does not keep the server from starting.
 
+pub mod memory_limit;
 pub mod raw;
 pub mod rules;
 pub mod table;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use memory_limit::{EffectiveLimit, Machine, MemoryLimit};
 pub use raw::{Origin, Raw, Sources};
 pub use rules::{Rule, Rules};
 pub use table::{KNOBS, Knob};
@@ -153,8 +155,8 @@ pub struct Config {
     pub threads: Option<NonZeroU32>,
     /// Layers on an accelerator; `None` is all that fit.
     pub gpu_layers: Option<u32>,
-    /// Bytes of all loaded models together.
-    pub memory_limit_bytes: Option<u64>,
+    /// Memory of all loaded models together, as asked for.
+    pub memory_limit: MemoryLimit,
     /// What may be given up for a model that doesn't fit.
     pub memory_shrink: MemoryShrink,
     /// What the settings file says of single models.
@@ -226,7 +228,7 @@ impl Config {
             flash_attention: reader.optional(&table::FLASH_ATTENTION, |text| Ok(value::parse_bool(text)))?,
             threads: reader.optional(&table::THREADS, value::parse_u32)?.and_then(NonZeroU32::new),
             gpu_layers: reader.optional(&table::GPU_LAYERS, value::parse_u32)?,
-            memory_limit_bytes: reader.optional(&table::MEMORY_LIMIT, value::parse_bytes)?.filter(|bytes| *bytes > 0),
+            memory_limit: reader.read(&table::MEMORY_LIMIT, MemoryLimit::parse)?,
             memory_shrink: reader.read(&table::MEMORY_SHRINK, MemoryShrink::parse)?,
             rules: Rules::read(sources, &mut reader.warnings),
             wired_limit_bytes: reader.optional(&table::MLX_WIRED_LIMIT, value::parse_bytes)?,
@@ -360,7 +362,7 @@ mod tests {
         assert_eq!(config.keep_alive, Span::For(Duration::from_secs(300)));
         assert_eq!((config.num_parallel.get(), config.max_loaded_models.get(), config.max_queue), (4, 3, 512));
         assert_eq!(config.context_length.get(), 4096);
-        assert_eq!((config.memory_limit_bytes, config.threads, config.gpu_layers), (None, None, None));
+        assert_eq!((config.memory_limit, config.threads, config.gpu_layers), (MemoryLimit::Auto, None, None));
         assert_eq!(config.log_level, LogLevel::Info);
         assert_eq!(config.entries.len(), KNOBS.len());
         assert!(config.warnings.is_empty());

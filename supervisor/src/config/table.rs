@@ -163,7 +163,11 @@ pub const MEMORY_LIMIT: Knob = knob(
     "memory_limit",
     "OLLMLX_MEMORY_LIMIT",
     None,
-    ["", "bytes", "Memory that all loaded models together may take, such as 12GiB; empty is no limit"],
+    [
+        "auto",
+        "bytes, percentage, auto or none",
+        "Memory that all loaded models together may take, such as 12GiB or 80%; none is no limit",
+    ],
 );
 /// What gives way to the budget.
 pub const MEMORY_SHRINK: Knob = knob(

@@ -34,6 +34,9 @@ pub enum ValueError {
     /// Not a byte count.
     #[error("must be a number of bytes such as 4GiB, not {0:?}")]
     BytesInvalid(String),
+    /// Not a memory limit.
+    #[error("must be auto, none, a number of bytes such as 12GiB or a share such as 80%, not {0:?}")]
+    MemoryLimitInvalid(String),
     /// Shorter than what a worker may take to give a sign of life.
     #[error("must be at least {least_ms} ms, not {text:?}")]
     TooShort {

@@ -1,12 +1,13 @@
 //! Effects performed: each is a message, a signal or a process, and none waits.
 
-use ollmlx_proto::{Failure, FailureKind, RequestId, ToWorker, WorkerId};
+use ollmlx_proto::{Failure, FailureKind, RequestId, ToWorker, WorkerId, limits};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::task::{Place, Process, Task};
+use crate::os::nest::Cell;
 use crate::os::{memory, rng};
-use crate::scheduler::{Cause, Effect, Event, LoadPlan, Mono, Push};
+use crate::scheduler::{Cause, Effect, Event, LoadPlan, Mono, Push, Step};
 use crate::worker::link::{LinkCommand, Message, Phase};
 use crate::worker::reap::{self, SHOVES_LEN_MAX, Shove};
 use crate::worker::sink::{Summary, TicketItem};
@@ -17,11 +18,30 @@ pub(super) fn unsendable() -> Failure {
     Failure::new(FailureKind::InvalidRequest, "the request is too large")
 }
 
+/// What a control group may take for a budget: with headroom, since a plan is an estimate, but not more than the mark at
+/// which the memory ladder kills.
+fn cell_max(budget_bytes: u64, limit: u64) -> u64 {
+    let headroom = (budget_bytes / 100).saturating_mul(limits::CELL_HEADROOM_PERCENT);
+    let [_, _, _, _, [kill_permille, _]] = limits::MEMORY_MARKS_PERMILLE;
+    let hard = limit.saturating_add((limit / 1_000).saturating_mul(kill_permille.saturating_sub(1_000)));
+    budget_bytes.saturating_add(headroom.max(limits::CELL_HEADROOM_BYTES_MIN)).min(hard)
+}
+
+/// One line per step of the memory ladder.
+fn relief(from: Step, to: Step, measured_bytes: u64, limit_bytes: Option<u64>) {
+    let (state_from, state_to) = (from.name(), to.name());
+    if to > from {
+        warn!(state_from, state_to, measured_bytes, limit_bytes, "memory became short");
+    } else {
+        info!(state_from, state_to, measured_bytes, limit_bytes, "memory was relieved");
+    }
+}
+
 impl Task {
     pub(super) fn perform(&mut self, effect: Effect, now: Mono) {
         match effect {
-            Effect::Spawn { worker, plan } => {
-                let event = match self.spawn(&worker, &plan) {
+            Effect::Spawn { worker, plan, reserved_bytes } => {
+                let event = match self.spawn(&worker, &plan, reserved_bytes) {
                     Ok(pid) => Event::Spawned { worker, pid },
                     Err(error) => Event::SpawnFailed { worker, reason: error.to_string() },
                 };
@@ -45,6 +65,10 @@ impl Task {
             Effect::Fail { request, failure } => self.fail(request, failure),
             Effect::Cancel { worker, request } => self.send(&worker, ToWorker::Cancel(request)),
             Effect::Push { worker, push } => self.push(&worker, push),
+            Effect::Trim { worker } => self.send(&worker, ToWorker::Trim),
+            Effect::Relief { from, to, measured_bytes, limit_bytes } => {
+                relief(from, to, measured_bytes, limit_bytes);
+            }
             Effect::Continue { worker } => {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, "worker was stopped and is told to go on");
                 self.shove(&worker, Shove::Continue);
@@ -55,15 +79,18 @@ impl Task {
         }
     }
 
-    fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan) -> std::io::Result<u32> {
+    fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan, reserved_bytes: u64) -> std::io::Result<u32> {
         let program = spawn::program(self.config.worker_dir.as_deref(), plan.model.backend.as_str())?;
         let token = rng::bytes()?;
         let started = spawn::start(&program, &self.socket, worker, &token, self.config.fault.as_deref())?;
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
+        let cell = self.cell(pid, reserved_bytes);
+        let weights = plan.spec.weights.first().cloned();
         let oom_kills = memory::oom_kill_count();
-        let process = Process { pid, token, shoves, phase, link: None, reported: 0, oom_kills };
+        let process =
+            Process { pid, token, shoves, phase, link: None, reported: 0, measured: 0, weights, cell, oom_kills };
         self.processes.insert(worker.clone(), process);
         let reports = self.reports_in.clone();
         self.tasks.spawn(reap::run(
@@ -76,6 +103,24 @@ impl Task {
             self.inbox.logs.clone(),
         ));
         Ok(pid)
+    }
+
+    /// A control group for a process that was just started and has done nothing yet: it loads when it is told to.
+    fn cell(&mut self, pid: u32, reserved_bytes: u64) -> Option<Cell> {
+        let limit = self.config.scheduler.memory_limit?;
+        let nest = self.config.nest.as_ref()?;
+        self.cells += 1;
+        let made = nest.cell(self.cells, pid, cell_max(reserved_bytes, limit));
+        made.inspect_err(|error| warn!(pid, %error, "a worker got no control group")).ok()
+    }
+
+    /// A worker that needs more than was planned, and may have it, is not to die of it.
+    pub(super) fn widen(&mut self, worker: &WorkerId, bytes: u64) {
+        let Some(limit) = self.config.scheduler.memory_limit else { return };
+        let Some(cell) = self.processes.get(worker).and_then(|process| process.cell.as_ref()) else { return };
+        if let Err(error) = cell.limit(cell_max(bytes, limit)) {
+            warn!(%worker, %error, "a worker's control group kept its limit");
+        }
     }
 
     pub(super) fn fail_at_link(&mut self, worker: &WorkerId, request: RequestId, failure: Failure) {

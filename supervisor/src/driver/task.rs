@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::DriverConfig;
 use super::handle::{Command, Inbox};
 use crate::os::clock::Clock;
+use crate::os::nest::{Cell, Nest};
 use crate::os::process::Exit;
 use crate::os::{memory, process};
 use crate::scheduler::{Cause, Event, Mono, Outbox, Scheduler};
@@ -26,8 +27,8 @@ use crate::worker::{Report, Reported};
 
 /// Reports taken before a deadline that has come is looked at: neither starves the other.
 const REPORTS_IN_A_ROW_MAX: u32 = 256;
-/// Between two looks at the memory of the workers.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// What the kernel ends a process with that takes too much memory.
+const KILL: i32 = 9;
 /// At the end: how long clients may take to hear theirs.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Hellos waiting for the driver.
@@ -42,6 +43,12 @@ pub(super) struct Process {
     pub(super) link: Option<Link>,
     /// Its own count, in bytes.
     pub(super) reported: u64,
+    /// The system's latest count, in bytes.
+    pub(super) measured: u64,
+    /// The files it maps, told by the first of them.
+    pub(super) weights: Option<PathBuf>,
+    /// Its control group, where it has one.
+    pub(super) cell: Option<Cell>,
     /// Processes that the system had killed for want of memory when this one started.
     pub(super) oom_kills: Option<u64>,
 }
@@ -94,6 +101,10 @@ pub(super) struct Task {
     /// Events that must come before any other.
     pub(super) owed: VecDeque<Event>,
     pub(super) finished: bool,
+    /// Control groups made so far.
+    pub(super) cells: u64,
+    /// When the memory of the workers was last looked at.
+    sampled: Option<Mono>,
 }
 
 impl Task {
@@ -112,6 +123,8 @@ impl Task {
             tasks: JoinSet::new(),
             owed: VecDeque::new(),
             finished: false,
+            cells: 0,
+            sampled: None,
         }
     }
 
@@ -119,11 +132,10 @@ impl Task {
         let (knocks_in, mut knocks) = mpsc::channel(KNOCKS_LEN_MAX);
         let mut door_task = JoinSet::new();
         door_task.spawn(door.serve(knocks_in, self.config.scheduler.timeouts.hello_ms));
-        let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
-        sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reports_in_a_row = 0;
         while !self.finished {
             let deadline = self.scheduler.next_deadline();
+            let next_sample = self.next_sample();
             if deadline.is_some_and(|deadline| deadline <= self.now()) && reports_in_a_row >= REPORTS_IN_A_ROW_MAX {
                 reports_in_a_row = 0;
                 self.step(Event::DeadlineElapsed);
@@ -141,12 +153,12 @@ impl Task {
                 Some(knock) = knocks.recv() => self.knocked(knock),
                 Some(request) = self.inbox.dropped.recv() => self.left(request),
                 () = at(deadline, self.clock) => self.step(Event::DeadlineElapsed),
+                () = at(next_sample, self.clock) => self.sample(),
                 command = self.inbox.commands.recv() => match command {
                     Some(command) => self.commanded(command),
                     // Nobody can ask for anything any more.
                     None => self.step(Event::ShutdownForced),
                 },
-                _ = sample.tick(), if !self.processes.is_empty() => self.sample(),
                 Some(ended) = self.tasks.join_next() => {
                     if let Err(error) = ended {
                         tracing::error!(%error, "a worker's task failed");
@@ -217,7 +229,13 @@ impl Task {
     fn reported(&mut self, worker: WorkerId, report: Report) {
         let event = match report {
             Report::LoadProgress { done, total } => Event::LoadProgress { worker, done, total },
-            Report::Ready(ready) => Event::Ready { worker, ready },
+            Report::Ready(ready) => {
+                // What it really takes decides whether it may stay.
+                self.sample_one(&worker);
+                let reserved_bytes = self.scheduler.reserved_bytes(&worker.model);
+                self.widen(&worker, reserved_bytes.max(ready.memory.total()));
+                Event::Ready { worker, ready }
+            }
             Report::LoadFailed(failure) => Event::LoadFailed { worker, failure },
             Report::Heard => Event::Heard { worker },
             Report::Misbehaved(why) => {
@@ -229,6 +247,7 @@ impl Task {
             Report::Memory(bytes) => {
                 let Some(process) = self.processes.get_mut(&worker) else { return };
                 process.reported = bytes;
+                let bytes = process.measured.max(bytes);
                 Event::MemorySampled { worker, bytes }
             }
             Report::Ended { request, summary } => {
@@ -251,11 +270,14 @@ impl Task {
             }
             Report::Exited { exit, log_tail } => {
                 let process = self.processes.get_mut(&worker);
-                let oom_kills = process.and_then(|process| {
+                let (oom_kills, in_cell) = process.map_or((None, false), |process| {
                     process.pid = 0;
-                    process.oom_kills
+                    (process.oom_kills, process.cell.as_ref().is_some_and(Cell::was_killed))
                 });
-                let cause = cause_of(exit, oom_kills, memory::oom_kill_count());
+                let cause = match exit {
+                    Exit::Signal(KILL) if in_cell => Cause::OutOfMemory,
+                    exit => cause_of(exit, oom_kills, memory::oom_kill_count()),
+                };
                 self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
                 // Only now: those that ran have been told through its link.
                 self.processes.remove(&worker);
@@ -306,21 +328,45 @@ impl Task {
         self.step(Event::Hello { worker });
     }
 
+    /// When to look at the memory of the workers again.
+    fn next_sample(&self) -> Option<Mono> {
+        if self.processes.is_empty() {
+            return None;
+        }
+        let interval_ms =
+            if self.scheduler.is_working() { limits::MEMORY_SAMPLE_MS } else { limits::MEMORY_SAMPLE_IDLE_MS };
+        Some(self.sampled.map_or(Mono(0), |last| last.plus_ms(interval_ms)))
+    }
+
     fn sample(&mut self) {
-        let bytes_of = |(worker, process): (&WorkerId, &Process)| {
-            let bytes = memory::resident_bytes(process.pid)?;
-            Some((worker.clone(), bytes.max(process.reported)))
-        };
-        let samples: Vec<_> =
-            self.processes.iter().filter(|(_, process)| process.pid != 0).filter_map(bytes_of).collect();
-        for (worker, bytes) in samples {
-            self.step(Event::MemorySampled { worker, bytes });
+        self.sampled = Some(self.now());
+        let workers: Vec<WorkerId> = self.processes.keys().cloned().collect();
+        for worker in workers {
+            self.sample_one(&worker);
         }
         let living = self.processes.iter().filter(|(_, process)| process.pid != 0);
         let stopped = living.filter(|(_, process)| process::is_stopped(process.pid)).map(|(worker, _)| worker.clone());
         for worker in stopped.collect::<Vec<_>>() {
             self.step(Event::Stopped { worker });
         }
+        if let Some(permille) = memory::pressure(self.config.nest.as_ref().map(Nest::folder)) {
+            self.step(Event::PressureSampled { permille });
+        }
+    }
+
+    fn sample_one(&mut self, worker: &WorkerId) {
+        let Some(process) = self.processes.get(worker).filter(|process| process.pid != 0) else { return };
+        let weights = process.weights.as_ref();
+        let others = self.processes.values().filter(|other| other.pid != 0 && weights.is_some());
+        let mapped_by = others.filter(|other| other.weights.as_ref() == weights).count();
+        let of_process = || memory::footprint(process.pid).map(|footprint| footprint.share(mapped_by));
+        // A group that the kernel gives no numbers for is as good as none.
+        let of_group = process.cell.as_ref().and_then(Cell::measured).filter(|bytes| *bytes > 0);
+        let Some(measured) = of_group.or_else(of_process) else { return };
+        let Some(process) = self.processes.get_mut(worker) else { return };
+        process.measured = measured;
+        let bytes = process.measured.max(process.reported);
+        self.step(Event::MemorySampled { worker: worker.clone(), bytes });
     }
 
     /// The one line per request.

@@ -18,7 +18,7 @@ use super::AppState;
 use super::respond::{HttpReply, reply, text, whole};
 use crate::driver::TicketItem;
 use crate::os::memory;
-use crate::scheduler::{Mono, Snapshot};
+use crate::scheduler::{Mono, Snapshot, Step};
 
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What routes are called in labels, and whose they are. The last is every other path.
@@ -280,6 +280,15 @@ impl Text {
         self.single("ollmlx_memory_reserved_bytes", "gauge", reserved, snapshot.reserved_bytes as f64);
         if let Some(limit) = snapshot.limit_bytes {
             self.single("ollmlx_memory_limit_bytes", "gauge", "Memory that workers may take.", limit as f64);
+        }
+        let measured = "Memory that workers were found to take.";
+        self.single("ollmlx_memory_measured_bytes", "gauge", measured, snapshot.measured_bytes as f64);
+        let step = Step::TAKEN.iter().filter(|step| **step <= snapshot.relief).count();
+        let height = "Where the memory ladder stands: 0 calm, 1 hold, 2 trim, 3 evict, 4 drain, 5 kill.";
+        self.single("ollmlx_memory_relief_step", "gauge", height, step as f64);
+        self.family("ollmlx_memory_relief_total", "counter", "Times that a step of the memory ladder was entered.");
+        for (step, count) in Step::TAKEN.iter().zip(totals.relief) {
+            self.sample("ollmlx_memory_relief_total", &[("step", step.name())], count as f64);
         }
         self.by_model(snapshot, "ollmlx_worker_memory_bytes", "gauge", "Memory of a worker.", |view| view.memory_bytes);
         let estimated = "What a worker was expected to take.";

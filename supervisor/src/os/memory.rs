@@ -1,24 +1,69 @@
-//! How much memory there is and how much a process holds.
+//! How much memory there is, how much a process holds, and how long processes wait for some.
+//!
+//! What a worker holds is *measured* as its private memory (anonymous pages, shared memory, what of it was swapped out)
+//! and the resident pages of files, among them weights that are mapped and not copied: they count once, in the process
+//! that maps them, and where several of our workers map one file each of them is charged its part.
 //!
 //! Limit: on macOS the kernel's "footprint" would be the better figure, because it counts what the GPU holds; nothing safe
-//! reads it, so there it is the resident size, and the worker's own report of what it holds goes beside it.
+//! reads it, so there it is the resident size, and the worker's own report of what it holds goes beside it. How long
+//! processes wait for memory is not known there either.
 
 #[cfg(target_os = "linux")]
-pub use self::linux::{oom_kill_count, resident_bytes, total_bytes};
+pub use self::linux::{footprint, oom_kill_count, pressure, resident_bytes, total_bytes};
 #[cfg(target_os = "macos")]
-pub use self::macos::{oom_kill_count, resident_bytes, total_bytes};
+pub use self::macos::{footprint, oom_kill_count, pressure, resident_bytes, total_bytes};
+
+/// What one process holds, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Its own: nobody else can have it.
+    pub private: u64,
+    /// Resident pages of files.
+    pub file: u64,
+}
+
+impl Footprint {
+    /// Its part of all this where so many of our processes, itself included, map the same files.
+    #[must_use]
+    pub fn share(self, mapped_by: usize) -> u64 {
+        let mapped_by = u64::try_from(mapped_by).unwrap_or(u64::MAX).max(1);
+        self.private.saturating_add(self.file / mapped_by)
+    }
+}
+
+/// The kernel's measure of how long processes have waited for memory in the last ten seconds: the part of the time in
+/// which all of them did, in permille, as `/proc/pressure/memory` and a group's `memory.pressure` tell it.
+#[must_use]
+pub fn parse_pressure(text: &str) -> Option<u16> {
+    let line = text.lines().find_map(|line| line.strip_prefix("full "))?;
+    let percent: f64 = line.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()?;
+    (0.0..=100.0).contains(&percent).then_some((percent * 10.0) as u16)
+}
+
+/// Sums the `name: number kB` lines of these names, in bytes; `None` where the first is missing.
+#[cfg(any(target_os = "linux", test))]
+fn sum_of_kib(text: &str, names: [&str; 3]) -> Option<u64> {
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    let [first, rest @ ..] = names;
+    let kib = rest.iter().fold(value(first)?, |sum, name| sum.saturating_add(value(name).unwrap_or(0)));
+    kib.checked_mul(1024)
+}
 
 #[cfg(target_os = "linux")]
 mod linux {
+    use std::path::Path;
+
     use nix::unistd::{SysconfVar, sysconf};
+
+    use super::{Footprint, parse_pressure, sum_of_kib};
 
     /// Bytes of physical memory; `None` where the system doesn't say.
     #[must_use]
     pub fn total_bytes() -> Option<u64> {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        kib.checked_mul(1024)
+        sum_of_kib(&std::fs::read_to_string("/proc/meminfo").ok()?, ["MemTotal", "", ""])
     }
 
     /// How many processes the system has killed since its start because memory ran out, its control groups' memory included;
@@ -37,11 +82,34 @@ mod linux {
         let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten()?;
         pages.checked_mul(u64::try_from(page_bytes).ok()?)
     }
+
+    /// What a process holds; `None` where it is gone or the system doesn't say.
+    ///
+    /// The kernel keeps these sums, so reading them costs some microseconds whatever the process holds; `smaps_rollup`
+    /// would walk every page, with the process's own allocations waiting meanwhile.
+    #[must_use]
+    pub fn footprint(pid: u32) -> Option<Footprint> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let private = sum_of_kib(&text, ["RssAnon", "RssShmem", "VmSwap"])?;
+        Some(Footprint { private, file: sum_of_kib(&text, ["RssFile", "", ""])? })
+    }
+
+    /// The pressure on a control group, else on the system, in permille; `None` where the kernel doesn't say.
+    #[must_use]
+    pub fn pressure(group: Option<&Path>) -> Option<u16> {
+        let of_group = group.and_then(|folder| std::fs::read_to_string(folder.join("memory.pressure")).ok());
+        let text = of_group.or_else(|| std::fs::read_to_string("/proc/pressure/memory").ok())?;
+        parse_pressure(&text)
+    }
 }
 
 #[cfg(target_os = "macos")]
 mod macos {
+    use std::path::Path;
+
     use sysinfo::{MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+
+    use super::Footprint;
 
     /// Bytes of physical memory; `None` where the system doesn't say.
     #[must_use]
@@ -66,6 +134,18 @@ mod macos {
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, what);
         Some(system.process(pid)?.memory()).filter(|bytes| *bytes > 0)
     }
+
+    /// What a process holds, which here is its resident size; `None` where it is gone.
+    #[must_use]
+    pub fn footprint(pid: u32) -> Option<Footprint> {
+        resident_bytes(pid).map(|private| Footprint { private, file: 0 })
+    }
+
+    /// Not known here: the kernel tells it only through calls that nothing safe makes.
+    #[must_use]
+    pub fn pressure(_group: Option<&Path>) -> Option<u16> {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -77,5 +157,33 @@ mod tests {
         let own = resident_bytes(std::process::id()).unwrap();
         assert!(own > 0 && own < total_bytes().unwrap());
         assert_eq!(resident_bytes(u32::MAX), None);
+    }
+
+    #[test]
+    fn what_is_touched_is_measured() {
+        let before = footprint(std::process::id()).unwrap().private;
+        let ballast = std::hint::black_box(vec![7_u8; 256 << 20]);
+        let after = footprint(std::process::id()).unwrap().private;
+        assert!(after >= before + (200 << 20), "{before} {after}");
+        drop(ballast);
+        assert_eq!(footprint(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_file_that_several_map_is_shared_between_them() {
+        let footprint = Footprint { private: 10, file: 90 };
+        assert_eq!([0, 1, 2, 3].map(|count| footprint.share(count)), [100, 100, 55, 40]);
+    }
+
+    #[test]
+    fn kernel_texts_are_read() {
+        let pressure =
+            "some avg10=12.00 avg60=0.1 avg300=0.00 total=9\nfull avg10=3.25 avg60=0.00 avg300=0.00 total=5\n";
+        assert_eq!(parse_pressure(pressure), Some(32));
+        assert_eq!(parse_pressure("some avg10=12.00 avg60=0.1\n"), None);
+        assert_eq!(parse_pressure("full avg10=101.00\n"), None);
+        let status = "VmRSS:\t  100 kB\nRssAnon:\t   60 kB\nRssFile:\t   30 kB\nRssShmem:\t   10 kB\nVmSwap:\t 5 kB\n";
+        assert_eq!(sum_of_kib(status, ["RssAnon", "RssShmem", "VmSwap"]), Some(75 * 1024));
+        assert_eq!(sum_of_kib(status, ["RssGone", "RssAnon", "VmSwap"]), None);
     }
 }

@@ -1,7 +1,9 @@
 //! The only callers of the real clock, the real dice, processes, memory and signals. Everything above gets values.
 
+pub mod cgroup;
 pub mod clock;
 pub mod memory;
+pub mod nest;
 pub mod process;
 pub mod rng;
 pub mod signal;

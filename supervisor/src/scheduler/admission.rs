@@ -50,7 +50,7 @@ impl Scheduler {
             arrived,
             deadline,
             loads_failed: 0,
-            over_budget: false,
+            memory_deaths: 0,
             came_back: false,
             deaths: 0,
             kills: 0,

@@ -1,10 +1,13 @@
 //! The memory ledger: who holds how much, from `Wanted` until the process is reaped (I1).
 //!
-//! An entry is the largest of the plan, the worker's own report and the system's sample. Without a limit everything
-//! fits, and the ledger is only kept for the view.
+//! What is *reserved* is the largest of the plan, the worker's own report and the latest sample: what somebody else
+//! can't have. The plans alone never exceed the limit. What is *measured* is the latest sample, or the report where there
+//! was none: what is really taken. Without a limit everything fits, and the ledger is only kept for the view.
 
 use ollmlx_proto::ModelId;
 use std::collections::BTreeMap;
+
+use super::event::Mono;
 
 /// One worker's memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,7 +18,14 @@ pub(super) struct Holding {
     pub(super) reported: u64,
     /// As the system says, latest.
     pub(super) sampled: u64,
+    /// The sample that the next growth is counted from, and when it was.
+    base: Option<(Mono, u64)>,
+    /// How much more it took in a second, between the last samples that were far enough apart.
+    pub(super) growth: u64,
 }
+
+/// Samples that are closer together than this say nothing of a growth, in nanoseconds.
+const GROWTH_NS_MIN: u64 = 50_000_000;
 
 impl Holding {
     /// What counts.
@@ -23,9 +33,23 @@ impl Holding {
         self.planned.max(self.reported).max(self.sampled)
     }
 
-    /// How far it is above what was granted to it.
-    pub(super) fn excess(&self) -> u64 {
-        self.bytes() - self.planned
+    /// What it is known to take.
+    pub(super) fn measured(&self) -> u64 {
+        if self.base.is_some() { self.sampled } else { self.reported }
+    }
+
+    fn sample(&mut self, bytes: u64, now: Mono) {
+        self.sampled = bytes;
+        let Some((at, before)) = self.base else {
+            self.base = Some((now, bytes));
+            return;
+        };
+        let span_ns = now.since(at);
+        if span_ns >= GROWTH_NS_MIN {
+            let more = u128::from(bytes.saturating_sub(before)) * 1_000_000_000 / u128::from(span_ns);
+            self.growth = u64::try_from(more).unwrap_or(u64::MAX);
+            self.base = Some((now, bytes));
+        }
     }
 }
 
@@ -52,9 +76,35 @@ impl Ledger {
         self.total
     }
 
-    /// Bytes over the limit.
-    pub(super) fn excess(&self) -> u64 {
-        self.limit.map_or(0, |limit| self.total.saturating_sub(limit))
+    /// Bytes promised by plans.
+    pub(super) fn planned(&self) -> u64 {
+        self.entries.values().fold(0, |sum: u64, holding| sum.saturating_add(holding.planned))
+    }
+
+    /// Bytes that were measured.
+    pub(super) fn measured(&self) -> u64 {
+        self.entries.values().fold(0, |sum: u64, holding| sum.saturating_add(holding.measured()))
+    }
+
+    /// Bytes that all together take more in a second.
+    pub(super) fn growth(&self) -> u64 {
+        self.entries.values().fold(0, |sum: u64, holding| sum.saturating_add(holding.growth))
+    }
+
+    /// What is measured, as a part of the limit.
+    pub(super) fn used_permille(&self) -> u64 {
+        self.limit.map_or(0, |limit| permille(self.measured(), limit))
+    }
+
+    /// Measured bytes above this part of the limit.
+    pub(super) fn measured_above(&self, mark_permille: u64) -> u64 {
+        self.limit.map_or(0, |limit| self.measured().saturating_sub(part(limit, mark_permille)))
+    }
+
+    /// Whether what is measured, less this and more that, is above this part of the limit.
+    pub(super) fn would_be_above(&self, less: u64, more: u64, mark_permille: u64) -> bool {
+        let then = self.measured().saturating_sub(less).saturating_add(more);
+        self.limit.is_some_and(|limit| then > part(limit, mark_permille))
     }
 
     /// Bytes missing for `need` more.
@@ -83,9 +133,9 @@ impl Ledger {
         self.sum();
     }
 
-    pub(super) fn sample(&mut self, model: &ModelId, bytes: u64) {
+    pub(super) fn sample(&mut self, model: &ModelId, bytes: u64, now: Mono) {
         if let Some(holding) = self.entries.get_mut(model) {
-            holding.sampled = bytes;
+            holding.sample(bytes, now);
         }
         self.sum();
     }
@@ -100,6 +150,14 @@ impl Ledger {
     }
 }
 
+fn part(limit: u64, permille: u64) -> u64 {
+    u64::try_from(u128::from(limit) * u128::from(permille) / 1_000).unwrap_or(u64::MAX)
+}
+
+fn permille(bytes: u64, limit: u64) -> u64 {
+    u64::try_from(u128::from(bytes) * 1_000 / u128::from(limit.max(1))).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,12 +169,29 @@ mod tests {
         ledger.reserve(&model, 60);
         assert_eq!((ledger.missing(40), ledger.missing(41)), (0, 1));
         ledger.report(&model, 70);
-        ledger.sample(&model, 50);
-        assert_eq!((ledger.total(), ledger.of(&model).excess()), (70, 10));
-        ledger.sample(&model, 120);
-        assert_eq!(ledger.excess(), 20);
+        assert_eq!((ledger.total(), ledger.measured()), (70, 70));
+        ledger.sample(&model, 50, Mono(1));
+        assert_eq!((ledger.total(), ledger.measured(), ledger.planned()), (70, 50, 60));
+        ledger.sample(&model, 120, Mono(1));
+        assert_eq!((ledger.total(), ledger.used_permille(), ledger.measured_above(1_100)), (120, 1_200, 10));
         ledger.release(&model);
         assert_eq!(ledger.total(), 0);
+    }
+
+    #[test]
+    fn growth_is_told_by_the_second_and_shrinking_is_none() {
+        let mut ledger = Ledger::new(Some(100));
+        let model = ModelId("m".to_owned());
+        ledger.reserve(&model, 60);
+        let ms = |ms: u64| Mono(ms * 1_000_000);
+        ledger.sample(&model, 20, ms(0));
+        ledger.sample(&model, 30, ms(250));
+        assert_eq!(ledger.growth(), 40);
+        ledger.sample(&model, 90, ms(251));
+        assert_eq!((ledger.growth(), ledger.measured()), (40, 90), "too close together");
+        assert!(ledger.would_be_above(0, 21, 1_100) && !ledger.would_be_above(1, 21, 1_100));
+        ledger.sample(&model, 10, ms(500));
+        assert_eq!(ledger.growth(), 0);
     }
 
     #[test]

@@ -29,7 +29,8 @@ impl Cause {
             Self::LinkLost => "closed its connection".to_owned(),
             Self::SpawnFailed(why) => format!("could not be started: {why}"),
             Self::OverBudget => "took more memory than there is".to_owned(),
-            Self::OutOfMemory => "killed by the system, which ran out of memory".to_owned(),
+            Self::OutOfMemory => "killed by the system for want of memory".to_owned(),
+            Self::TooLarge { need, limit } => can_never_fit(*need, *limit, u64::MAX).public,
         }
     }
 
@@ -51,7 +52,13 @@ impl Cause {
             Self::SpawnFailed(_) => "spawn-failed",
             Self::OverBudget => "over-budget",
             Self::OutOfMemory => "out-of-memory",
+            Self::TooLarge { .. } => "too-large",
         }
+    }
+
+    /// Whether it was ended for its memory, which says nothing of what its requests are like.
+    pub(super) fn is_memory(&self) -> bool {
+        matches!(self, Self::OverBudget | Self::OutOfMemory | Self::TooLarge { .. })
     }
 
     /// Whether somebody outside ended it: what a process computes can bring SIGSEGV or SIGABRT upon it, never these. Our own
@@ -116,6 +123,9 @@ pub(super) fn load_failed(cause: &Cause, log_tail: &str) -> Failure {
     if let Cause::LoadFailed(failure) = cause {
         return failure.clone();
     }
+    if let Cause::TooLarge { need, limit } = cause {
+        return can_never_fit(*need, *limit, u64::MAX);
+    }
     let kind = if *cause == Cause::LoadStalled { FailureKind::LoadStalled } else { FailureKind::LoadFailed };
     let text = format!(
         "model failed to load, this may be due to resource limitations or an internal error, check ollama server logs \
@@ -152,7 +162,7 @@ pub(super) fn can_never_fit(need: u64, limit: u64, own: u64) -> Failure {
     let (whose, allowed) = if own < limit { ("its own limit", own) } else { ("the limit", limit) };
     Failure::new(
         FailureKind::OutOfMemory,
-        format!("model requires more memory ({}) than {whose} allows ({})", gib(need), gib(allowed)),
+        format!("model requires more memory ({}) than {whose} allows ({})", size(need), size(allowed)),
     )
     .with_detail(format!("{need} bytes needed, {allowed} bytes allowed"))
 }
@@ -165,10 +175,10 @@ pub(super) fn pinned(need: u64, limit: u64, held: &[(&str, u64)]) -> Failure {
         format!(
             "model requires more memory ({}) than is available ({} of {}): {} held by models that are kept for ever: {}; \
              end one with keep_alive 0 or ollmlx stop",
-            gib(need),
-            gib(limit.saturating_sub(all)),
-            gib(limit),
-            gib(all),
+            size(need),
+            size(limit.saturating_sub(all)),
+            size(limit),
+            size(all),
             listed(held)
         ),
     )
@@ -187,8 +197,11 @@ pub(super) fn places_are_pinned(workers_max: usize, held: &[(&str, u64)]) -> Fai
     )
 }
 
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+fn size(bytes: u64) -> String {
+    match bytes >> 20 {
+        mib if mib < 1024 => format!("{mib} MiB"),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
 }
 
 fn listed(held: &[(&str, u64)]) -> String {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ollmlx_proto::{Failure, Request, RequestId, WorkerId};
 
 use super::event::{Cause, LoadPlan};
+use super::ladder::Step;
 
 /// How firmly a worker is shown the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub enum Effect {
         worker: WorkerId,
         /// What for.
         plan: Box<LoadPlan>,
+        /// What is set aside for it, in bytes.
+        reserved_bytes: u64,
     },
     /// Send `Load`.
     Load {
@@ -77,6 +80,22 @@ pub enum Effect {
         worker: WorkerId,
         /// How.
         push: Push,
+    },
+    /// Send `Trim`.
+    Trim {
+        /// To whom.
+        worker: WorkerId,
+    },
+    /// For the log: the memory ladder was climbed or left.
+    Relief {
+        /// Step before.
+        from: Step,
+        /// Step after.
+        to: Step,
+        /// Bytes measured of all workers.
+        measured_bytes: u64,
+        /// Bytes there are.
+        limit_bytes: Option<u64>,
     },
     /// Let a stopped process go on.
     Continue {

@@ -126,8 +126,15 @@ pub enum Cause {
     SpawnFailed(String),
     /// It took more memory than it may.
     OverBudget,
-    /// The system killed it, since memory ran out.
+    /// The system killed it, since memory ran out: the machine's, or what its control group may take.
     OutOfMemory,
+    /// It took more than the whole limit before it could answer anything.
+    TooLarge {
+        /// Bytes it took.
+        need: u64,
+        /// Bytes there are.
+        limit: u64,
+    },
 }
 
 /// What happened.
@@ -258,6 +265,11 @@ pub enum Event {
         worker: WorkerId,
         /// Resident bytes.
         bytes: u64,
+    },
+    /// How long the processes of the machine wait for memory.
+    PressureSampled {
+        /// Of the time.
+        permille: u16,
     },
     /// Somebody stopped the process (SIGSTOP), and it has not been continued.
     Stopped {

@@ -47,6 +47,8 @@ pub struct Timeouts {
     pub kill_ms: u64,
     /// For running requests when the worker must go.
     pub drain_ms: u64,
+    /// For running requests when the worker must go for its memory.
+    pub relief_ms: u64,
     /// From the end of the link to KILL.
     pub linger_ms: u64,
 }
@@ -340,7 +342,11 @@ fn settled(rest: Rest) -> (State, Action) {
 }
 
 fn drain_deadline(reason: DrainReason, now: Mono, timeouts: &Timeouts) -> Mono {
-    now.plus_ms(if reason.is_patient() { timeouts.silence_ms } else { timeouts.drain_ms })
+    now.plus_ms(match reason {
+        DrainReason::Room | DrainReason::Reload | DrainReason::Unload => timeouts.silence_ms,
+        DrainReason::OverBudget => timeouts.relief_ms,
+        DrainReason::Leaving => timeouts.drain_ms,
+    })
 }
 
 /// The next state and what it asks for; `None` where the pair can't happen.
@@ -494,6 +500,7 @@ mod tests {
         term_ms: 5,
         kill_ms: 6,
         drain_ms: 7,
+        relief_ms: 9,
         linger_ms: 8,
     };
 

@@ -12,6 +12,7 @@
 //! | `queue`, `budget`, `evict`, `backoff` | who waits, who holds memory, who makes room, how long a failed one rests |
 //! | `fit` | whether a plan can ever have its room, and how it is made smaller |
 //! | `room` | after each event: grants, starts, evictions |
+//! | `ladder`, `relief` | how near the memory limit is, and what is done about it |
 //! | `settle` | transitions, and what a death means for those concerned |
 //!
 //! Invariants: memory is reserved from `Wanted` until the process is reaped (I1); one process per model, one
@@ -31,11 +32,13 @@ pub mod event;
 mod evict;
 mod fit;
 mod homes;
+mod ladder;
 mod level;
 pub mod lifecycle;
 mod model;
 mod queue;
 pub mod record;
+mod relief;
 mod room;
 mod settle;
 pub mod snapshot;
@@ -44,12 +47,14 @@ use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
 
 pub use effect::{Effect, Outbox, Push};
 pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono, Shrink, Terms};
+pub use ladder::Step;
 pub use record::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
 pub use snapshot::{Account, Snapshot, Totals, WorkerView};
 
 use backoff::Rng;
 use budget::Ledger;
 use homes::Homes;
+use ladder::Ladder;
 use lifecycle::{DrainReason, Input, State, Timeouts};
 use model::{Model, Running};
 
@@ -62,6 +67,8 @@ pub struct SchedulerConfig {
     pub workers_max: usize,
     /// Bytes that all workers may hold together; `None` is no limit.
     pub memory_limit: Option<u64>,
+    /// Whether the machine's own complaints about memory count.
+    pub heeds_pressure: bool,
     /// What may be given up for a model that doesn't fit.
     pub shrink: Shrink,
     /// For models whose requests say nothing.
@@ -80,6 +87,7 @@ impl Default for SchedulerConfig {
             queue_max: limits::QUEUE_LEN_MAX,
             workers_max: limits::WORKERS_MAX,
             memory_limit: None,
+            heeds_pressure: true,
             shrink: Shrink::Nothing,
             default_keep_alive: KeepAlive::ForMs(limits::KEEP_ALIVE_MS),
             queue_wait_ms: limits::QUEUE_WAIT_MS_MAX,
@@ -92,6 +100,7 @@ impl Default for SchedulerConfig {
                 term_ms: limits::TERM_TIMEOUT_MS,
                 kill_ms: limits::KILL_TIMEOUT_MS,
                 drain_ms: limits::DRAIN_TIMEOUT_MS,
+                relief_ms: limits::RELIEF_DRAIN_MS,
                 linger_ms: limits::LINK_LINGER_MS,
             },
         }
@@ -104,6 +113,11 @@ pub struct Scheduler {
     config: SchedulerConfig,
     rng: Rng,
     ledger: Ledger,
+    ladder: Ladder,
+    /// When workers were last asked to drop caches.
+    trimmed: Option<Mono>,
+    /// When a worker last went because of pressure on the machine.
+    relieved: Option<Mono>,
     /// In order of id; a place is stable within a step.
     models: Vec<Model>,
     /// Where each living request is.
@@ -124,6 +138,9 @@ impl Scheduler {
             config,
             rng: Rng::new(seed),
             ledger,
+            ladder: Ladder::default(),
+            trimmed: None,
+            relieved: None,
             models: Vec::new(),
             homes: Homes::default(),
             queue_len: 0,
@@ -159,6 +176,8 @@ impl Scheduler {
             Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
             Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
             Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
+            Event::PressureSampled { permille } if self.config.heeds_pressure => self.pressed(permille, out),
+            Event::PressureSampled { .. } => {}
             Event::Stopped { worker } => self.stopped(worker, out),
             Event::DeadlineElapsed => self.elapsed(out),
             Event::ShutdownAsked => self.leave(Input::Drain { reason: DrainReason::Leaving }, out),
@@ -182,6 +201,19 @@ impl Scheduler {
             [state, wait, gives_way, cancel].into_iter().flatten().min()
         };
         self.models.iter().filter_map(of_model).min()
+    }
+
+    /// Bytes that nobody else may have because of this model.
+    #[must_use]
+    pub fn reserved_bytes(&self, model: &ModelId) -> u64 {
+        self.ledger.of(model).bytes()
+    }
+
+    /// Whether a worker loads or computes: its memory may grow.
+    #[must_use]
+    pub fn is_working(&self) -> bool {
+        let quiet = |state: State| !state.has_process() || matches!(state, State::Idle { .. });
+        !self.models.iter().all(|model| quiet(model.state))
     }
 
     fn find(&self, model: &ModelId) -> Result<usize, usize> {
@@ -221,6 +253,12 @@ impl Scheduler {
             let expires_at = None;
             return self.apply(at, Input::Ready { expires_at }, Some(cause), out);
         }
+        let need = self.ledger.of(&worker.model).measured().max(ready.memory.total());
+        if let Some(limit) = self.ledger.limit()
+            && need > limit
+        {
+            return self.apply(at, Input::Kill, Some(Cause::TooLarge { need, limit }), out);
+        }
         ready.slots = ready.slots.min(limits::SLOTS_MAX);
         model.last_used = self.now;
         model.load_ns = self.now.since(model.started).max(1);
@@ -233,7 +271,7 @@ impl Scheduler {
 
     fn sampled(&mut self, worker: &WorkerId, bytes: u64, out: &mut Outbox) {
         if self.living(worker).is_some() {
-            self.ledger.sample(&worker.model, bytes);
+            self.ledger.sample(&worker.model, bytes, self.now);
             self.relieve(out);
         }
     }
@@ -270,7 +308,7 @@ impl Scheduler {
         let Some(at) = self.living(worker) else { return };
         let model = &mut self.models[at];
         if let Some(Running { waiting, .. }) = model.running.get_mut(&request) {
-            (waiting.deaths, waiting.kills) = (0, 0);
+            (waiting.deaths, waiting.kills, waiting.memory_deaths) = (0, 0, 0);
             model.tally.calm();
         }
     }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ollmlx_proto::limits::POISON_DEATHS_MAX;
 use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId};
 
 use super::backoff::DeathTally;
@@ -121,12 +120,12 @@ impl Model {
 
     /// Whether one that runs is on probation: then nobody joins it.
     pub(super) fn has_suspect(&self) -> bool {
-        self.running.values().any(|running| running.waiting.deaths > 0)
+        self.running.values().any(|running| running.waiting.deaths > 0 || running.waiting.must_be_alone())
     }
 
     /// Probation: one suspect at a time, nobody joins it, and one that was present at two deaths runs alone.
     pub(super) fn must_wait(&self, head: &Waiting) -> bool {
-        self.has_suspect() || (head.deaths >= POISON_DEATHS_MAX && !self.running.is_empty())
+        self.has_suspect() || (head.must_be_alone() && !self.running.is_empty())
     }
 
     /// Whether nothing would be lost by forgetting it.

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use ollmlx_proto::limits::POISON_DEATHS_MAX;
 use ollmlx_proto::{Request, RequestId};
 
 use super::event::{KeepAlive, LoadPlan, Mono};
@@ -27,14 +28,21 @@ pub(super) struct Waiting {
     pub(super) deadline: Mono,
     /// Loads it has seen fail.
     pub(super) loads_failed: u32,
-    /// Its worker was ended for its memory before.
-    pub(super) over_budget: bool,
+    /// Times its worker was ended for its memory since it last got ahead.
+    pub(super) memory_deaths: u32,
     /// It held a slot before.
     pub(super) came_back: bool,
     /// Deaths it has been present at since it was last above suspicion.
     pub(super) deaths: u32,
     /// The same for deaths that somebody outside caused, those in its load included.
     pub(super) kills: u32,
+}
+
+impl Waiting {
+    /// Whether its next death, if it is one of that kind, must be nobody else's.
+    pub(super) fn must_be_alone(&self) -> bool {
+        self.deaths.max(self.memory_deaths) >= POISON_DEATHS_MAX
+    }
 }
 
 /// Those that wait for one model.

@@ -5,8 +5,8 @@
 //! for [`super::SchedulerConfig::yield_after_ms`]; then nobody passes, and busy workers whose own line is younger
 //! give way: they finish what they run and take no more.
 
-use super::event::Cause;
 use super::evict::{Candidate, Need, choose};
+use super::ladder::Step;
 use super::lifecycle::{DrainReason, Input, State};
 use super::model::Running;
 use super::queue::Kept;
@@ -116,9 +116,12 @@ impl Scheduler {
             return Room::Nowhere;
         };
         let processes = self.models.iter().filter(|model| model.state.has_process()).count();
+        // While the ladder holds, one comes for one that goes, if any may go.
+        let may_go = |model: &super::Model| model.state.has_process() && !self.is_pinned(model);
+        let one_for_one = self.ladder.step() >= Step::Hold && self.models.iter().any(may_go);
         let need = Need {
             bytes: self.ledger.missing(plan.need()),
-            places: (processes + 1).saturating_sub(self.config.workers_max.max(1)),
+            places: (processes + 1).saturating_sub(self.config.workers_max.max(1)).max(usize::from(one_for_one)),
         };
         if need.is_met() {
             return Room::Here;
@@ -164,7 +167,7 @@ impl Scheduler {
         leaving.fold((0, 0), |(bytes, places), model| (bytes + self.ledger.of(&model.id).bytes(), places + 1))
     }
 
-    fn candidates(&self, may_go: impl Fn(&super::Model) -> bool) -> Vec<Candidate> {
+    pub(super) fn candidates(&self, may_go: impl Fn(&super::Model) -> bool) -> Vec<Candidate> {
         let able = self.models.iter().enumerate().filter(|(_, model)| may_go(model));
         able.map(|(at, model)| Candidate {
             at,
@@ -177,30 +180,5 @@ impl Scheduler {
             last_used: model.last_used,
         })
         .collect()
-    }
-
-    /// Over the limit: idle ones go; if that is not enough, the one furthest above its plan is drained.
-    pub(super) fn relieve(&mut self, out: &mut Outbox) {
-        let (coming, _) = self.coming();
-        let mut excess = self.ledger.excess().saturating_sub(coming);
-        if excess == 0 {
-            return;
-        }
-        let mut idle = self.candidates(|model| matches!(model.state, State::Idle { .. }));
-        if let Some(enough) = choose(idle.clone(), Need { bytes: excess, places: 0 }) {
-            idle = enough;
-        }
-        for victim in idle {
-            excess = excess.saturating_sub(victim.bytes);
-            self.apply(victim.at, Input::Drain { reason: DrainReason::Room }, None, out);
-        }
-        let works = |state| matches!(state, State::Loading { .. } | State::Busy { .. });
-        let working = self.models.iter().enumerate().filter(|(_, model)| excess > 0 && works(model.state));
-        let above = working.map(|(at, model)| (self.ledger.of(&model.id).excess(), at)).max();
-        if let Some((above, at)) = above
-            && above > 0
-        {
-            self.apply(at, Input::Drain { reason: DrainReason::OverBudget }, Some(Cause::OverBudget), out);
-        }
     }
 }

@@ -71,6 +71,8 @@ struct Death<'a> {
     log_tail: &'a str,
     rest: Rest,
     guilty: Option<RequestId>,
+    /// Whether it held one request only.
+    alone: bool,
 }
 
 impl Scheduler {
@@ -112,8 +114,9 @@ impl Scheduler {
                 let Some(plan) = model.plan.clone() else {
                     return out.never(format!("{worker} has no plan"));
                 };
+                let reserved_bytes = self.ledger.of(&worker.model).planned;
                 out.push(match action {
-                    Action::Spawn => Effect::Spawn { worker, plan },
+                    Action::Spawn => Effect::Spawn { worker, plan, reserved_bytes },
                     _ => Effect::Load { worker, plan },
                 });
             }
@@ -186,7 +189,8 @@ impl Scheduler {
         let (state, aboard) = model.left_from.take().unwrap_or((from.name(), model.running.len()));
         let guilty = self.guilty(at, &why, aboard);
         let rest = if guilty.is_some() { Rest::None } else { self.rest_after(at, &why) };
-        let requests = self.let_go(at, Death { why: &why, log_tail, rest, guilty }, out);
+        let alone = aboard.max(self.models[at].running.len()) == 1;
+        let requests = self.let_go(at, Death { why: &why, log_tail, rest, guilty, alone }, out);
         if why != Cause::Asked {
             self.totals.deaths += 1;
             let model = &mut self.models[at];
@@ -207,6 +211,7 @@ impl Scheduler {
         }
         let input = if failed_to_spawn { Input::SpawnFailed { rest } } else { Input::Exited { rest } };
         self.apply(at, input, None, out);
+        self.relieve(out);
         let model = &mut self.models[at];
         model.cause = None;
         let to = model.state.name();
@@ -226,6 +231,7 @@ impl Scheduler {
             && known
             && *why != Cause::Asked
             && !why.is_from_outside()
+            && !why.is_memory()
             && held.cancel_deadline.is_none()
             && !self.leaving)
             .then_some(*request)
@@ -236,10 +242,11 @@ impl Scheduler {
         let worker = self.models[at].worker();
         let mut fates = Vec::new();
         for (request, Running { mut waiting, cancel_deadline }) in std::mem::take(&mut self.models[at].running) {
-            let from_outside = death.why.is_from_outside();
-            waiting.deaths += u32::from(*death.why != Cause::Asked && !from_outside);
+            let (from_outside, for_memory) = (death.why.is_from_outside(), death.why.is_memory());
+            waiting.deaths += u32::from(*death.why != Cause::Asked && !from_outside && !for_memory);
             waiting.kills += u32::from(from_outside);
-            let deaths = waiting.deaths;
+            waiting.memory_deaths += u32::from(for_memory);
+            let deaths = waiting.deaths + waiting.memory_deaths;
             let (fate, failure) = if death.guilty == Some(request) {
                 self.totals.suspects += 1;
                 (Fate::Suspect, cause::poison(death.why, death.log_tail))
@@ -247,8 +254,8 @@ impl Scheduler {
                 (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
             } else if cancel_deadline.is_some() {
                 (Fate::ClientGone, cause::client_gone())
-            } else if *death.why == Cause::OverBudget && std::mem::replace(&mut waiting.over_budget, true) {
-                // A leak is gone with its process; what a new one needs as well is not there.
+            } else if death.why.is_memory() && death.alone && waiting.memory_deaths >= limits::POISON_DEATHS_MAX {
+                // A leak is gone with its process; what a new one needs for this alone is not there.
                 (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
             } else if waiting.kills >= KILLS_MAX {
                 (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
@@ -277,7 +284,9 @@ impl Scheduler {
             Cause::Asked => Rest::None,
             _ if self.leaving => Rest::None,
             Cause::LoadFailed(_) if why.is_permanent() => Rest::Backoff(self.now.plus_ms(PERMANENT_REST_MS)),
-            Cause::HelloRefused(_) => Rest::Quarantine(self.now.plus_ms(ollmlx_proto::limits::QUARANTINE_S * 1000)),
+            Cause::HelloRefused(_) | Cause::TooLarge { .. } => {
+                Rest::Quarantine(self.now.plus_ms(ollmlx_proto::limits::QUARANTINE_S * 1000))
+            }
             _ if why.is_from_outside() => model.tally.record_kill(self.now, &mut self.rng),
             _ => model.tally.record(self.now, &mut self.rng),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ollmlx_proto::{MemoryReport, ModelId, WorkerId};
 
 use super::event::{Mono, Shrink};
+use super::ladder::Step;
 use super::lifecycle::State;
 use super::model::Model;
 use super::record::ModelDeaths;
@@ -24,6 +25,10 @@ pub struct Snapshot {
     pub reserved_bytes: u64,
     /// Bytes there are, where a limit is set.
     pub limit_bytes: Option<u64>,
+    /// Bytes measured of all workers.
+    pub measured_bytes: u64,
+    /// Where the memory ladder stands.
+    pub relief: Step,
     /// What may be given up for a model that doesn't fit.
     pub shrink: Shrink,
     /// Processes that there may be at once.
@@ -47,6 +52,8 @@ pub struct Totals {
     pub resumed: u64,
     /// Requests that failed as the suspects of two deaths.
     pub suspects: u64,
+    /// Times each step of the memory ladder was entered, see [`Step::TAKEN`].
+    pub relief: [u64; 5],
 }
 
 /// One model that has, or had, a process.
@@ -153,6 +160,8 @@ impl Scheduler {
             running: self.models.iter().map(|model| model.running.len()).sum(),
             reserved_bytes: self.ledger.total(),
             limit_bytes: self.ledger.limit(),
+            measured_bytes: self.ledger.measured(),
+            relief: self.ladder.step(),
             shrink: self.config.shrink,
             workers_max: self.config.workers_max.max(1),
             pins_hold: self.config.default_keep_alive != KeepAlive::Forever,
@@ -244,6 +253,9 @@ impl Scheduler {
             if model.running.len() > slots {
                 return Err(format!("{worker} runs {} in {slots} slots", model.running.len()));
             }
+        }
+        if self.ledger.limit().is_some_and(|limit| self.ledger.planned() > limit) {
+            return Err(format!("plans of {} bytes are over the limit", self.ledger.planned()));
         }
         let queued: usize = self.models.iter().map(|model| model.queue.len()).sum();
         let running: usize = self.models.iter().map(|model| model.running.len()).sum();

@@ -51,6 +51,25 @@ pub fn load_backend(path: &CStr) -> bool {
     !registered.is_null()
 }
 
+/// Gives pages of the heap that hold nothing back to the system, where the C library can.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn release_free_heap() {
+    use std::ffi::c_int;
+
+    // JUSTIFICATION: glibc keeps freed memory for itself, and no safe crate asks for it.
+    // SAFETY: this is the signature of glibc's `malloc_trim`.
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> c_int;
+    }
+    // JUSTIFICATION: as above.
+    // SAFETY: safe to call from any thread at any time; it touches no memory that is in use.
+    let _released = unsafe { malloc_trim(0) };
+}
+
+/// Other C libraries do it by themselves, or have no call for it.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn release_free_heap() {}
+
 extern "C" fn on_log(level: llama_cpp_sys_2::ggml_log_level, text: *const c_char, _: *mut c_void) {
     if text.is_null() {
         return;

@@ -43,6 +43,7 @@ pub(crate) struct Toy {
     pub(crate) script: Option<String>,
     /// Panics in the next forward pass.
     pub(crate) explode: bool,
+    pub(crate) trims: usize,
 }
 
 impl Toy {
@@ -82,6 +83,7 @@ impl Toy {
             copies: 0,
             script: None,
             explode: false,
+            trims: 0,
         }
     }
 
@@ -218,8 +220,12 @@ impl Engine for Toy {
         Ok(inputs.iter().map(vector).collect())
     }
 
+    fn trim(&mut self) {
+        self.trims += 1;
+    }
+
     fn memory(&self) -> MemoryReport {
-        MemoryReport { weights: 1000, kv: 100, compute: 10 }
+        MemoryReport { weights: 1000, kv: 100, compute: if self.trims == 0 { 10 } else { 1 } }
     }
 }
 

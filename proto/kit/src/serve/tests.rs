@@ -306,3 +306,39 @@ fn a_spoilt_step_sends_what_is_no_frame() {
         assert!(broken, "{text}");
     }
 }
+
+#[test]
+fn trimming_forgets_what_is_kept_for_reuse_and_says_what_is_left() {
+    let mut fixture = Fixture::ready("toy.gguf");
+    let cached = |fixture: &mut Fixture, id: u64| {
+        fixture.run(complete(id, "a long beginning that is worth keeping"));
+        let FromWorker::Output(_, Output::Started(started)) = fixture.next() else { panic!("it starts") };
+        fixture.until_end(id);
+        started.cached_tokens
+    };
+    assert_eq!(cached(&mut fixture, 1), 0);
+    assert!(cached(&mut fixture, 2) > 0);
+    fixture.send(&[ToWorker::Trim]);
+    assert_eq!(fixture.next(), FromWorker::Memory(MemoryReport { weights: 1000, kv: 100, compute: 1 }));
+    assert_eq!(cached(&mut fixture, 3), 0);
+    fixture.send(&[ToWorker::Drain]);
+    assert_eq!(fixture.next(), FromWorker::Bye);
+}
+
+#[test]
+fn trimming_does_not_touch_what_runs() {
+    let mut fixture = Fixture::ready("toy.gguf");
+    fixture.run(complete(1, "one"));
+    let (calm, _) = fixture.until_end(1);
+    fixture.run(complete(2, "one"));
+    fixture.send(&[ToWorker::Trim]);
+    let mut tokens = 0;
+    loop {
+        match fixture.next() {
+            FromWorker::Output(_, Output::Delta(delta)) => tokens += delta.tokens.len(),
+            FromWorker::Output(_, output) if output.is_terminal() => break,
+            _ => {}
+        }
+    }
+    assert_eq!(tokens, calm);
+}

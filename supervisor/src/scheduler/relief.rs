@@ -1,0 +1,202 @@
+//! What is done about too much memory, by the step of the [`super::ladder`].
+//!
+//! What is measured counts here, not what is reserved. A worker that is on its way out counts as gone when it is asked
+//! what else must go, and as there until it is reaped when it is asked whether something fits.
+//!
+//! Decision: a worker that grows so fast that it would be over the mark for killing within
+//! [`limits::GROWTH_HORIZON_MS`] is killed as soon as the limit is passed. Rejected: draining it first, in which time it
+//! takes as much as it likes.
+//!
+//! Decision: a model that is larger than the whole limit while it loads, or when it is ready, is given up at once and rests
+//! like one that failed too often; whoever waits is told the numbers. Rejected: three attempts, each of which presses
+//! everybody else out.
+
+use ollmlx_proto::limits;
+
+use super::event::{Cause, Mono};
+use super::evict::{Need, choose};
+use super::ladder::Step;
+use super::lifecycle::{DrainReason, Input, Rung, State};
+use super::{Effect, Outbox, Push, Scheduler};
+
+impl Scheduler {
+    /// Reads the gauges and does what the step asks for.
+    pub(super) fn relieve(&mut self, out: &mut Outbox) {
+        let before = self.ladder.step();
+        self.ladder.used(self.ledger.used_permille());
+        let step = self.ladder.step();
+        if step != before {
+            self.took(before, step, out);
+        }
+        self.give_up_what_never_fits(out);
+        if step >= Step::Trim {
+            self.trim(out);
+        }
+        if step >= Step::Evict {
+            self.evict_idle(out);
+        }
+        if step >= Step::Drain {
+            self.drain_worst(out);
+        }
+        if self.ladder.by_use() >= Step::Drain {
+            self.kill_worst(out);
+        }
+    }
+
+    /// The machine's own complaint, in permille of the time.
+    pub(super) fn pressed(&mut self, permille: u16, out: &mut Outbox) {
+        let before = self.ladder.step();
+        self.ladder.pressed(permille.into());
+        let step = self.ladder.step();
+        if step != before {
+            self.took(before, step, out);
+        }
+        self.relieve(out);
+    }
+
+    fn took(&mut self, from: Step, to: Step, out: &mut Outbox) {
+        for (count, step) in self.totals.relief.iter_mut().zip(Step::TAKEN) {
+            *count += u64::from(step > from && step <= to);
+        }
+        let (measured_bytes, limit_bytes) = (self.ledger.measured(), self.ledger.limit());
+        out.push(Effect::Relief { from, to, measured_bytes, limit_bytes });
+    }
+
+    /// A load that alone is over the limit can only fail.
+    fn give_up_what_never_fits(&mut self, out: &mut Outbox) {
+        let Some(limit) = self.ledger.limit() else { return };
+        for at in 0..self.models.len() {
+            let need = self.ledger.of(&self.models[at].id).measured();
+            if matches!(self.models[at].state, State::Loading { .. }) && need > limit {
+                self.apply(at, Input::Kill, Some(Cause::TooLarge { need, limit }), out);
+            }
+        }
+    }
+
+    fn trim(&mut self, out: &mut Outbox) {
+        let again_ms = limits::TRIM_AGAIN_MS;
+        if self.trimmed.is_some_and(|last| self.now < last.plus_ms(again_ms)) {
+            return;
+        }
+        self.trimmed = Some(self.now);
+        let able = |state| matches!(state, State::Idle { .. } | State::Busy { .. } | State::Draining { .. });
+        for model in self.models.iter().filter(|model| able(model.state)) {
+            out.push(Effect::Trim { worker: model.worker() });
+        }
+    }
+
+    /// Measured bytes that must go to leave this step, those of leaving workers counted as gone.
+    fn excess(&self, step: Step) -> u64 {
+        let leaving = self.models.iter().filter(|model| model.state.is_leaving());
+        let coming: u64 = leaving.map(|model| self.ledger.of(&model.id).measured()).sum();
+        let used_more = self.ladder.by_use() >= step;
+        if used_more { self.ledger.measured_above(leave_mark(step)).saturating_sub(coming) } else { 0 }
+    }
+
+    fn evict_idle(&mut self, out: &mut Outbox) {
+        let excess = self.excess(Step::Evict);
+        // One that is just ready, and waited for, is not idle: it would be loaded again for those who wait, without end.
+        let mut idle = self.candidates(|model| matches!(model.state, State::Idle { .. }) && model.queue.is_empty());
+        for candidate in &mut idle {
+            candidate.bytes = self.ledger.of(&self.models[candidate.at].id).measured();
+        }
+        if excess > 0 {
+            if self.is_one_worker_s_fault(excess) {
+                return;
+            }
+            if let Some(enough) = choose(idle.clone(), Need { bytes: excess, places: 0 }) {
+                idle = enough;
+            }
+        } else if self.may_act_on_pressure() {
+            idle = choose(idle, Need { bytes: 0, places: 1 }).unwrap_or_default();
+            self.acted_on_pressure(!idle.is_empty());
+        } else {
+            return;
+        }
+        for victim in idle {
+            self.apply(victim.at, Input::Drain { reason: DrainReason::Room }, None, out);
+        }
+    }
+
+    /// Whether one worker is so far above its plan that the others would go for nothing but its appetite.
+    fn is_one_worker_s_fault(&self, excess: u64) -> bool {
+        let worst = self.worst(|state| matches!(state, State::Loading { .. } | State::Busy { .. }));
+        worst.is_some_and(|(above, at)| above >= excess && self.is_far_above(at, above))
+    }
+
+    fn is_far_above(&self, at: usize, above: u64) -> bool {
+        above > self.ledger.of(&self.models[at].id).planned / 4
+    }
+
+    fn drain_worst(&mut self, out: &mut Outbox) {
+        let works = |state| matches!(state, State::Loading { .. } | State::Busy { .. });
+        let Some((above, at)) = self.worst(works) else { return };
+        if self.excess(Step::Drain) == 0 {
+            // Nobody's fault, unless somebody is far above what it was given.
+            if !self.is_far_above(at, above) || !self.may_act_on_pressure() {
+                return;
+            }
+            self.acted_on_pressure(true);
+        }
+        self.apply(at, Input::Drain { reason: DrainReason::OverBudget }, Some(Cause::OverBudget), out);
+    }
+
+    /// Over the hard mark, or soon there.
+    fn kill_worst(&mut self, out: &mut Outbox) {
+        let killed = |state| matches!(state, State::Exiting { rung: Rung::Pushed(Push::Kill), .. });
+        loop {
+            let dying = self.models.iter().filter(|model| killed(model.state));
+            let (dying_bytes, dying_growth) = dying.fold((0_u64, 0_u64), |(bytes, growth), model| {
+                let holding = self.ledger.of(&model.id);
+                (bytes.saturating_add(holding.measured()), growth.saturating_add(holding.growth))
+            });
+            let growth = self.ledger.growth().saturating_sub(dying_growth);
+            let soon = growth.saturating_mul(limits::GROWTH_HORIZON_MS) / 1_000;
+            let left = self.ledger.measured_above(leave_mark(Step::Kill)).saturating_sub(dying_bytes);
+            let hard = self.ladder.by_use() == Step::Kill;
+            let runs_away = self.ledger.would_be_above(dying_bytes, soon, enter_mark(Step::Kill));
+            if left == 0 || !(hard || runs_away) {
+                return;
+            }
+            let lives = |state: State| state.pid().is_some() && !killed(state);
+            let Some((_, at)) = self.worst(lives) else { return };
+            self.apply(at, Input::Kill, Some(Cause::OverBudget), out);
+        }
+    }
+
+    /// The one furthest above its plan; among equals the largest.
+    fn worst(&self, may_go: impl Fn(State) -> bool) -> Option<(u64, usize)> {
+        let able = self.models.iter().enumerate().filter(|(_, model)| may_go(model.state));
+        let ranked = able.map(|(at, model)| {
+            let holding = self.ledger.of(&model.id);
+            (holding.measured().saturating_sub(holding.planned), holding.measured(), at)
+        });
+        ranked.max().map(|(above, _, at)| (above, at))
+    }
+
+    /// Pressure lags behind what was done about it.
+    fn may_act_on_pressure(&self) -> bool {
+        let leaving = self.models.iter().any(|model| model.state.is_leaving());
+        let rested = |last: Mono| self.now >= last.plus_ms(limits::PRESSURE_AGAIN_MS);
+        !leaving && self.relieved.is_none_or(rested)
+    }
+
+    fn acted_on_pressure(&mut self, acted: bool) {
+        if acted {
+            self.relieved = Some(self.now);
+        }
+    }
+}
+
+fn mark(step: Step, which: usize) -> u64 {
+    let index = Step::TAKEN.iter().position(|taken| *taken == step).unwrap_or(0);
+    limits::MEMORY_MARKS_PERMILLE[index][which]
+}
+
+fn enter_mark(step: Step) -> u64 {
+    mark(step, 0)
+}
+
+fn leave_mark(step: Step) -> u64 {
+    mark(step, 1)
+}
