@@ -93,6 +93,16 @@ pub const RELIEF_DRAIN_MS: u64 = 5_000;
 pub const CELL_HEADROOM_BYTES_MIN: u64 = 512 << 20;
 /// And at least this part of its budget, in percent: as far as plans may be wrong.
 pub const CELL_HEADROOM_PERCENT: u64 = 25;
+/// A worker that idles with this much more than its budget, and than it had when it was ready, has leaked it.
+pub const LEAK_BYTES_MIN: u64 = 256 << 20;
+/// And at least this part of it, in percent.
+pub const LEAK_PERCENT: u64 = 25;
+
+// --- the life of the server ---
+/// Between two looks of the watchdog.
+pub const WATCHDOG_TICK_MS: u64 = 1_000;
+/// Looks in a row without a sign of life of the driver after which the server ends itself.
+pub const WATCHDOG_MISSED_MAX: u32 = 60;
 
 // --- the life of a worker ---
 /// A worker whose link closed gets this long to end by itself, so that its own exit status can be told.
@@ -139,6 +149,10 @@ pub const DEATHS_WINDOW_S: u64 = 600;
 pub const QUARANTINE_S: u64 = 60;
 /// Deaths that a request may be present at before it is the suspect.
 pub const POISON_DEATHS_MAX: u32 = 2;
+/// For how long a request that was ended for that is refused when it comes again.
+pub const POISON_TTL_MS: u64 = 10 * 60_000;
+/// Such requests that are remembered.
+pub const POISONS_MAX: usize = 64;
 /// Tokens beyond the point of a death after which a request that was present at it is above suspicion again: what
 /// kills a worker by what it is kills it again at the same place.
 pub const PROBATION_TOKENS: usize = 16;

@@ -16,6 +16,7 @@ mod lines;
 mod load;
 mod report;
 mod server;
+mod soak;
 mod stats;
 mod supervision;
 
@@ -61,6 +62,8 @@ enum Command {
     Chaos(Chaos),
     /// What models were expected to take against what they took with every slot filled (Linux).
     Estimate(Estimate),
+    /// Models that do not fit together take turns for a long time; what grows, fails or is left behind (Linux).
+    Soak(Soak),
 }
 
 #[derive(Debug, clap::Args)]
@@ -167,6 +170,25 @@ struct Estimate {
 }
 
 #[derive(Debug, clap::Args)]
+struct Soak {
+    /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
+    #[arg(long)]
+    bin_dir: PathBuf,
+    /// GGUF files and MLX folders, two at least.
+    #[arg(long, required = true, num_args = 1..)]
+    model: Vec<PathBuf>,
+    /// For how long.
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Threads of an engine.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Print the figures as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct Chaos {
     /// Folder that holds `ollmlx` and its workers (the last line of `./dev build`).
     #[arg(long)]
@@ -220,6 +242,7 @@ fn main() -> ExitCode {
         Command::Estimate(options) => runtime.block_on(estimate::run(options)),
         Command::CompareMlx(options) => runtime.block_on(compare_mlx::run(options)),
         Command::Supervision(options) => runtime.block_on(supervision::run(options)),
+        Command::Soak(options) => runtime.block_on(soak::run(options)),
         Command::Chaos(options) => runtime.block_on(chaos::run(options)),
     };
     match held {

@@ -59,6 +59,11 @@ impl Server {
         memory_field(self.child.id(), "VmRSS:")
     }
 
+    /// Descriptors that the process itself has open (Linux).
+    pub(crate) fn descriptors(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+
     /// The most bytes that its largest child ever had resident (Linux).
     pub(crate) fn worker_peak_bytes(&self) -> Result<u64> {
         let parent = self.child.id().to_string();

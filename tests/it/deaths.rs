@@ -133,6 +133,29 @@ fn kills_in_a_load_do_not_count_as_failed_loads() {
 }
 
 #[test]
+fn row_15_a_request_that_killed_twice_is_known_when_it_comes_again() {
+    let mut world = World::new(SchedulerConfig::default(), 1);
+    let model = harness::model("m", PathBuf::from("m"));
+    world.text = "doom".to_owned();
+    world.next_answer = Answer::of(60, Some(3));
+    let plan = || harness::plan(&model, 2048, 60);
+    world.arrive(plan(), false, None);
+    assert_eq!(world.calm_down(), []);
+    assert_eq!((world.sentenced, world.failures.len()), (1, 1));
+    world.arrive(plan(), false, None);
+    assert_eq!((world.sentenced, world.failures.len()), (1, 2), "refused at once, and nobody died for it");
+    world.text = "gloom".to_owned();
+    world.next_answer = Answer::of(5, None);
+    let other = world.arrive(plan(), false, None);
+    assert_eq!(world.requests[&other].0, Standing::Waiting, "another one is served");
+    world.text = "doom".to_owned();
+    world.pardon(&model.id);
+    let pardoned = world.arrive(plan(), false, None);
+    assert_eq!(world.requests[&pardoned].0, Standing::Waiting);
+    assert_eq!((world.calm_down(), world.failures.len()), (Vec::new(), 2));
+}
+
+#[test]
 fn what_the_system_kills_for_want_of_memory_counts_like_a_crash() {
     let (mut world, request) = one_request();
     for _ in 0..2 {

@@ -236,6 +236,29 @@ fn a_model_that_takes_more_than_the_limit_in_its_load_is_refused_with_numbers() 
 }
 
 #[test]
+fn row_20_what_leaks_is_replaced_while_it_idles_and_nobody_waits_for_that() {
+    const MIB: u64 = 1 << 20;
+    let mut world = World::new(SchedulerConfig::default(), 1);
+    let leaks = idle(&mut world, "leaks", 1000 * MIB);
+    world.sample(&leaks, 1256 * MIB);
+    assert_eq!(state(&world, "leaks"), "idle", "within what plans may be wrong by");
+    world.sample(&leaks, 1257 * MIB);
+    assert_eq!(state(&world, "leaks"), "exiting");
+    reap(&mut world, &leaks);
+    let view = world.scheduler.snapshot(world.now);
+    assert_eq!((&view.deaths[0].deaths[0].cause, view.totals.deaths), (&Cause::Leaked, 1));
+    assert_eq!(state(&world, "leaks"), "absent");
+    let next = busy(&mut world, "leaks", 1000 * MIB);
+    world.sample(&next, 2000 * MIB);
+    assert_eq!(state(&world, "leaks"), "busy", "not while it works");
+    // An estimate that is far too low is no leak.
+    world.reports = Some(900 * MIB);
+    let large = idle(&mut world, "large", 300 * MIB);
+    world.sample(&large, 1100 * MIB);
+    assert_eq!(state(&world, "large"), "idle");
+}
+
+#[test]
 fn who_was_near_when_a_worker_died_of_its_memory_is_resumed_however_often() {
     let mut world = world(1000);
     let one = ask(&mut world, "leaks", 500, u32::MAX);

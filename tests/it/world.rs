@@ -121,6 +121,8 @@ pub(crate) struct World {
     pub(crate) slots: u16,
     /// What workers that get ready report, if not their plan.
     pub(crate) reports: Option<u64>,
+    /// What requests say; where it is empty, each says something else.
+    pub(crate) text: String,
     /// What the next request to arrive is answered.
     pub(crate) next_answer: Answer,
     workers_max: usize,
@@ -152,6 +154,7 @@ impl World {
             fails_at: None,
             slots: 2,
             reports: None,
+            text: String::new(),
             next_answer: Answer::default(),
             incarnations: BTreeMap::new(),
             next_pid: 100,
@@ -189,7 +192,10 @@ impl World {
 
     fn perform(&mut self, effect: Effect, fails: bool, answers: &mut VecDeque<Event>) {
         match effect {
-            Effect::Spawn { worker, plan, .. } => self.spawn(worker, plan, fails, answers),
+            Effect::Spawn { worker, plan, reserved_bytes, .. } => {
+                assert!(reserved_bytes >= plan.need(), "I1: never less than the plan");
+                self.spawn(worker, plan, reserved_bytes, fails, answers);
+            }
             Effect::Load { worker, .. } => {
                 let process = self.processes.get_mut(&worker).expect("loads are sent to processes");
                 assert!(process.said_hello && !process.told_to_load, "{worker} loads once, after its hello");
@@ -219,9 +225,6 @@ impl World {
                 let answer = self.answers.get_mut(&request).expect("known");
                 answer.resumed_at = Some(answer.heard);
                 self.resumed += 1;
-                if answer.heard > answer.began_with {
-                    answers.push_back(Event::Gained { request });
-                }
             }
             Effect::Loaded { request, worker } => {
                 assert!(self.processes[&worker].ready, "loaded means ready");
@@ -281,7 +284,7 @@ impl World {
         }
     }
 
-    fn spawn(&mut self, worker: WorkerId, plan: Box<LoadPlan>, fails: bool, answers: &mut VecDeque<Event>) {
+    fn spawn(&mut self, worker: WorkerId, plan: Box<LoadPlan>, holds: u64, fails: bool, answers: &mut VecDeque<Event>) {
         let others = self.processes.keys().filter(|other| other.model == worker.model).count();
         assert_eq!(others, 0, "I2: one process per model");
         assert!(self.processes.len() < self.workers_max, "no more processes than allowed");
@@ -289,9 +292,8 @@ impl World {
         assert_eq!(worker.incarnation.0, last.unwrap_or(0) + 1, "I2: one incarnation per process");
         if let Some(limit) = self.limit {
             let reserved: u64 = self.processes.values().map(|process| process.holds).sum();
-            assert!(reserved + plan.need() <= limit, "I1: nothing is started that does not fit beside the unreaped");
+            assert!(reserved + holds <= limit, "I1: nothing is started that does not fit beside the unreaped");
         }
-        let holds = plan.need();
         if fails {
             return answers.push_back(Event::SpawnFailed { worker, reason: "fake".to_owned() });
         }
@@ -358,7 +360,8 @@ impl World {
         self.next_request += 1;
         self.requests.insert(request, (Standing::Waiting, load_only));
         self.answers.insert(request, self.next_answer);
-        let job = if load_only { Job::Load } else { Job::Run(harness::request(request.0, "")) };
+        let text = if self.text.is_empty() { request.to_string() } else { self.text.clone() };
+        let job = if load_only { Job::Load } else { Job::Run(harness::request(request.0, &text)) };
         self.tell(Event::Arrived { request, job, plan: Box::new(plan), keep_alive });
         request
     }
@@ -466,7 +469,12 @@ impl World {
         assert!(process.running.contains_key(&request), "words of {worker} are for those it runs");
         let answer = self.answers.get_mut(&request).expect("known");
         assert_eq!(answer.heard, token, "{request} hears each token once and in order");
+        let gained = answer.resumed_at.is_some() && answer.heard == answer.began_with;
         answer.heard += count;
+        if gained {
+            self.tell(Event::Gained { worker: worker.clone(), request });
+        }
+        let answer = self.answers.get_mut(&request).expect("known");
         let probation = u32::try_from(limits::PROBATION_TOKENS).expect("small");
         if answer.resumed_at.is_some_and(|from| answer.heard >= from + probation) {
             answer.resumed_at = None;

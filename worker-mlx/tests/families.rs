@@ -122,10 +122,12 @@ fn prompt_logits_and_greedy_tokens_are_those_of_mlx_lm() {
     for family in DECODERS {
         let golden = golden(family);
         let mut engine = load(family);
+        let mut worst = 0.0_f32;
         for (length, want) in golden.lengths.iter().zip(&golden.logits) {
             engine.truncate(SlotId(0), 0);
             let got = step(&mut engine, 0, &golden.prompt[..*length]);
             assert_close(family, &format!("prompt of {length}"), &got, want);
+            worst = worst.max(distance(&got, want));
         }
         let mut got = Vec::new();
         engine.truncate(SlotId(0), 0);
@@ -135,6 +137,8 @@ fn prompt_logits_and_greedy_tokens_are_those_of_mlx_lm() {
             logits = step(&mut engine, 0, &got[got.len() - 1..]);
         }
         assert_eq!(got, golden.greedy, "{family}");
+        // With `--nocapture`, the table of how near each family is.
+        println!("{family:<18} logits within {worst:.1e}, {} greedy tokens equal", got.len());
     }
 }
 
@@ -306,6 +310,7 @@ fn embeddings_are_those_of_the_reference() {
     assert!(engine.facts().embedding);
     for (got, want) in engine.embed(&inputs).unwrap().iter().zip(&want) {
         assert_close("bert", "vector", got, want);
+        println!("bert               vector within {:.1e}", distance(got, want));
     }
     assert!(matches!(engine.forward(&[input(0, &[1])]), Err(EngineError::Unsupported(_))));
     let mut decoder = load("llama");

@@ -12,7 +12,7 @@ use super::error::CliError;
 use super::serve::Leaving;
 use super::version::OWN;
 use crate::catalog::{Catalog, CatalogConfig, Learned};
-use crate::config::{Config, Machine, MemoryShrink, Span};
+use crate::config::{Config, EffectiveLimit, Machine, MemoryShrink, Span};
 use crate::driver::{self, DriverConfig};
 use crate::http::{self, AppState, HttpConfig};
 use crate::os::nest::Nest;
@@ -45,6 +45,7 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     let catalog = catalog(&config, worker_dir.clone(), !config.noprune)?;
     let (handle, driving) =
         driver::start(driver_config(&config, worker_dir)).await.map_err(system("start the driver"))?;
+    super::watchdog::watch(handle.clone()).map_err(system("start the watchdog"))?;
     let (deaths, deaths_out) = watch::channel(http::metrics::DeathCounts::new());
     // Ends with the driver.
     tokio::spawn(http::metrics::follow(handle.snapshots(), deaths));
@@ -127,7 +128,7 @@ pub(super) fn scheduler_config(config: &Config) -> SchedulerConfig {
     let mut scheduler = SchedulerConfig {
         queue_max: config.max_queue,
         workers_max: config.max_loaded_models.get(),
-        memory_limit: memory_limit(config),
+        memory_limit: memory_limit(config).bytes,
         shrink: match config.memory_shrink {
             MemoryShrink::None => Shrink::Nothing,
             MemoryShrink::Slots => Shrink::Slots,
@@ -153,24 +154,25 @@ pub(super) fn scheduler_config(config: &Config) -> SchedulerConfig {
 
 fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
     let scheduler = scheduler_config(config);
+    // Told at the start, so that a refusal is no riddle.
+    let limit = memory_limit(config);
+    match limit.bytes {
+        Some(bytes) => tracing::info!(bytes, mib = bytes >> 20, basis = limit.basis, "memory limit"),
+        None => tracing::info!(basis = limit.basis, "no memory limit"),
+    }
     let nest = scheduler.memory_limit.and_then(|_| nest());
     let fault = config.fault.clone();
     DriverConfig { worker_dir: Some(worker_dir), fault, nest, scheduler, ..DriverConfig::default() }
 }
 
-/// What the memory limit comes to here. Told at the start, so that a refusal is no riddle.
-fn memory_limit(config: &Config) -> Option<u64> {
+/// What the memory limit comes to here.
+fn memory_limit(config: &Config) -> EffectiveLimit {
     let machine = Machine {
         physical_bytes: memory::total_bytes(),
         cgroup_bytes: cgroup::limit_bytes(),
         is_mac: cfg!(target_os = "macos"),
     };
-    let limit = config.memory_limit.on(machine);
-    match limit.bytes {
-        Some(bytes) => tracing::info!(bytes, mib = bytes >> 20, basis = limit.basis, "memory limit"),
-        None => tracing::info!(basis = limit.basis, "no memory limit"),
-    }
-    limit.bytes
+    config.memory_limit.on(machine)
 }
 
 /// Control groups for workers, where the system gave us one to divide.

@@ -35,6 +35,7 @@ mod house;
 mod images;
 mod repl;
 mod repl_command;
+mod watchdog;
 
 use std::collections::BTreeMap;
 

@@ -40,8 +40,9 @@ fn relief(from: Step, to: Step, measured_bytes: u64, limit_bytes: Option<u64>) {
 impl Task {
     pub(super) fn perform(&mut self, effect: Effect, now: Mono) {
         match effect {
-            Effect::Spawn { worker, plan, reserved_bytes } => {
-                let event = match self.spawn(&worker, &plan, reserved_bytes) {
+            Effect::Spawn { worker, plan, reserved_bytes, ceiling_bytes } => {
+                // Until it is ready, an estimate that is too low does no harm where there is room.
+                let event = match self.spawn(&worker, &plan, reserved_bytes.max(ceiling_bytes)) {
                     Ok(pid) => Event::Spawned { worker, pid },
                     Err(error) => Event::SpawnFailed { worker, reason: error.to_string() },
                 };
@@ -79,18 +80,28 @@ impl Task {
         }
     }
 
-    fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan, reserved_bytes: u64) -> std::io::Result<u32> {
+    fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan, cell_bytes: u64) -> std::io::Result<u32> {
         let program = spawn::program(self.config.worker_dir.as_deref(), plan.model.backend.as_str())?;
         let token = rng::bytes()?;
         let started = spawn::start(&program, &self.socket, worker, &token, self.config.fault.as_deref())?;
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
-        let cell = self.cell(pid, reserved_bytes);
+        let cell = self.cell(pid, cell_bytes);
         let weights = plan.spec.weights.first().cloned();
         let oom_kills = memory::oom_kill_count();
-        let process =
-            Process { pid, token, shoves, phase, link: None, reported: 0, measured: 0, weights, cell, oom_kills };
+        let process = Process {
+            pid,
+            token,
+            shoves,
+            phase,
+            link: None,
+            reported: 0,
+            is_accelerated: false,
+            weights,
+            cell,
+            oom_kills,
+        };
         self.processes.insert(worker.clone(), process);
         let reports = self.reports_in.clone();
         self.tasks.spawn(reap::run(
@@ -106,11 +117,11 @@ impl Task {
     }
 
     /// A control group for a process that was just started and has done nothing yet: it loads when it is told to.
-    fn cell(&mut self, pid: u32, reserved_bytes: u64) -> Option<Cell> {
+    fn cell(&mut self, pid: u32, bytes: u64) -> Option<Cell> {
         let limit = self.config.scheduler.memory_limit?;
         let nest = self.config.nest.as_ref()?;
         self.cells += 1;
-        let made = nest.cell(self.cells, pid, cell_max(reserved_bytes, limit));
+        let made = nest.cell(self.cells, pid, cell_max(bytes, limit));
         made.inspect_err(|error| warn!(pid, %error, "a worker got no control group")).ok()
     }
 

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, limits};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::os::clock::Clock;
 use crate::scheduler::{Job, KeepAlive, LoadPlan, Mono, Snapshot};
@@ -28,6 +28,8 @@ pub(super) enum Command {
     Shutdown {
         forced: bool,
     },
+    /// Answered at once.
+    Ping(oneshot::Sender<()>),
 }
 
 /// The driver's end.
@@ -108,6 +110,13 @@ impl Handle {
     /// Returns at once; unknown models are fine.
     pub async fn restart(&self, model: ModelId) {
         let _driver_gone = self.commands.send(Command::Restart(model)).await;
+    }
+
+    /// Returns when the driver has come round to answer, or is gone.
+    pub async fn ping(&self) {
+        let (answer, answered) = oneshot::channel();
+        let _driver_gone = self.commands.send(Command::Ping(answer)).await;
+        let _driver_gone = answered.await;
     }
 
     /// The latest view, lock-free.

@@ -86,9 +86,6 @@ impl Task {
         let Place::Returning(next) = std::mem::replace(&mut record.place, Place::AtLink) else {
             return error!(request_id = %request, "a client came back that nobody called");
         };
-        if sink.as_ref().is_some_and(|sink| sink.has_gained()) {
-            self.owed.push_back(Event::Gained { request });
-        }
         match (next, sink) {
             (Next::Park, Some(sink)) => record.place = Place::Parked(sink),
             (Next::Grant(worker, kept), Some(sink)) => self.attach(&worker, &kept, sink),

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::DriverConfig;
 use super::handle::{Command, Inbox};
 use crate::os::clock::Clock;
-use crate::os::nest::{Cell, Nest};
+use crate::os::nest::Cell;
 use crate::os::process::Exit;
 use crate::os::{memory, process};
 use crate::scheduler::{Cause, Event, Mono, Outbox, Scheduler};
@@ -43,8 +43,8 @@ pub(super) struct Process {
     pub(super) link: Option<Link>,
     /// Its own count, in bytes.
     pub(super) reported: u64,
-    /// The system's latest count, in bytes.
-    pub(super) measured: u64,
+    /// Whether a part of what it takes is on an accelerator.
+    pub(super) is_accelerated: bool,
     /// The files it maps, told by the first of them.
     pub(super) weights: Option<PathBuf>,
     /// Its control group, where it has one.
@@ -215,6 +215,10 @@ impl Task {
             Command::Restart(model) => self.step(Event::Restart { model }),
             Command::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
             Command::Shutdown { forced: true } => self.step(Event::ShutdownForced),
+            Command::Ping(answer) => {
+                // Whoever asked may have left.
+                let _gone = answer.send(());
+            }
         }
     }
 
@@ -230,6 +234,10 @@ impl Task {
         let event = match report {
             Report::LoadProgress { done, total } => Event::LoadProgress { worker, done, total },
             Report::Ready(ready) => {
+                if let Some(process) = self.processes.get_mut(&worker) {
+                    process.reported = ready.memory.total();
+                    process.is_accelerated = ready.accelerator_bytes > 0;
+                }
                 // What it really takes decides whether it may stay.
                 self.sample_one(&worker);
                 let reserved_bytes = self.scheduler.reserved_bytes(&worker.model);
@@ -247,8 +255,7 @@ impl Task {
             Report::Memory(bytes) => {
                 let Some(process) = self.processes.get_mut(&worker) else { return };
                 process.reported = bytes;
-                let bytes = process.measured.max(bytes);
-                Event::MemorySampled { worker, bytes }
+                return self.sample_one(&worker);
             }
             Report::Ended { request, summary } => {
                 if self.requests.get(&request).is_some_and(|record| !matches!(record.place, Place::AtLink)) {
@@ -258,6 +265,7 @@ impl Task {
                 self.summarise(request, &summary);
                 Event::Ended { worker, request }
             }
+            Report::Gained(request) => Event::Gained { worker, request },
             Report::Cleared(request) => Event::Cleared { worker, request },
             Report::Parked { request, sink } => return self.parked(request, sink),
             // The worker is told to cancel, and its end is waited for, as if the client had left.
@@ -349,7 +357,7 @@ impl Task {
         for worker in stopped.collect::<Vec<_>>() {
             self.step(Event::Stopped { worker });
         }
-        if let Some(permille) = memory::pressure(self.config.nest.as_ref().map(Nest::folder)) {
+        if let Some(permille) = memory::pressure() {
             self.step(Event::PressureSampled { permille });
         }
     }
@@ -359,13 +367,13 @@ impl Task {
         let weights = process.weights.as_ref();
         let others = self.processes.values().filter(|other| other.pid != 0 && weights.is_some());
         let mapped_by = others.filter(|other| other.weights.as_ref() == weights).count();
-        let of_process = || memory::footprint(process.pid).map(|footprint| footprint.share(mapped_by));
-        // A group that the kernel gives no numbers for is as good as none.
-        let of_group = process.cell.as_ref().and_then(Cell::measured).filter(|bytes| *bytes > 0);
-        let Some(measured) = of_group.or_else(of_process) else { return };
-        let Some(process) = self.processes.get_mut(worker) else { return };
-        process.measured = measured;
-        let bytes = process.measured.max(process.reported);
+        let of_process = memory::footprint(process.pid).map(|footprint| footprint.share(mapped_by));
+        // A group is charged for a page of a file only where nobody had read it before.
+        let of_group = process.cell.as_ref().and_then(Cell::measured);
+        let Some(measured) = of_group.max(of_process) else { return };
+        // Its own word, which is about what it set aside and not about what it touched, counts where the system sees less.
+        let blind = process.is_accelerated || !memory::SEES_ALL;
+        let bytes = if blind { measured.max(process.reported) } else { measured };
         self.step(Event::MemorySampled { worker: worker.clone(), bytes });
     }
 

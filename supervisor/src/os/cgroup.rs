@@ -26,6 +26,8 @@ pub struct Group {
     pub mount: PathBuf,
     /// The group's own folder, at or below that.
     pub path: PathBuf,
+    /// Whether `path` is that for sure; where the process is outside of what is mounted, it is only where the mount begins.
+    pub is_own: bool,
 }
 
 impl Group {
@@ -57,7 +59,7 @@ pub fn limit_bytes() -> Option<u64> {
 }
 
 /// A file with one number; `None` where there is none, `max` for one.
-pub(super) fn read_number(path: &Path) -> Option<u64> {
+fn read_number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
@@ -76,13 +78,14 @@ fn locate(kind: Kind, groups: &str, mounts: &str) -> Option<Group> {
     let (root, mount) = mounts.lines().find_map(|line| mount_of(kind, line))?;
     // Without a namespace of its own, a container's path is that of the host, and the mount shows the part below its root.
     let below = path.strip_prefix(root.trim_end_matches('/')).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let is_own = below.is_some();
     let below = below.unwrap_or_default().trim_start_matches('/');
     if below.split('/').any(|part| part == "..") {
         return None;
     }
     let mount = PathBuf::from(mount);
     let path = if below.is_empty() { mount.clone() } else { mount.join(below) };
-    Some(Group { kind, mount, path })
+    Some(Group { kind, mount, path, is_own })
 }
 
 /// Root and mount point, where a line of `mountinfo` is of this kind.
@@ -132,7 +135,7 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         let inner = tree.path().join("a/b");
         fs::create_dir_all(&inner).unwrap();
-        let group = |kind| Group { kind, mount: tree.path().to_owned(), path: inner.clone() };
+        let group = |kind| Group { kind, mount: tree.path().to_owned(), path: inner.clone(), is_own: true };
         assert_eq!(group(Kind::V2).limit_bytes(), None);
         fs::write(inner.join("memory.max"), "max\n").unwrap();
         fs::write(tree.path().join("a/memory.max"), "5000\n").unwrap();

@@ -13,6 +13,9 @@ pub use self::linux::{footprint, oom_kill_count, pressure, resident_bytes, total
 #[cfg(target_os = "macos")]
 pub use self::macos::{footprint, oom_kill_count, pressure, resident_bytes, total_bytes};
 
+/// Whether what the system counts for a process is all that it takes, but for what is on an accelerator.
+pub const SEES_ALL: bool = cfg!(target_os = "linux");
+
 /// What one process holds, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
@@ -32,7 +35,7 @@ impl Footprint {
 }
 
 /// The kernel's measure of how long processes have waited for memory in the last ten seconds: the part of the time in
-/// which all of them did, in permille, as `/proc/pressure/memory` and a group's `memory.pressure` tell it.
+/// which all of them did, in permille, as `/proc/pressure/memory` tells it.
 #[must_use]
 pub fn parse_pressure(text: &str) -> Option<u16> {
     let line = text.lines().find_map(|line| line.strip_prefix("full "))?;
@@ -54,8 +57,6 @@ fn sum_of_kib(text: &str, names: [&str; 3]) -> Option<u64> {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::path::Path;
-
     use nix::unistd::{SysconfVar, sysconf};
 
     use super::{Footprint, parse_pressure, sum_of_kib};
@@ -94,19 +95,15 @@ mod linux {
         Some(Footprint { private, file: sum_of_kib(&text, ["RssFile", "", ""])? })
     }
 
-    /// The pressure on a control group, else on the system, in permille; `None` where the kernel doesn't say.
+    /// The pressure on the machine, in permille; `None` where the kernel doesn't say.
     #[must_use]
-    pub fn pressure(group: Option<&Path>) -> Option<u16> {
-        let of_group = group.and_then(|folder| std::fs::read_to_string(folder.join("memory.pressure")).ok());
-        let text = of_group.or_else(|| std::fs::read_to_string("/proc/pressure/memory").ok())?;
-        parse_pressure(&text)
+    pub fn pressure() -> Option<u16> {
+        parse_pressure(&std::fs::read_to_string("/proc/pressure/memory").ok()?)
     }
 }
 
 #[cfg(target_os = "macos")]
 mod macos {
-    use std::path::Path;
-
     use sysinfo::{MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
     use super::Footprint;
@@ -143,7 +140,7 @@ mod macos {
 
     /// Not known here: the kernel tells it only through calls that nothing safe makes.
     #[must_use]
-    pub fn pressure(_group: Option<&Path>) -> Option<u16> {
+    pub fn pressure() -> Option<u16> {
         None
     }
 }

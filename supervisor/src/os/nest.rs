@@ -54,22 +54,28 @@ pub trait Tree: Debug + Send + Sync {
 #[derive(Clone, Copy, Debug)]
 pub struct SystemTree;
 
+/// The system's words say what, and not where.
+fn named(error: &io::Error, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
 impl Tree for SystemTree {
     fn read(&self, file: &Path) -> io::Result<String> {
-        std::fs::read_to_string(file)
+        std::fs::read_to_string(file).map_err(|error| named(&error, file))
     }
 
     fn write(&self, file: &Path, value: &str) -> io::Result<()> {
         use std::io::Write as _;
-        std::fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+        let opened = std::fs::OpenOptions::new().write(true).open(file);
+        opened.and_then(|mut file| file.write_all(value.as_bytes())).map_err(|error| named(&error, file))
     }
 
     fn make(&self, folder: &Path) -> io::Result<()> {
-        std::fs::create_dir(folder)
+        std::fs::create_dir(folder).map_err(|error| named(&error, folder))
     }
 
     fn remove(&self, folder: &Path) -> io::Result<()> {
-        std::fs::remove_dir(folder)
+        std::fs::remove_dir(folder).map_err(|error| named(&error, folder))
     }
 
     fn groups(&self, folder: &Path) -> io::Result<Vec<String>> {
@@ -93,8 +99,10 @@ impl Nest {
     /// # Errors
     /// Why that can't be used, for the log.
     pub fn open() -> io::Result<Self> {
-        let none = || io::Error::new(io::ErrorKind::Unsupported, "there are no control groups of version 2");
-        let group = Group::own(Kind::V2).ok_or_else(none)?;
+        let none = || {
+            io::Error::new(io::ErrorKind::Unsupported, "the server is in no control group of version 2 that it can see")
+        };
+        let group = Group::own(Kind::V2).filter(|group| group.is_own).ok_or_else(none)?;
         let lives = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
         Self::open_in(Arc::new(SystemTree), &group.path, std::process::id(), lives)
     }
@@ -145,7 +153,9 @@ impl Nest {
             _ => {}
         }
         let pid = self.owner.to_string();
-        self.tree.write(&leaf.join("cgroup.procs"), &pid)?;
+        self.tree.write(&leaf.join("cgroup.procs"), &pid).inspect_err(|_| {
+            let _best_effort = self.tree.remove(&leaf);
+        })?;
         give().inspect_err(|_| {
             // Others are in there as well: as it was, if that is possible.
             let _best_effort = self.tree.write(&own.join("cgroup.procs"), &pid).and_then(|()| self.tree.remove(&leaf));

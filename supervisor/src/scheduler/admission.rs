@@ -28,7 +28,7 @@ impl Scheduler {
             Job::Run(run) => run.bytes(),
         };
         let crowded = (!self.homes.has_room(bytes)).then(cause::queue_full);
-        if let Some(failure) = self.refusal(&plan).or(crowded) {
+        if let Some(failure) = self.refusal(&job, &plan).or(crowded) {
             return out.push(Effect::Fail { request, failure });
         }
         let at = self.place_of(&plan);
@@ -59,9 +59,14 @@ impl Scheduler {
     }
 
     /// Why it is turned away at once.
-    fn refusal(&self, plan: &LoadPlan) -> Option<Failure> {
+    fn refusal(&self, job: &Job, plan: &LoadPlan) -> Option<Failure> {
         if self.leaving {
             return Some(cause::shutting_down());
+        }
+        if let Job::Run(run) = job
+            && let Some(until) = self.poisons.until(&plan.model.id, run, self.now)
+        {
+            return Some(cause::known_poison(until, self.now));
         }
         let known = self.find(&plan.model.id).ok().map(|at| &self.models[at]);
         if let Some(model) = known

@@ -16,6 +16,8 @@ pub(super) struct Holding {
     pub(super) planned: u64,
     /// As the worker says.
     pub(super) reported: u64,
+    /// The most that the system ever said.
+    pub(super) peak: u64,
     /// As the system says, latest.
     pub(super) sampled: u64,
     /// The sample that the next growth is counted from, and when it was.
@@ -40,6 +42,7 @@ impl Holding {
 
     fn sample(&mut self, bytes: u64, now: Mono) {
         self.sampled = bytes;
+        self.peak = self.peak.max(bytes);
         let Some((at, before)) = self.base else {
             self.base = Some((now, bytes));
             return;

@@ -29,6 +29,9 @@ impl Cause {
             Self::LinkLost => "closed its connection".to_owned(),
             Self::SpawnFailed(why) => format!("could not be started: {why}"),
             Self::OverBudget => "took more memory than there is".to_owned(),
+            Self::Leaked => {
+                "kept much more memory than planned, and was replaced while it had nothing to do".to_owned()
+            }
             Self::OutOfMemory => "killed by the system for want of memory".to_owned(),
             Self::TooLarge { need, limit } => can_never_fit(*need, *limit, u64::MAX).public,
         }
@@ -51,6 +54,7 @@ impl Cause {
             Self::LinkLost => "link-lost",
             Self::SpawnFailed(_) => "spawn-failed",
             Self::OverBudget => "over-budget",
+            Self::Leaked => "leak-recycle",
             Self::OutOfMemory => "out-of-memory",
             Self::TooLarge { .. } => "too-large",
         }
@@ -100,6 +104,18 @@ pub(super) fn poison(cause: &Cause, log_tail: &str) -> Failure {
     let mut failure = Failure::new(kind, with_tail(text, log_tail)).with_detail(log_tail);
     failure.retry = Retry::Never;
     failure
+}
+
+/// For one that was ended for that a short time ago, and comes again.
+pub(super) fn known_poison(until: Mono, now: Mono) -> Failure {
+    let seconds = until.since(now).div_ceil(1_000_000_000);
+    Failure::new(
+        FailureKind::WorkerDied,
+        format!(
+            "the same request has killed the model's worker before and is not tried again for {seconds} s; change it, or \
+             run \"ollmlx restart\" with the model's name to try it at once"
+        ),
+    )
 }
 
 /// For a request whose client left before its worker died.

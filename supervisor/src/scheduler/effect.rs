@@ -29,6 +29,8 @@ pub enum Effect {
         plan: Box<LoadPlan>,
         /// What is set aside for it, in bytes.
         reserved_bytes: u64,
+        /// Bytes that it may take for a moment, as far as those of others go.
+        ceiling_bytes: u64,
     },
     /// Send `Load`.
     Load {

@@ -126,6 +126,8 @@ pub enum Cause {
     SpawnFailed(String),
     /// It took more memory than it may.
     OverBudget,
+    /// It kept much more than it may while it had nothing to do.
+    Leaked,
     /// The system killed it, since memory ran out: the machine's, or what its control group may take.
     OutOfMemory,
     /// It took more than the whole limit before it could answer anything.
@@ -240,8 +242,10 @@ pub enum Event {
         /// Which.
         request: RequestId,
     },
-    /// A request came back from a dead worker with more tokens than it went there with.
+    /// A request that came back after a death has produced a token.
     Gained {
+        /// Where.
+        worker: WorkerId,
         /// Which.
         request: RequestId,
     },

@@ -65,6 +65,17 @@ impl Scheduler {
         model.keep_alive == KeepAlive::Forever && self.config.default_keep_alive != KeepAlive::Forever
     }
 
+    /// Bytes to set aside for a model loaded like this: its plan, or what the last process took that died of its memory, as
+    /// far as there is so much beside pinned models.
+    pub(super) fn need_of(&self, at: usize, plan: &LoadPlan) -> u64 {
+        let model = &self.models[at];
+        let Some(appetite) = model.appetite else { return plan.need() };
+        let pins = self.models.iter().filter(|other| other.id != model.id && self.is_pinned(other));
+        let pinned = pins.fold(0_u64, |sum, other| sum.saturating_add(self.ledger.of(&other.id).bytes()));
+        let available = self.ledger.limit().map_or(u64::MAX, |limit| limit.saturating_sub(pinned));
+        plan.need().max(appetite.min(available))
+    }
+
     /// The plan as it can be loaded once everything that may go has gone.
     pub(super) fn fitted(&self, plan: Box<LoadPlan>) -> Result<Box<LoadPlan>, Failure> {
         Ok(self.smaller(&plan)?.map_or(plan, Box::new))

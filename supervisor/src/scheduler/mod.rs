@@ -12,6 +12,7 @@
 //! | `queue`, `budget`, `evict`, `backoff` | who waits, who holds memory, who makes room, how long a failed one rests |
 //! | `fit` | whether a plan can ever have its room, and how it is made smaller |
 //! | `room` | after each event: grants, starts, evictions |
+//! | `poison` | requests that killed their workers |
 //! | `ladder`, `relief` | how near the memory limit is, and what is done about it |
 //! | `settle` | transitions, and what a death means for those concerned |
 //!
@@ -36,6 +37,7 @@ mod ladder;
 mod level;
 pub mod lifecycle;
 mod model;
+mod poison;
 mod queue;
 pub mod record;
 mod relief;
@@ -57,6 +59,7 @@ use homes::Homes;
 use ladder::Ladder;
 use lifecycle::{DrainReason, Input, State, Timeouts};
 use model::{Model, Running};
+use poison::Poisons;
 
 /// What an administrator may set, with defaults from `limits`.
 #[derive(Clone, Debug)]
@@ -115,13 +118,14 @@ pub struct Scheduler {
     ledger: Ledger,
     ladder: Ladder,
     /// When workers were last asked to drop caches.
-    trimmed: Option<Mono>,
+    trimmed: Option<(Mono, u64)>,
     /// When a worker last went because of pressure on the machine.
     relieved: Option<Mono>,
     /// In order of id; a place is stable within a step.
     models: Vec<Model>,
     /// Where each living request is.
     homes: Homes,
+    poisons: Poisons,
     queue_len: usize,
     leaving: bool,
     finished: bool,
@@ -143,6 +147,7 @@ impl Scheduler {
             relieved: None,
             models: Vec::new(),
             homes: Homes::default(),
+            poisons: Poisons::default(),
             queue_len: 0,
             leaving: false,
             finished: false,
@@ -172,7 +177,7 @@ impl Scheduler {
             Event::Heard { worker } => self.told(&worker, Input::Heard, None, out),
             Event::Ended { worker, request } => self.request_ended(&worker, request, out),
             Event::Cleared { worker, request } => self.cleared(&worker, request),
-            Event::Gained { request } => self.gained(request),
+            Event::Gained { worker, request } => self.gained(&worker, request),
             Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
             Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
             Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
@@ -262,6 +267,7 @@ impl Scheduler {
         ready.slots = ready.slots.min(limits::SLOTS_MAX);
         model.last_used = self.now;
         model.load_ns = self.now.since(model.started).max(1);
+        model.ready_bytes = need;
         let expires_at = model.expires_at(self.now);
         self.ledger.report(&worker.model, ready.memory.total());
         model.ready = Some(ready);
@@ -272,7 +278,21 @@ impl Scheduler {
     fn sampled(&mut self, worker: &WorkerId, bytes: u64, out: &mut Outbox) {
         if self.living(worker).is_some() {
             self.ledger.sample(&worker.model, bytes, self.now);
+            self.recycle(worker, out);
             self.relieve(out);
+        }
+    }
+
+    /// One that keeps much more than it needs goes while nobody misses it. What is wrong with an estimate shows when the
+    /// process is ready, and is no leak.
+    fn recycle(&mut self, worker: &WorkerId, out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        let (model, holding) = (&self.models[at], self.ledger.of(&worker.model));
+        let usual = holding.planned.max(model.ready_bytes);
+        let slack = (usual / 100).saturating_mul(limits::LEAK_PERCENT).max(limits::LEAK_BYTES_MIN);
+        let has_leaked = holding.measured() > usual.saturating_add(slack);
+        if has_leaked && matches!(model.state, State::Idle { .. }) && model.queue.is_empty() {
+            self.apply(at, Input::Drain { reason: DrainReason::Reload }, Some(Cause::Leaked), out);
         }
     }
 
@@ -314,12 +334,9 @@ impl Scheduler {
     }
 
     /// Who gets on in spite of those that kill its workers sits through any number of them.
-    fn gained(&mut self, request: RequestId) {
-        let Some(at) = self.homes.get(request).and_then(|home| self.find(home).ok()) else { return };
-        let Model { queue, running, .. } = &mut self.models[at];
-        if let Some(Running { waiting, .. }) = running.get_mut(&request) {
-            waiting.kills = 0;
-        } else if let Some(waiting) = queue.get_mut(request) {
+    fn gained(&mut self, worker: &WorkerId, request: RequestId) {
+        let Some(at) = self.living(worker) else { return };
+        if let Some(Running { waiting, .. }) = self.models[at].running.get_mut(&request) {
             waiting.kills = 0;
         }
     }
@@ -342,9 +359,11 @@ impl Scheduler {
     }
 
     fn pardoned(&mut self, model: &ModelId, out: &mut Outbox) {
+        self.poisons.pardon(model);
         let Ok(at) = self.find(model) else { return };
         self.models[at].tally.clear();
         self.models[at].cpu_level = None;
+        self.models[at].appetite = None;
         self.apply(at, Input::Pardoned, None, out);
     }
 

@@ -55,6 +55,10 @@ pub(super) struct Model {
     pub(super) died: bool,
     pub(super) last_death: Option<String>,
     pub(super) deaths: Deaths,
+    /// Bytes that its last process took when it died of that.
+    pub(super) appetite: Option<u64>,
+    /// Bytes that its present process was found to take when it was ready.
+    pub(super) ready_bytes: u64,
     /// Lower CPU level that its processes are told to use, since one died in its start at a better one.
     pub(super) cpu_level: Option<&'static str>,
 }
@@ -83,6 +87,8 @@ impl Model {
             died: false,
             last_death: None,
             deaths: Deaths::default(),
+            appetite: None,
+            ready_bytes: 0,
             cpu_level: None,
         }
     }

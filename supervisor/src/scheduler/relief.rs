@@ -17,6 +17,7 @@ use super::event::{Cause, Mono};
 use super::evict::{Need, choose};
 use super::ladder::Step;
 use super::lifecycle::{DrainReason, Input, Rung, State};
+use super::model::Model;
 use super::{Effect, Outbox, Push, Scheduler};
 
 impl Scheduler {
@@ -31,6 +32,8 @@ impl Scheduler {
         self.give_up_what_never_fits(out);
         if step >= Step::Trim {
             self.trim(out);
+        } else {
+            self.trimmed = None;
         }
         if step >= Step::Evict {
             self.evict_idle(out);
@@ -73,12 +76,16 @@ impl Scheduler {
         }
     }
 
+    /// Once for each time that it gets worse: a house that is full as planned is not to lose its caches for ever.
     fn trim(&mut self, out: &mut Outbox) {
-        let again_ms = limits::TRIM_AGAIN_MS;
-        if self.trimmed.is_some_and(|last| self.now < last.plus_ms(again_ms)) {
+        let measured = self.ledger.measured();
+        let worse = self.ledger.limit().unwrap_or(u64::MAX) / 20;
+        if self.trimmed.is_some_and(|(last, then)| {
+            self.now < last.plus_ms(limits::TRIM_AGAIN_MS) || measured < then.saturating_add(worse)
+        }) {
             return;
         }
-        self.trimmed = Some(self.now);
+        self.trimmed = Some((self.now, measured));
         let able = |state| matches!(state, State::Idle { .. } | State::Busy { .. } | State::Draining { .. });
         for model in self.models.iter().filter(|model| able(model.state)) {
             out.push(Effect::Trim { worker: model.worker() });
@@ -87,7 +94,7 @@ impl Scheduler {
 
     /// Measured bytes that must go to leave this step, those of leaving workers counted as gone.
     fn excess(&self, step: Step) -> u64 {
-        let leaving = self.models.iter().filter(|model| model.state.is_leaving());
+        let leaving = self.models.iter().filter(|model| is_going(model.state));
         let coming: u64 = leaving.map(|model| self.ledger.of(&model.id).measured()).sum();
         let used_more = self.ladder.by_use() >= step;
         if used_more { self.ledger.measured_above(leave_mark(step)).saturating_sub(coming) } else { 0 }
@@ -95,23 +102,30 @@ impl Scheduler {
 
     fn evict_idle(&mut self, out: &mut Outbox) {
         let excess = self.excess(Step::Evict);
+        if excess == 0 && !self.may_act_on_pressure() {
+            return;
+        }
+        if excess > 0 && self.is_one_worker_s_fault(excess) {
+            return;
+        }
         // One that is just ready, and waited for, is not idle: it would be loaded again for those who wait, without end.
-        let mut idle = self.candidates(|model| matches!(model.state, State::Idle { .. }) && model.queue.is_empty());
-        for candidate in &mut idle {
+        let is_idle = |model: &Model| matches!(model.state, State::Idle { .. }) && model.queue.is_empty();
+        let mut idle = self.candidates(|model| is_idle(model) && !self.is_pinned(model));
+        let mut pinned = self.candidates(|model| is_idle(model) && self.is_pinned(model));
+        for candidate in idle.iter_mut().chain(&mut pinned) {
             candidate.bytes = self.ledger.of(&self.models[candidate.at].id).measured();
         }
-        if excess > 0 {
-            if self.is_one_worker_s_fault(excess) {
-                return;
-            }
-            if let Some(enough) = choose(idle.clone(), Need { bytes: excess, places: 0 }) {
-                idle = enough;
-            }
-        } else if self.may_act_on_pressure() {
+        if excess == 0 {
+            // What others need is no reason to break a promise.
             idle = choose(idle, Need { bytes: 0, places: 1 }).unwrap_or_default();
             self.acted_on_pressure(!idle.is_empty());
+        } else if let Some(enough) = choose(idle.clone(), Need { bytes: excess, places: 0 }) {
+            idle = enough;
         } else {
-            return;
+            let all: u64 = idle.iter().map(|candidate| candidate.bytes).sum();
+            let missing = Need { bytes: excess.saturating_sub(all), places: 0 };
+            let more = choose(pinned.clone(), missing).unwrap_or(pinned);
+            idle.extend(more);
         }
         for victim in idle {
             self.apply(victim.at, Input::Drain { reason: DrainReason::Room }, None, out);
@@ -120,8 +134,10 @@ impl Scheduler {
 
     /// Whether one worker is so far above its plan that the others would go for nothing but its appetite.
     fn is_one_worker_s_fault(&self, excess: u64) -> bool {
-        let worst = self.worst(|state| matches!(state, State::Loading { .. } | State::Busy { .. }));
-        worst.is_some_and(|(above, at)| above >= excess && self.is_far_above(at, above))
+        let worst = self.worst(works);
+        // One that died of it before is given what it needs, if that can be.
+        let is_new = |at: usize| self.models[at].appetite.is_none();
+        worst.is_some_and(|(above, at)| above >= excess && is_new(at) && self.is_far_above(at, above))
     }
 
     fn is_far_above(&self, at: usize, above: u64) -> bool {
@@ -129,7 +145,6 @@ impl Scheduler {
     }
 
     fn drain_worst(&mut self, out: &mut Outbox) {
-        let works = |state| matches!(state, State::Loading { .. } | State::Busy { .. });
         let Some((above, at)) = self.worst(works) else { return };
         if self.excess(Step::Drain) == 0 {
             // Nobody's fault, unless somebody is far above what it was given.
@@ -150,7 +165,11 @@ impl Scheduler {
                 let holding = self.ledger.of(&model.id);
                 (bytes.saturating_add(holding.measured()), growth.saturating_add(holding.growth))
             });
-            let growth = self.ledger.growth().saturating_sub(dying_growth);
+            // A load only takes what it was given.
+            let loading = self.models.iter().filter(|model| matches!(model.state, State::Loading { .. }));
+            let loads = loading.map(|model| self.ledger.of(&model.id)).filter(|load| load.measured() <= load.planned);
+            let loading_growth = loads.fold(0_u64, |sum, load| sum.saturating_add(load.growth));
+            let growth = self.ledger.growth().saturating_sub(dying_growth).saturating_sub(loading_growth);
             let soon = growth.saturating_mul(limits::GROWTH_HORIZON_MS) / 1_000;
             let left = self.ledger.measured_above(leave_mark(Step::Kill)).saturating_sub(dying_bytes);
             let hard = self.ladder.by_use() == Step::Kill;
@@ -176,7 +195,7 @@ impl Scheduler {
 
     /// Pressure lags behind what was done about it.
     fn may_act_on_pressure(&self) -> bool {
-        let leaving = self.models.iter().any(|model| model.state.is_leaving());
+        let leaving = self.models.iter().any(|model| is_going(model.state));
         let rested = |last: Mono| self.now >= last.plus_ms(limits::PRESSURE_AGAIN_MS);
         !leaving && self.relieved.is_none_or(rested)
     }
@@ -185,6 +204,23 @@ impl Scheduler {
         if acted {
             self.relieved = Some(self.now);
         }
+    }
+}
+
+/// Whether its memory is free soon: one that may finish what it runs, however long, is not counted on.
+fn is_going(state: State) -> bool {
+    match state {
+        State::Draining { reason, .. } => !reason.is_patient(),
+        state => state.is_leaving(),
+    }
+}
+
+/// Whether it computes, and can be told to stop that.
+fn works(state: State) -> bool {
+    match state {
+        State::Loading { .. } | State::Busy { .. } => true,
+        State::Draining { reason, .. } => reason.is_patient(),
+        _ => false,
     }
 }
 

@@ -120,7 +120,7 @@ impl Scheduler {
         let may_go = |model: &super::Model| model.state.has_process() && !self.is_pinned(model);
         let one_for_one = self.ladder.step() >= Step::Hold && self.models.iter().any(may_go);
         let need = Need {
-            bytes: self.ledger.missing(plan.need()),
+            bytes: self.ledger.missing(self.need_of(at, &plan)),
             places: (processes + 1).saturating_sub(self.config.workers_max.max(1)).max(usize::from(one_for_one)),
         };
         if need.is_met() {

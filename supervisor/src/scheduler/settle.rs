@@ -16,7 +16,8 @@
 //! Decision: SIGKILL, SIGTERM and the like from outside are no evidence against a request, since nothing that it makes the
 //! engine compute can send them; nor against the model, which rests for a moment and is never quarantined for
 //! them. Rejected: counting every death alike, with which somebody's `kill` in a loop sentences innocent requests. What the
-//! system kills for want of memory is counted like a crash; where it doesn't say so, [`KILLS_MAX`] bounds the loop.
+//! system kills for want of memory is no evidence against its requests either, until one dies of it alone for the second
+//! time; where the system doesn't say so, [`KILLS_MAX`] bounds the loop.
 
 use ollmlx_proto::{Failure, Incarnation, RequestId, WorkerId, limits};
 
@@ -24,6 +25,7 @@ use super::event::Cause;
 use super::level;
 use super::lifecycle::{self, Action, DrainReason, Input, Rest, Rung, State};
 use super::model::Running;
+use super::queue::Kept;
 use super::record::{After, DeathRecord, Fate, HeldRequest, last_lines};
 use super::{Effect, Outbox, Push, Scheduler, cause};
 
@@ -91,8 +93,11 @@ impl Scheduler {
             self.prepare(at);
         }
         let model = &mut self.models[at];
-        if matches!(to, State::Exiting { .. }) && !matches!(from, State::Exiting { .. }) {
-            model.left_from = Some((from.name(), model.running.len()));
+        let hurries = matches!(to, State::Draining { reason: DrainReason::OverBudget, .. });
+        if (hurries || matches!(to, State::Exiting { .. })) && !matches!(from, State::Exiting { .. }) {
+            // Those that end in a hurry were there as well.
+            let before = model.left_from.map_or(0, |(_, count)| count);
+            model.left_from = Some((from.name(), before.max(model.running.len())));
         }
         if matches!(to, State::Exiting { .. }) && model.cause.is_none() {
             model.cause = Some(match (from, cause) {
@@ -114,9 +119,12 @@ impl Scheduler {
                 let Some(plan) = model.plan.clone() else {
                     return out.never(format!("{worker} has no plan"));
                 };
-                let reserved_bytes = self.ledger.of(&worker.model).planned;
+                let holding = self.ledger.of(&worker.model);
+                let others = self.ledger.total().saturating_sub(holding.bytes());
+                let ceiling_bytes = self.ledger.limit().map_or(u64::MAX, |limit| limit.saturating_sub(others));
+                let reserved_bytes = holding.planned;
                 out.push(match action {
-                    Action::Spawn => Effect::Spawn { worker, plan, reserved_bytes },
+                    Action::Spawn => Effect::Spawn { worker, plan, reserved_bytes, ceiling_bytes },
                     _ => Effect::Load { worker, plan },
                 });
             }
@@ -133,6 +141,7 @@ impl Scheduler {
     /// A new incarnation: its number, its plan, its memory.
     fn prepare(&mut self, at: usize) {
         let plan = self.models[at].queue.plan().and_then(|plan| self.fitted(plan).ok());
+        let planned = plan.as_ref().map_or(0, |plan| self.need_of(at, plan));
         let model = &mut self.models[at];
         model.incarnation = Incarnation(model.incarnation.0.saturating_add(1));
         model.plan = plan;
@@ -147,7 +156,6 @@ impl Scheduler {
         model.started = self.now;
         model.priority = model.plan.as_ref().map_or(0, |plan| plan.terms.priority);
         model.restarts = model.restarts.saturating_add(u32::from(std::mem::take(&mut model.died)));
-        let planned = model.plan.as_ref().map_or(0, |plan| plan.need());
         self.ledger.reserve(&model.id, planned);
     }
 
@@ -199,6 +207,7 @@ impl Scheduler {
             let (cause, after, cpu_level) = (why.clone(), after(rest), model.cpu_level);
             model.deaths.push(DeathRecord { worker, at, state, cause, log_tail, requests, after, cpu_level });
         }
+        self.remember_appetite(at, &why);
         let model = &mut self.models[at];
         self.ledger.release(&model.id);
         model.plan = None;
@@ -219,6 +228,20 @@ impl Scheduler {
         if why != Cause::Asked {
             self.fail_waiting_after(at, &why, was_loading, log_tail, out);
         }
+    }
+
+    /// What one took that died of its memory is set aside for the next, if it is no more than an estimate may be wrong by:
+    /// what leaks or balloons is not to press everybody else out.
+    fn remember_appetite(&mut self, at: usize, why: &Cause) {
+        let holding = self.ledger.of(&self.models[at].id);
+        let model = &mut self.models[at];
+        model.appetite = match why {
+            Cause::OverBudget | Cause::OutOfMemory if holding.peak <= holding.planned.saturating_mul(2) => {
+                model.appetite.max(Some(holding.peak))
+            }
+            Cause::Asked => None,
+            _ => model.appetite,
+        };
     }
 
     /// Who is to blame: the one that was alone, at the second death at least.
@@ -249,6 +272,9 @@ impl Scheduler {
             let deaths = waiting.deaths + waiting.memory_deaths;
             let (fate, failure) = if death.guilty == Some(request) {
                 self.totals.suspects += 1;
+                if let Kept::Run(run) = &waiting.job {
+                    self.poisons.add(&worker.model, run, self.now);
+                }
                 (Fate::Suspect, cause::poison(death.why, death.log_tail))
             } else if self.leaving || death.why.is_permanent() {
                 (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
@@ -281,7 +307,7 @@ impl Scheduler {
     fn rest_after(&mut self, at: usize, why: &Cause) -> Rest {
         let model = &mut self.models[at];
         match why {
-            Cause::Asked => Rest::None,
+            Cause::Asked | Cause::Leaked => Rest::None,
             _ if self.leaving => Rest::None,
             Cause::LoadFailed(_) if why.is_permanent() => Rest::Backoff(self.now.plus_ms(PERMANENT_REST_MS)),
             Cause::HelloRefused(_) | Cause::TooLarge { .. } => {

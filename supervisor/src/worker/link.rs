@@ -238,7 +238,12 @@ impl Reader {
         let Some(sink) = demux.sinks.get_mut(&request) else { return Ok(()) };
         let heard = sink.output(output, self.clock.now_ns());
         let summary = sink.summary;
-        if sink.take_cleared() && !ended {
+        let gained = sink.take_gained();
+        let cleared = sink.take_cleared();
+        if gained && !ended {
+            self.report(Report::Gained(request)).await;
+        }
+        if cleared && !ended {
             self.report(Report::Cleared(request)).await;
         }
         if heard == Err(TooSlow) && !ended {

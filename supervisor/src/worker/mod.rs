@@ -53,6 +53,8 @@ pub enum Report {
     TooSlow(RequestId),
     /// A request could not be put into a frame; its client has been told.
     Unsendable(RequestId),
+    /// A request that came back has got its first token of the present worker.
+    Gained(RequestId),
     /// A request that came back has got past the place where its last worker died.
     Cleared(RequestId),
     /// Answer to [`link::LinkCommand::Park`].

@@ -87,6 +87,8 @@ pub struct Sink {
     said_after: u32,
     /// Tokens when the present worker got it.
     began_with: usize,
+    /// Whether it was told that the present worker has produced one.
+    gain_told: bool,
     /// Workers in a row that died before they produced a token of it.
     fruitless: u32,
     /// For the log.
@@ -132,6 +134,7 @@ impl Sink {
             said_after: 0,
             began_with: 0,
             fruitless: 0,
+            gain_told: false,
             summary: Summary::default(),
             started: None,
             clock: Clock::default(),
@@ -144,6 +147,7 @@ impl Sink {
         let Some(began_ns) = self.clock.began_ns.replace(now_ns) else { return };
         self.fruitless = if self.has_gained() { 0 } else { self.fruitless.saturating_add(1) };
         self.began_with = self.produced.len();
+        self.gain_told = false;
         let clock = &mut self.clock;
         clock.resumed = true;
         if let Some((first_ns, last_ns)) = clock.tokens_ns.take() {
@@ -169,6 +173,13 @@ impl Sink {
             said_after: self.said_after,
             replay_exact_ms: if repeatable { patience } else { 0 },
         }
+    }
+
+    /// Whether a worker after the first one has produced a token; says so once.
+    pub fn take_gained(&mut self) -> bool {
+        let first = self.clock.resumed && self.has_gained() && !self.gain_told;
+        self.gain_told |= first;
+        first
     }
 
     /// Whether it has got past the place where its last worker died; says so once.

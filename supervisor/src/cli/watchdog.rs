@@ -1,0 +1,79 @@
+//! A server that stands still is ended, so that the system's service manager starts it again.
+//!
+//! A task asks the driver for a sign of life once a second; a thread of its own, which needs neither the runtime nor a lock,
+//! counts its own seconds without one. It counts and does not look at a clock: a machine that slept, or a process that was
+//! stopped, has counted nothing meanwhile. Workers see the end of their sockets and go by themselves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ollmlx_proto::limits::{WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
+
+use crate::driver::Handle;
+
+const TICK: Duration = Duration::from_millis(WATCHDOG_TICK_MS);
+
+/// Signs of life, and how long there was none.
+#[derive(Debug, Default)]
+struct Count {
+    last: u64,
+    missed: u32,
+}
+
+impl Count {
+    /// One tick later. Whether it has stood still for too long.
+    fn is_stuck(&mut self, beats: u64) -> bool {
+        self.missed = if beats == self.last { self.missed.saturating_add(1) } else { 0 };
+        self.last = beats;
+        self.missed >= WATCHDOG_MISSED_MAX
+    }
+}
+
+/// Watches this driver from now on.
+///
+/// # Errors
+/// The system has no thread for it.
+pub(super) fn watch(handle: Handle) -> std::io::Result<()> {
+    let beats = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&beats);
+    std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
+        let mut count = Count::default();
+        // Nobody ever sends.
+        let (_kept, never) = std::sync::mpsc::channel::<()>();
+        while never.recv_timeout(TICK).is_err() {
+            if count.is_stuck(seen.load(Ordering::Relaxed)) {
+                // Past the logger, which may be part of what stands still.
+                eprintln!("ollmlx: the server has given no sign of life for {WATCHDOG_MISSED_MAX} s and is ended");
+                std::process::abort();
+            }
+        }
+    })?;
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            handle.ping().await;
+            beats.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_35_only_a_row_of_ticks_without_a_sign_counts() {
+        let mut count = Count::default();
+        for beats in 1..1000 {
+            assert!(!count.is_stuck(beats));
+        }
+        let mut ticks = (1..).take_while(|_| !count.is_stuck(999));
+        assert_eq!(ticks.by_ref().count(), WATCHDOG_MISSED_MAX as usize - 1);
+        assert!(!count.is_stuck(1000), "a late sign is one");
+        assert_eq!(count.missed, 0);
+    }
+}
