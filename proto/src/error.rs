@@ -87,11 +87,13 @@ pub enum FailureKind {
     Cancelled,
     /// A defect of ours.
     Internal,
+    /// The client's own deadline has passed.
+    DeadlineExceeded,
 }
 
 impl FailureKind {
     /// Every kind, for tables and their tests.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidRequest,
         Self::InvalidOption,
         Self::ContextExceeded,
@@ -111,6 +113,7 @@ impl FailureKind {
         Self::ClientTooSlow,
         Self::Cancelled,
         Self::Internal,
+        Self::DeadlineExceeded,
     ];
 
     /// The usual origin and advice for this kind.
@@ -123,7 +126,8 @@ impl FailureKind {
             | Self::Unsupported
             | Self::GrammarFailed
             | Self::ClientTooSlow
-            | Self::Cancelled => (Origin::Client, Retry::Never),
+            | Self::Cancelled
+            | Self::DeadlineExceeded => (Origin::Client, Retry::Never),
             Self::TemplateFailed | Self::ModelInvalid => (Origin::Model, Retry::Never),
             Self::LoadFailed | Self::LoadStalled | Self::WorkerDied | Self::WorkerHung => {
                 (Origin::Worker, Retry::FreshWorker)

@@ -105,6 +105,8 @@ pub const WATCHDOG_TICK_MS: u64 = 1_000;
 pub const WATCHDOG_MISSED_MAX: u32 = 60;
 
 // --- the life of a worker ---
+/// A worker whose supervisor is gone leaves by itself within this, or is ended.
+pub const GONE_GRACE_MS: u64 = 300;
 /// A worker whose link closed gets this long to end by itself, so that its own exit status can be told.
 pub const LINK_LINGER_MS: u64 = 500;
 /// A started process must say hello within this.

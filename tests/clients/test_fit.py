@@ -83,7 +83,7 @@ class Fit(unittest.TestCase):
         self.assertEqual((told["verdict"], told["largest"]["context_length_at_one_slot"]), ("never", None))
         status, answer = server.call("POST", "/api/generate", ASK | {"model": "smol"})
         self.assertEqual(status, 500)
-        self.assertRegex(answer["error"], r"^model requires more memory \(\d+\.\d GiB\) than the limit allows \(0\.0 GiB\)")
+        self.assertRegex(answer["error"], r"^model requires more memory \(\S+ [MG]iB\) than the limit allows \(19 MiB\)")
         self.assertEqual((self.starts(server), server.workers()), (0, []))
 
     def test_slots_are_given_up_and_the_window_too_where_that_is_allowed(self):

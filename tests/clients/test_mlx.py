@@ -68,6 +68,34 @@ class AsMlxLm(unittest.TestCase):
         self.compare("base")
 
 
+class NoOrphans(unittest.TestCase):
+    def test_row_33_a_killed_server_leaves_no_worker_that_computes(self):
+        prompt = " ".join(f"{number}," for number in range(1200))
+        body = {"model": "smol", "prompt": prompt, "raw": True, "options": {"num_ctx": 8192, "num_predict": 1}}
+        for _ in range(3):
+            server = house.Server(models=("smol",), backend="mlx")
+            self.addCleanup(server.stop)
+            asking = threading.Thread(target=self.ask_in_vain, args=(server, body), daemon=True)
+            asking.start()
+            (worker,) = house.until("a worker", house.ANSWER_S, server.workers)
+            house.until("a worker that computes", house.ANSWER_S, lambda: self.seconds(worker) > 4)
+            server.process.kill()
+            server.process.wait()
+            house.until("without a worker", 2, lambda: worker not in house.processes())
+            asking.join(house.ANSWER_S)
+
+    def ask_in_vain(self, server, body):
+        try:
+            server.raw("POST", "/api/generate", json.dumps(body))
+        except OSError:
+            pass  # It was killed, as was meant.
+
+    def seconds(self, pid):
+        """What it has computed so far."""
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class BothEmbed(unittest.TestCase):
     def test_vectors_and_token_counts_are_alike(self):
         texts = ["a cat", "Über 漢字 😀", "The stock market fell by 3.5% on Monday.", "word " * 600]

@@ -57,6 +57,21 @@ class Rows(unittest.TestCase):
         finally:
             link.close()
 
+    def test_a_request_ends_at_its_own_deadline_and_frees_its_slot(self):
+        self.assertEqual(self.generate()[0], 200, "it is loaded now")
+        body = {"model": "smol", "prompt": "Count to a thousand:", "raw": True, "options": {"num_predict": 300}}
+        for path, more in (("/api/generate", {"stream": False}), ("/api/generate", {"stream": True}),
+                           ("/v1/completions", {"stream": False, "max_tokens": 300})):
+            with self.subTest(path=path, more=more):
+                status, text = self.server.raw("POST", path, json.dumps(body | more), headers={"X-Ollmlx-Timeout": "700ms"})
+                self.assertEqual(status, 200 if more["stream"] else 504, text)
+                self.assertIn("deadline", json.dumps(json.loads(text.decode().splitlines()[-1])["error"]))
+                self.assertEqual(self.generate()[0], 200, "the only slot is free")
+        for wrong in ("soon", "0", "-1", ""):
+            status, text = self.server.raw("POST", "/api/generate", json.dumps(body), headers={"X-Ollmlx-Timeout": wrong})
+            self.assertEqual(status, 400, text)
+            self.assertIn("x-ollmlx-timeout must be", json.loads(text)["error"])
+
     def test_row_36_37_a_second_server_at_the_same_place_says_so_and_leaves(self):
         done = subprocess.run([house.OLLMLX, "serve"], env=self.server.env, capture_output=True, text=True, timeout=30)
         self.assertEqual(done.returncode, 1)

@@ -259,6 +259,31 @@ fn row_20_what_leaks_is_replaced_while_it_idles_and_nobody_waits_for_that() {
 }
 
 #[test]
+fn what_needs_more_than_planned_gets_it_where_it_can_be_had() {
+    let mut world = world(1000);
+    let other = idle(&mut world, "other", 500);
+    ask(&mut world, "needs", 400, u32::MAX);
+    for death in 1..=2 {
+        while !world.processes.keys().any(|worker| worker.model == harness::id("needs")) {
+            assert!(world.jump(), "it is tried again");
+        }
+        load(&mut world, "needs");
+        let needs = worker(&world, "needs");
+        assert_eq!((world.processes[&needs].holds, state(&world, "other")), (400, "idle"), "death {death}");
+        world.sample(&needs, 560);
+        world.processes.get_mut(&needs).expect("it lives").dead = Some(Cause::OutOfMemory);
+        reap(&mut world, &needs);
+        assert_eq!(world.failures, []);
+    }
+    while state(&world, "other") == "idle" {
+        assert!(world.jump(), "it is tried with more");
+    }
+    reap(&mut world, &other);
+    let needs = worker(&world, "needs");
+    assert_eq!(world.processes[&needs].holds, 560);
+}
+
+#[test]
 fn who_was_near_when_a_worker_died_of_its_memory_is_resumed_however_often() {
     let mut world = world(1000);
     let one = ask(&mut world, "leaks", 500, u32::MAX);

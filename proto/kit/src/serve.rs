@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use ollmlx_proto::limits::{HELLO_TIMEOUT_MS, PROGRESS_INTERVAL_MS};
+use ollmlx_proto::limits::{GONE_GRACE_MS, HELLO_TIMEOUT_MS, PROGRESS_INTERVAL_MS};
 use ollmlx_proto::version::PROTOCOL_VERSIONS;
 use ollmlx_proto::{
     Failure, FailureKind, FromWorker, Incarnation, LoadSpec, MemoryReport, ModelId, Output, Ready, RequestId, ToWorker,
@@ -124,7 +124,7 @@ fn worker<B: Backend>() -> u8 {
         Err(reason) => Exit::Environment(reason),
         Ok((socket, identity, faults)) => match dial(&socket) {
             Err(error) => Exit::Protocol(format!("the supervisor can't be reached: {error}")),
-            Ok((reader, writer)) => run::<B>(reader, writer, &identity, faults, || std::process::exit(0)),
+            Ok((reader, writer)) => run::<B>(reader, writer, &identity, faults, end_without_supervisor),
         },
     };
     match &exit {
@@ -132,6 +132,17 @@ fn worker<B: Backend>() -> u8 {
         Exit::Drained | Exit::Gone | Exit::LoadFailed | Exit::Panicked => {}
     }
     exit.status()
+}
+
+/// The supervisor is gone, or wants nothing more of this process: it ends, whatever its engine does at the moment.
+///
+/// Not by `exit`, which runs the destructors of the engine's static objects while its threads compute: MLX's have been seen
+/// to wait for each other for ever then, and nobody is left who would end the process.
+fn end_without_supervisor() {
+    // Whoever is idle, or has just said goodbye, leaves in the ordinary way and with its own status.
+    std::thread::park_timeout(Duration::from_millis(GONE_GRACE_MS));
+    let _failed = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    std::process::abort();
 }
 
 fn environment() -> Result<(PathBuf, Identity, Faults), String> {

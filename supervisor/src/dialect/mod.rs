@@ -94,6 +94,7 @@ pub fn error_status(failure: &Failure) -> u16 {
         | FailureKind::GrammarFailed => 400,
         FailureKind::ClientTooSlow => 408,
         FailureKind::Cancelled => 499,
+        FailureKind::DeadlineExceeded => 504,
         FailureKind::Busy | FailureKind::Quarantined | FailureKind::ShuttingDown => 503,
         FailureKind::InvalidOption
         | FailureKind::TemplateFailed

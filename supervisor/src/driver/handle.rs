@@ -1,5 +1,7 @@
 //! What the rest of the supervisor holds of the driver.
 
+use std::future::Future as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -90,7 +92,7 @@ impl Handle {
         let (client, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
         // Both fail only when the driver is gone; the ticket then says so itself.
         let dropped = self.dropped.clone().reserve_owned().await.ok();
-        let ticket = Ticket { request, items, dropped, ended: false };
+        let ticket = Ticket { request, items, dropped, ended: false, deadline: None };
         let submit = Command::Submit { request, job, plan: Box::new(plan), keep_alive, client };
         let _driver_gone = self.commands.send(submit).await;
         ticket
@@ -169,9 +171,15 @@ pub struct Ticket {
     items: mpsc::Receiver<TicketItem>,
     dropped: Option<mpsc::OwnedPermit<RequestId>>,
     ended: bool,
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Ticket {
+    /// Ends the request then, wherever it is: it hears of it with [`FailureKind::DeadlineExceeded`], and frees its place.
+    pub fn end_by(&mut self, deadline: tokio::time::Instant) {
+        self.deadline = Some(Box::pin(tokio::time::sleep_until(deadline)));
+    }
+
     /// The driver's id of the request, for the log.
     #[must_use]
     pub fn request(&self) -> RequestId {
@@ -188,19 +196,32 @@ impl Ticket {
         if self.ended {
             return Poll::Ready(None);
         }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            self.ended = true;
+            self.cancel();
+            let text = "the request's own deadline has passed";
+            return Poll::Ready(Some(TicketItem::Failed(Failure::new(FailureKind::DeadlineExceeded, text))));
+        }
         // A driver that ends without a word has told everyone else that the server leaves.
         let gone = || TicketItem::Failed(Failure::new(FailureKind::ShuttingDown, "server is shutting down"));
         let item = ready!(self.items.poll_recv(context)).unwrap_or_else(gone);
         self.ended = item.is_terminal();
         Poll::Ready(Some(item))
     }
+
+    /// Nobody wants it any more.
+    fn cancel(&mut self) {
+        if let Some(place) = self.dropped.take() {
+            place.send(self.request);
+        }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         // One that has ended is only told to the driver in vain: it knows the request no more.
-        if let Some(place) = self.dropped.take() {
-            place.send(self.request);
-        }
+        self.cancel();
     }
 }

@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use hyper::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
+use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderValue, RETRY_AFTER};
 use ollmlx_proto::{Embeddings, Output};
+use tokio::time::Instant;
 
 use super::AppState;
 use super::metrics::Pace;
@@ -15,11 +16,16 @@ use super::plan::{Planned, plan};
 use super::respond::{EVENTS, HttpReply, JSON, NDJSON, Reply, reply, whole};
 use super::stream::{Stopwatch, TicketBody};
 use crate::catalog::{CatalogError, ModelRef};
+use crate::config::Span;
+use crate::config::value::parse_span;
 use crate::dialect::{Call, CallBody, Encoder, Meta, Rejection, anthropic, ollama, openai};
 use crate::driver::{Ticket, TicketItem};
 use crate::os::rng;
 use crate::os::wall::{rfc3339_utc, unix_seconds, wall_now};
 use crate::scheduler::Mono;
+
+/// How long a request may take in all: waiting, loading, computing.
+const TIMEOUT: &str = "x-ollmlx-timeout";
 
 /// The endpoints that give work to a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,12 +151,33 @@ pub(super) fn catalog_error(error: &CatalogError) -> Rejection {
 }
 
 /// Serves one request to a model.
-pub(super) async fn run(state: &Arc<AppState>, flavor: Flavor, body: &[u8]) -> HttpReply {
+pub(super) async fn run(state: &Arc<AppState>, flavor: Flavor, headers: &HeaderMap, body: &[u8]) -> HttpReply {
     let started = state.handle.now();
+    let deadline = match deadline(headers) {
+        Ok(deadline) => deadline,
+        Err(rejection) => return flavor.refuse(&rejection),
+    };
     match prepare(state, flavor, body).await {
         Ok(Prepared::Done(reply)) => reply,
-        Ok(Prepared::Running(running)) => running.reply(state, started).await,
+        Ok(Prepared::Running(mut running)) => {
+            if let Some(deadline) = deadline {
+                running.ticket.end_by(deadline);
+            }
+            running.reply(state, started).await
+        }
         Err(rejection) => flavor.refuse(&rejection),
+    }
+}
+
+/// When the client wants to be told that it takes too long.
+///
+/// # Errors
+/// The header is no positive duration.
+fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Rejection> {
+    let Some(value) = headers.get(TIMEOUT) else { return Ok(None) };
+    match value.to_str().map(parse_span) {
+        Ok(Ok(Span::For(span))) if !span.is_zero() => Ok(Instant::now().checked_add(span)),
+        _ => Err(Rejection::bad_request(format!("{TIMEOUT} must be a number of seconds or a duration such as 1m30s"))),
     }
 }
 

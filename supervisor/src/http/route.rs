@@ -162,7 +162,7 @@ async fn dispatch(
         Err(rejection) => return flavor.refuse(&rejection),
     };
     let handled = match endpoint {
-        Endpoint::Run(flavor) => return run(state, flavor, &body.bytes).await,
+        Endpoint::Run(flavor) => return run(state, flavor, &head.headers, &body.bytes).await,
         Endpoint::Show => manage::show(state, &body.bytes).await,
         Endpoint::Copy => manage::copy(state, &body.bytes).await,
         Endpoint::Delete => manage::delete(state, &body.bytes).await,

@@ -363,7 +363,7 @@ impl Scheduler {
         let Ok(at) = self.find(model) else { return };
         self.models[at].tally.clear();
         self.models[at].cpu_level = None;
-        self.models[at].appetite = None;
+        (self.models[at].memory_deaths, self.models[at].appetite) = (0, None);
         self.apply(at, Input::Pardoned, None, out);
     }
 

@@ -55,7 +55,9 @@ pub(super) struct Model {
     pub(super) died: bool,
     pub(super) last_death: Option<String>,
     pub(super) deaths: Deaths,
-    /// Bytes that its last process took when it died of that.
+    /// Processes that died of their memory since one ended otherwise.
+    pub(super) memory_deaths: u32,
+    /// Bytes that the last of several such took.
     pub(super) appetite: Option<u64>,
     /// Bytes that its present process was found to take when it was ready.
     pub(super) ready_bytes: u64,
@@ -87,6 +89,7 @@ impl Model {
             died: false,
             last_death: None,
             deaths: Deaths::default(),
+            memory_deaths: 0,
             appetite: None,
             ready_bytes: 0,
             cpu_level: None,

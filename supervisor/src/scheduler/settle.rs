@@ -75,6 +75,8 @@ struct Death<'a> {
     guilty: Option<RequestId>,
     /// Whether it held one request only.
     alone: bool,
+    /// Whether the next process gets more memory than this one.
+    gives_more: bool,
 }
 
 impl Scheduler {
@@ -198,7 +200,8 @@ impl Scheduler {
         let guilty = self.guilty(at, &why, aboard);
         let rest = if guilty.is_some() { Rest::None } else { self.rest_after(at, &why) };
         let alone = aboard.max(self.models[at].running.len()) == 1;
-        let requests = self.let_go(at, Death { why: &why, log_tail, rest, guilty, alone }, out);
+        let gives_more = self.remember_appetite(at, &why);
+        let requests = self.let_go(at, Death { why: &why, log_tail, rest, guilty, alone, gives_more }, out);
         if why != Cause::Asked {
             self.totals.deaths += 1;
             let model = &mut self.models[at];
@@ -207,7 +210,6 @@ impl Scheduler {
             let (cause, after, cpu_level) = (why.clone(), after(rest), model.cpu_level);
             model.deaths.push(DeathRecord { worker, at, state, cause, log_tail, requests, after, cpu_level });
         }
-        self.remember_appetite(at, &why);
         let model = &mut self.models[at];
         self.ledger.release(&model.id);
         model.plan = None;
@@ -230,18 +232,24 @@ impl Scheduler {
         }
     }
 
-    /// What one took that died of its memory is set aside for the next, if it is no more than an estimate may be wrong by:
-    /// what leaks or balloons is not to press everybody else out.
-    fn remember_appetite(&mut self, at: usize, why: &Cause) {
-        let holding = self.ledger.of(&self.models[at].id);
+    /// What one took that died of its memory for the second time is set aside for the next, if it can be had and is no more
+    /// than an estimate may be wrong by: what leaks or balloons once is not to press everybody else out. Returns whether
+    /// there is something new to try.
+    fn remember_appetite(&mut self, at: usize, why: &Cause) -> bool {
+        let (holding, limit) = (self.ledger.of(&self.models[at].id), self.ledger.limit().unwrap_or(u64::MAX));
         let model = &mut self.models[at];
-        model.appetite = match why {
-            Cause::OverBudget | Cause::OutOfMemory if holding.peak <= holding.planned.saturating_mul(2) => {
-                model.appetite.max(Some(holding.peak))
-            }
-            Cause::Asked => None,
-            _ => model.appetite,
-        };
+        match why {
+            Cause::OverBudget | Cause::OutOfMemory => model.memory_deaths = model.memory_deaths.saturating_add(1),
+            Cause::Asked => (model.memory_deaths, model.appetite) = (0, None),
+            _ => return false,
+        }
+        let is_plausible =
+            holding.peak > holding.planned && holding.peak <= holding.planned.saturating_mul(2).min(limit);
+        let gives_more = model.memory_deaths >= 2 && model.appetite.is_none() && is_plausible;
+        if gives_more {
+            model.appetite = Some(holding.peak);
+        }
+        gives_more
     }
 
     /// Who is to blame: the one that was alone, at the second death at least.
@@ -280,7 +288,11 @@ impl Scheduler {
                 (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
             } else if cancel_deadline.is_some() {
                 (Fate::ClientGone, cause::client_gone())
-            } else if death.why.is_memory() && death.alone && waiting.memory_deaths >= limits::POISON_DEATHS_MAX {
+            } else if for_memory
+                && death.alone
+                && !death.gives_more
+                && waiting.memory_deaths >= limits::POISON_DEATHS_MAX
+            {
                 // A leak is gone with its process; what a new one needs for this alone is not there.
                 (Fate::Failed, self.failure_of_held(death.why, death.log_tail))
             } else if waiting.kills >= KILLS_MAX {

@@ -67,6 +67,8 @@ pub(super) fn read_in_background(
         if let Err(error) = catch_unwind(AssertUnwindSafe(|| read(&mut reader, &inbox))).unwrap_or(Ok(())) {
             eprintln!("socket closed: {error}");
         }
+        // The engine's thread learns of it first.
+        drop(inbox);
         gone();
     })?;
     Ok(messages)
