@@ -4,13 +4,11 @@ take on this machine, so that no number here depends on a model's size."""
 import concurrent.futures
 import json
 import pathlib
-import threading
 import time
 import unittest
 
-import http.client
-
 import house
+from test_faults import Streamer
 
 MIB = 1 << 20
 PROMPT = "Tell me a long story about a ship."
@@ -21,29 +19,10 @@ def body(model, tokens):
     return {"model": model, "prompt": PROMPT, "options": {"num_predict": tokens, "temperature": 0}}
 
 
-class Client(threading.Thread):
-    """Reads one streamed answer."""
-
-    def __init__(self, server, model, tokens):
-        super().__init__(daemon=True)
-        self.server, self.body, self.lines = server, json.dumps(body(model, tokens)), []
-        self.begun = threading.Event()
-        self.start()
-
-    def run(self):
-        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
-        try:
-            link.request("POST", "/api/generate", self.body)
-            for line in link.getresponse():
-                self.lines.append(json.loads(line))
-                self.begun.set()
-        finally:
-            self.begun.set()
-            link.close()
-
-    def answer(self):
-        self.join(house.ANSWER_S)
-        return "".join(line.get("response", "") for line in self.lines), self.lines[-1]
+def heard(client):
+    """The whole text of a streamed answer, and its last line."""
+    client.join(house.ANSWER_S)
+    return client.text, client.lines[-1]
 
 
 def resident(pid):
@@ -75,7 +54,7 @@ class Memory(unittest.TestCase):
         """What each model is planned with, and an answer without trouble."""
         server = house.Server(models=cls.models, backend=cls.backend, OLLMLX_MEMORY_LIMIT="none")
         try:
-            cls.calm, _ = Client(server, "smol", cls.tokens).answer()
+            cls.calm, _ = heard(Streamer(server, body("smol", cls.tokens)))
             cls.needs = {}
             for name in cls.models:
                 server.call("POST", "/api/generate", {"model": name, "stream": False, "keep_alive": -1})
@@ -95,8 +74,8 @@ class Memory(unittest.TestCase):
     def test_a_leak_is_caught_within_a_second_of_the_limit_and_its_client_goes_on(self):
         limit = self.needs["smol"] + 500 * MIB
         server = self.server(limit, models=("smol",), OLLMLX_FAULT="leak=400;times=1,slow=10")
-        client = Client(server, "smol", self.tokens)
-        client.begun.wait(house.ANSWER_S)
+        client = Streamer(server, body("smol", self.tokens))
+        client.started.wait(house.ANSWER_S)
         (first,) = server.workers()
         crossed, peak, end = None, 0, time.monotonic() + 30
         while time.monotonic() < end:
@@ -109,7 +88,7 @@ class Memory(unittest.TestCase):
             time.sleep(0.005)
         gone = time.monotonic()
         self.assertIsNotNone(crossed, f"it never took more than {peak / MIB:.0f} MiB")
-        text, last = client.answer()
+        text, last = heard(client)
         self.assertTrue(last.get("done"), last)
         self.assertEqual(text, self.calm)
         print(f"{self.backend}: leak of 400 MB/s gone {(gone - crossed) * 1000:.0f} ms after the limit of "
@@ -126,7 +105,7 @@ class Memory(unittest.TestCase):
         (calm,) = server.workers()
         with concurrent.futures.ThreadPoolExecutor() as pool:
             beside = pool.submit(server.call, "POST", "/api/generate", other)
-            text, last = Client(server, "smol", self.tokens).answer()
+            text, last = heard(Streamer(server, body("smol", self.tokens)))
             status, answer = beside.result()
         self.assertEqual((status, bool(last.get("done"))), (200, True), (answer, last))
         self.assertEqual(text, self.calm)

@@ -125,7 +125,7 @@ impl Task {
         made.inspect_err(|error| warn!(pid, %error, "a worker got no control group")).ok()
     }
 
-    /// A worker that needs more than was planned, and may have it, is not to die of it.
+    /// A worker that is ready may take what it was found to need, and no longer whatever others leave free.
     pub(super) fn widen(&mut self, worker: &WorkerId, bytes: u64) {
         let Some(limit) = self.config.scheduler.memory_limit else { return };
         let Some(cell) = self.processes.get(worker).and_then(|process| process.cell.as_ref()) else { return };
