@@ -29,6 +29,11 @@ pub enum ToWorker {
     Drain,
     /// Memory is short: drop what is only kept for reuse, then tell with `Memory` what is left.
     Trim,
+    /// The client of this request reads too slowly: compute nothing more for it until `Continue`, and keep its slot.
+    /// Unknown ids are ignored.
+    Pause(RequestId),
+    /// It has caught up.
+    Continue(RequestId),
 }
 
 /// Worker to supervisor.

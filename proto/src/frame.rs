@@ -31,6 +31,10 @@ pub enum Tag {
     Drain = 5,
     /// [`ToWorker::Trim`].
     Trim = 6,
+    /// [`ToWorker::Pause`].
+    Pause = 7,
+    /// [`ToWorker::Continue`].
+    Continue = 8,
     /// [`FromWorker::Hello`].
     WorkerHello = 64,
     /// [`FromWorker::LoadProgress`].
@@ -58,6 +62,8 @@ impl Tag {
             4 => Self::Cancel,
             5 => Self::Drain,
             6 => Self::Trim,
+            7 => Self::Pause,
+            8 => Self::Continue,
             64 => Self::WorkerHello,
             65 => Self::LoadProgress,
             66 => Self::Ready,
@@ -148,11 +154,14 @@ impl Message for ToWorker {
             Self::Cancel(id) => (Tag::Cancel, *id),
             Self::Drain => (Tag::Drain, NONE),
             Self::Trim => (Tag::Trim, NONE),
+            Self::Pause(id) => (Tag::Pause, *id),
+            Self::Continue(id) => (Tag::Continue, *id),
         }
     }
 
     fn belongs(tag: Tag) -> bool {
-        matches!(tag, Tag::SupervisorHello | Tag::Load | Tag::Run | Tag::Cancel | Tag::Drain | Tag::Trim)
+        use Tag::{Cancel, Continue, Drain, Load, Pause, Run, SupervisorHello, Trim};
+        matches!(tag, SupervisorHello | Load | Run | Cancel | Drain | Trim | Pause | Continue)
     }
 
     fn write(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {

@@ -34,6 +34,14 @@ pub const JSON_DEPTH_MAX: usize = 128;
 pub const CLIENT_WRITE_TIMEOUT_MS: u64 = 120_000;
 /// Bytes of merged text held for a slow client before its request is cancelled.
 pub const CLIENT_BACKLOG_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of merged text held for a slow client at which its worker pauses the request, until none are left: some
+/// thousand tokens.
+pub const CLIENT_BACKLOG_PAUSE_BYTES: usize = 16 * 1024;
+/// A pause that lasts longer ends the request: it holds a slot.
+pub const CLIENT_PAUSE_MS_MAX: u64 = 10 * 60_000;
+/// Bytes that the kernel may keep for a client that does not read, as asked for; Linux doubles it. Left alone, it takes
+/// megabytes, and a slow client is seen that much later.
+pub const CLIENT_SOCKET_BYTES: usize = 128 * 1024;
 /// Outputs queued per request before deltas are merged.
 pub const OUTPUT_QUEUE_LEN_MAX: usize = 256;
 /// Stop strings of one request.
@@ -312,6 +320,7 @@ const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
 const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);
+const _: () = assert!(CLIENT_BACKLOG_PAUSE_BYTES < CLIENT_BACKLOG_BYTES_MAX, "a pause comes before the end");
 const _: () = assert!(MEMORY_MARKS_PERMILLE[2][0] == 1_000, "what is reserved may be used");
 const _: () = {
     let mut step = 0;

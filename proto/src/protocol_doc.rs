@@ -96,6 +96,8 @@ fn to_worker() -> Vec<(&'static str, ToWorker)> {
         ("ToWorker::Cancel", ToWorker::Cancel(RequestId(5))),
         ("ToWorker::Drain", ToWorker::Drain),
         ("ToWorker::Trim", ToWorker::Trim),
+        ("ToWorker::Pause", ToWorker::Pause(RequestId(5))),
+        ("ToWorker::Continue", ToWorker::Continue(RequestId(5))),
     ]
 }
 

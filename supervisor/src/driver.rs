@@ -5,6 +5,7 @@
 //! | `handle` | what the rest of the supervisor holds: `Handle`, `Ticket` |
 //! | `task` | the loop: from the world to events |
 //! | `effects` | from effects to the world |
+//! | `cells` | control groups, whose files may keep one waiting |
 //! | `requests` | the way of a request between client, driver and links |
 //!
 //! The driver never waits for a client, a worker or a disk: it only receives, and what it sends has a reserved place.
@@ -13,6 +14,7 @@
 //! A request is kept, once, until its end; when its worker dies, its client and every token that was produced come back
 //! from the link, and the next grant sends the request together with them.
 
+mod cells;
 mod effects;
 mod handle;
 mod requests;

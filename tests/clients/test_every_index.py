@@ -6,12 +6,15 @@ and strikes in the process that follows the death before it.
 """
 
 import json
+import os
 import unittest
 
 import house
 
-TOKENS = 24
-PLACES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 23, 24)
+#: How many tokens, each the place of a death (some seconds for each). Without it a sample.
+EVERY = int(os.environ.get("OLLMLX_TEST_EVERY_INDEX", "0"))
+TOKENS = EVERY or 24
+PLACES = tuple(range(1, EVERY + 1)) or (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 22, 23, 24)
 KINDS = ("crash", "half", "abort", "exit=7", "garbage")
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
           "required": ["name", "age"]}
@@ -90,7 +93,7 @@ class EveryIndex(unittest.TestCase):
         for rule, place, answer in zip(rules, places, calm):
             deaths += self.tokens(answer) >= place
             armed.append(rule.replace("XX", str(max(deaths, 1))))
-        self.assertGreaterEqual(deaths, len(places) * 3 // 4, "most of the answers are long enough")
+        self.assertGreaterEqual(deaths, len(places) * (1 if EVERY else 3) // 4, "many of the answers are long enough")
         server = self.server(OLLMLX_FAULT=",".join(armed))
         for asked, expected, rule in zip(questions, calm, armed):
             with self.subTest(rule=rule, path=asked[0]):

@@ -41,6 +41,42 @@ def resident(pid):
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
+class SlowReader(unittest.TestCase):
+    """Its worker waits for it, and for nobody else."""
+
+    def test_row_32_49_a_client_that_does_not_read_holds_up_its_own_answer_only_and_loses_nothing(self):
+        # Silence that lasts longer than this would be taken for a hang.
+        server = house.Server(models=("smol",), OLLMLX_HANG_TIMEOUT="3s")
+        self.addCleanup(server.stop)
+        body = {"model": "smol", "prompt": "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16", "raw": True, "logprobs": True,
+                "top_logprobs": 20, "options": {"temperature": 0, "num_predict": 900, "repeat_penalty": 1.3}}
+        with socket.socket() as link:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            link.settimeout(house.ANSWER_S)
+            link.connect(("127.0.0.1", server.port))
+            text = json.dumps(body).encode()
+            link.sendall(b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+                         % (len(text), text))
+            paused = "\nollmlx_requests_paused_total 1\n"
+            house.until("paused", house.ANSWER_S, lambda: paused in server.raw("GET", "/metrics")[1].decode())
+            short = body | {"stream": False, "prompt": "Hello", "options": {"num_predict": 40, "seed": 1}}
+            for _ in range(4):
+                status, answer = server.call("POST", "/api/generate", short)
+                self.assertEqual((status, answer["done"]), (200, True))
+            worker = server.workers()
+            # Longer than the patience with a process that computes.
+            with self.assertRaises(AssertionError):
+                house.until("another process", 4, lambda: server.workers() != worker)
+            answer = http.client.HTTPResponse(link)
+            answer.begin()
+            lines = [json.loads(line) for line in answer]
+        self.assertTrue(lines[-1].get("done"), lines[-1])
+        tokens = sum(len(line.get("logprobs") or ()) for line in lines)
+        self.assertEqual(lines[-1]["eval_count"], tokens)
+        self.assertEqual(tokens, 900)
+        self.assertEqual(server.workers(), worker)
+
+
 class Rows(unittest.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -163,6 +163,7 @@ struct Run {
     prefill: u32,
     /// Its prompt has the word in it.
     poisonous: bool,
+    paused: bool,
 }
 
 fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnation: u32) {
@@ -170,7 +171,7 @@ fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnatio
     let mut draining = false;
     let mut cache = touched(script.cache_bytes);
     loop {
-        let message = if runs.is_empty() {
+        let message = if runs.iter().all(|run| run.paused) {
             messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
             messages.recv_timeout(Duration::from_millis(script.interval_ms))
@@ -185,6 +186,8 @@ fn serve(link: &Link, messages: &Receiver<ToWorker>, script: &Script, incarnatio
                     finish(link, &runs.swap_remove(place), FinishReason::Cancelled);
                 }
             }
+            Ok(ToWorker::Pause(id)) if !script.ignore_pause => pause(&mut runs, id, true),
+            Ok(ToWorker::Continue(id)) => pause(&mut runs, id, false),
             Ok(ToWorker::Trim) => {
                 cache.clear();
                 cache.shrink_to_fit();
@@ -211,7 +214,13 @@ fn begin(link: &Link, script: &Script, request: &Request) -> Run {
         request.progress.produced
     );
     let poisonous = format!("{:?}", request.work).contains("poison");
-    Run { id: request.id, index, end: script.tokens, prefill: script.prefill, poisonous }
+    Run { id: request.id, index, end: script.tokens, prefill: script.prefill, poisonous, paused: false }
+}
+
+fn pause(runs: &mut [Run], id: RequestId, paused: bool) {
+    for run in runs.iter_mut().filter(|run| run.id == id) {
+        run.paused = paused;
+    }
 }
 
 fn embed_all(link: &Link, script: &Script, incarnation: u32, id: RequestId, inputs: usize) {
@@ -233,6 +242,9 @@ fn finish(link: &Link, run: &Run, reason: FinishReason) {
 /// One token for each that runs.
 fn step(link: &Link, runs: &mut Vec<Run>, script: &Script, incarnation: u32) {
     runs.retain_mut(|run| {
+        if run.paused {
+            return true;
+        }
         if run.prefill > 0 {
             run.prefill -= 1;
             let done = script.prefill - run.prefill;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use ollmlx_supervisor::os::nest::Tree;
 
@@ -14,6 +15,10 @@ pub struct FakeTree {
     root: PathBuf,
     /// What new groups say in `memory.events`.
     pub events: Mutex<String>,
+    /// Whether processes that move to another group must wait, as they do while the kernel is busy.
+    pub is_busy: Mutex<bool>,
+    /// It is not any more.
+    pub calm: Condvar,
     /// All that was ever made.
     pub made: Mutex<BTreeSet<PathBuf>>,
 }
@@ -25,7 +30,13 @@ impl FakeTree {
     /// The folder is not writable.
     #[must_use]
     pub fn new(root: &Path, controllers: &str, processes: &[u32]) -> Self {
-        let tree = Self { root: root.to_owned(), events: Mutex::default(), made: Mutex::default() };
+        let tree = Self {
+            root: root.to_owned(),
+            events: Mutex::default(),
+            is_busy: Mutex::default(),
+            calm: Condvar::new(),
+            made: Mutex::default(),
+        };
         tree.populate(root, controllers);
         fs::write(root.join("cgroup.procs"), processes.iter().map(|pid| format!("{pid}\n")).collect::<String>())
             .expect("writable");
@@ -104,6 +115,9 @@ impl Tree for FakeTree {
                 if !fs::read_to_string(folder.join("cgroup.subtree_control"))?.is_empty() {
                     return Err(busy());
                 }
+                let is_busy = self.is_busy.lock().expect("not poisoned");
+                // A test that fails meanwhile ends all the same.
+                drop(self.calm.wait_timeout_while(is_busy, Duration::from_secs(30), |busy| *busy));
                 self.leave_all(value)?;
                 fs::write(file, fs::read_to_string(file)? + value + "\n")
             }

@@ -109,6 +109,8 @@ pub struct Script {
     pub ignore_drain: bool,
     /// `Cancel` is not heeded.
     pub ignore_cancel: bool,
+    /// `Pause` is not heeded.
+    pub ignore_pause: bool,
     /// Memory held from the load on.
     pub leak_bytes: usize,
     /// Memory that it takes more of with every token, up to incarnation `unlucky_until`.
@@ -138,6 +140,7 @@ impl Default for Script {
             ignore_term: false,
             ignore_drain: false,
             ignore_cancel: false,
+            ignore_pause: false,
             leak_bytes: 0,
             leak_bytes_per_token: 0,
             balloon: None,

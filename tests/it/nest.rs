@@ -10,7 +10,7 @@ use ollmlx_proto::limits;
 use ollmlx_supervisor::os::nest::Nest;
 use ollmlx_supervisor::scheduler::{Cause, Fate, LoadPlan};
 
-use crate::house::{House, endless, first_delta};
+use crate::house::{Answer, House, endless, first_delta};
 
 /// More than any process id that the system gives.
 const NOBODY: u32 = 0x7fff_ff00;
@@ -113,6 +113,29 @@ async fn each_worker_lives_in_a_group_with_its_budget_and_the_group_goes_with_it
     house.until(|view| view.workers.is_empty()).await;
     house.close().await;
     assert!(!folder.exists());
+}
+
+#[tokio::test]
+async fn a_kernel_that_takes_its_time_keeps_nobody_waiting_but_the_worker_that_moves() {
+    let root = tempfile::tempdir().unwrap();
+    let (house, tree) = nested(root.path(), "oom_kill 0\n").await;
+    let calm = house.plan("calm", &Script { tokens: 0, interval_ms: 1, ..Script::default() });
+    let mut running = house.ask(&calm).await;
+    first_delta(&mut running).await;
+    *tree.is_busy.lock().unwrap() = true;
+    let plan = house.plan("moves", &Script::default());
+    let mut ticket = house.ask(&plan).await;
+    house.until_worker(&plan, |worker| worker.state == "loading").await;
+    // Many times what a load of the fake worker takes.
+    for _ in 0..200 {
+        first_delta(&mut running).await;
+    }
+    assert_eq!(house.handle.snapshot().of(&plan.model.id).unwrap().state, "loading", "it is not told to load yet");
+    *tree.is_busy.lock().unwrap() = false;
+    tree.calm.notify_all();
+    assert_eq!(Answer::of(&mut ticket).await.text, "01234");
+    house.close().await;
+    assert!(!tree.made.lock().unwrap().iter().any(|folder| folder.exists()), "they go with their processes");
 }
 
 #[tokio::test]

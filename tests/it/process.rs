@@ -4,8 +4,11 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use harness::script::{Load, Misfortune, Script};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ollmlx_proto::frame::{self, Decoder};
 use ollmlx_proto::{
     FailureKind, FinishReason, FromWorker, Incarnation, ToWorker, WorkerHello, WorkerId, limits, version,
@@ -176,11 +179,57 @@ async fn row_32_49_a_slow_reader_gets_everything_merged() {
 #[tokio::test]
 async fn row_49_a_reader_that_is_too_slow_is_cut_off_and_its_slot_is_freed() {
     let house = House::open(|_| {}).await;
-    let plan = house.plan("drip", &Script { tokens: 0, interval_ms: 0, padding_bytes: 60_000, ..Script::default() });
+    let script = Script { tokens: 0, interval_ms: 0, padding_bytes: 60_000, ignore_pause: true, ..Script::default() };
+    let plan = house.plan("drip", &script);
     let mut ticket = house.ask(&plan).await;
     house.until_worker(&plan, |worker| worker.state == "busy").await;
     house.until_worker(&plan, |worker| worker.state == "idle").await;
     assert_eq!(Answer::of(&mut ticket).await.kind(), FailureKind::ClientTooSlow);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn row_32_49_a_slow_reader_s_request_is_paused_and_nobody_else_s() {
+    // Shorter than all that follows: a process that waits for a client is not taken for hung.
+    let silence_ms = 600;
+    let house = House::open(|config| config.scheduler.timeouts.silence_ms = silence_ms).await;
+    let tokens = 3_000;
+    // Some 12 MB, more than is held for a client.
+    let script = Script { tokens, interval_ms: 0, padding_bytes: 4_000, ..Script::default() };
+    let plan = house.plan("pause", &script);
+    let mut slow = house.ask(&plan).await;
+    house.until(|view| view.totals.pauses >= 1).await;
+    for _ in 0..3 {
+        assert_eq!(house.run(&plan).await.tokens, (0..tokens).collect::<Vec<_>>(), "the slot beside it is as quick");
+    }
+    // Nothing but the pause is left, for longer than silence would be borne.
+    let alone = house.until_worker(&plan, |worker| worker.in_flight == 1).await;
+    tokio::time::timeout(Duration::from_millis(3 * silence_ms), house.until(|view| view.workers.is_empty()))
+        .await
+        .expect_err("it stays");
+    let answer = Answer::of(&mut slow).await;
+    assert_eq!(answer.tokens, (0..tokens).collect::<Vec<_>>());
+    assert_eq!(answer.finished, Some(FinishReason::Stop));
+    let worker = house.until_worker(&plan, |worker| worker.in_flight == 0).await.worker;
+    assert_eq!(worker, alone.worker, "the same process");
+    house.close().await;
+}
+
+#[tokio::test]
+async fn row_32_49_a_paused_request_survives_its_worker_and_its_client_may_leave() {
+    let house = House::open(|_| {}).await;
+    let script = Script { tokens: 3_000, interval_ms: 0, padding_bytes: 4_000, ..Script::default() };
+    let plan = house.plan("pause", &script);
+    let mut slow = house.ask(&plan).await;
+    let leaves = house.ask(&plan).await;
+    house.until(|view| view.totals.pauses >= 2).await;
+    let pid = house.until_worker(&plan, |worker| worker.pid.is_some()).await.pid.unwrap();
+    drop(leaves);
+    house.until_worker(&plan, |worker| worker.in_flight == 1).await;
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    // What waits for its client is more than enough to pause it on the next process as well.
+    house.until(|view| view.totals.pauses >= 3).await;
+    assert_eq!(Answer::of(&mut slow).await.tokens, (0..3_000).collect::<Vec<_>>());
     house.close().await;
 }
 

@@ -53,6 +53,8 @@ const PREFILL_TOLD_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS 
 pub enum StepOutcome {
     /// Work is outstanding: step again.
     Busy,
+    /// Work is outstanding, all of it paused: nothing to do until the next message.
+    Paused,
     /// Nothing is outstanding until [`Batcher::run`].
     Idle,
 }
@@ -83,6 +85,7 @@ struct Arrival {
     request: Request,
     at: Instant,
     cancelled: bool,
+    paused: bool,
 }
 
 /// Tokens that one slot computes in one step.
@@ -139,7 +142,7 @@ impl<E: Engine> Batcher<E> {
             self.refused.push(request.id);
             return;
         }
-        self.arrivals.push_back(Arrival { request, at: Instant::now(), cancelled: false });
+        self.arrivals.push_back(Arrival { request, at: Instant::now(), cancelled: false, paused: false });
     }
 
     /// Ends a request in the next step. Unknown ids are ignored.
@@ -152,6 +155,17 @@ impl<E: Engine> Batcher<E> {
         }
         for job in self.embeds.iter_mut().filter(|job| job.id == id) {
             job.cancelled = true;
+        }
+    }
+
+    /// Computes nothing more for a request, or goes on with it. Embeddings, which wait for all that runs, wait for no paused
+    /// one: while there are any, nothing is paused. Unknown ids are ignored.
+    pub fn pause(&mut self, id: RequestId, paused: bool) {
+        for arrival in self.arrivals.iter_mut().filter(|arrival| arrival.request.id == id) {
+            arrival.paused = paused;
+        }
+        for job in self.slots.iter_mut().filter_map(|slot| slot.job.as_mut()).filter(|job| job.id == id) {
+            job.paused = paused;
         }
     }
 
@@ -173,7 +187,15 @@ impl<E: Engine> Batcher<E> {
         } else if !self.embeds.is_empty() {
             self.embed(out)?;
         }
-        Ok(if self.is_idle() { StepOutcome::Idle } else { StepOutcome::Busy })
+        // A slot that has just become free is for the next of those that wait.
+        let may_admit = !self.arrivals.is_empty() && self.slots.iter().any(|slot| slot.job.is_none());
+        Ok(match self.is_idle() {
+            true => StepOutcome::Idle,
+            false if self.embeds.is_empty() && !may_admit && self.slots.iter().all(Slot::is_held) => {
+                StepOutcome::Paused
+            }
+            false => StepOutcome::Busy,
+        })
     }
 
     fn any_job(&self) -> bool {
@@ -224,7 +246,7 @@ impl<E: Engine> Batcher<E> {
     }
 
     fn begin(&mut self, arrival: Arrival, out: &mut Outputs) -> Result<(), Failure> {
-        let Arrival { request, at, .. } = arrival;
+        let Arrival { request, at, paused, .. } = arrival;
         if let Work::Embed(embed) = &request.work {
             self.embeds.push(EmbedJob::new(&request, embed, &self.engine, at)?);
             return Ok(());
@@ -241,6 +263,7 @@ impl<E: Engine> Batcher<E> {
         let mut tokens = prompt.tokens.clone();
         let prompt_tokens = tokens.len();
         let mut job = Job::new(&request, prompt, grammar, at);
+        job.paused = paused;
         let (ending, missing) = replay(&mut job, &request, &mut tokens, &self.vocab)?;
         let Some(placement) = place(&self.slots, &tokens) else {
             return Err(Failure::new(FailureKind::Internal, "no slot is free"));
@@ -319,7 +342,8 @@ impl<E: Engine> Batcher<E> {
         let offset = usize::try_from(self.plans % count as u64).unwrap_or(0);
         self.plans += 1;
         // Whoever does not fit into a small batch is first another time.
-        let busy = (0..count).map(|index| (index + offset) % count).filter(|&slot| self.slots[slot].waiting() > 0);
+        let goes_on = |slot: &Slot| slot.waiting() > 0 && !(slot.is_held() && self.embeds.is_empty());
+        let busy = (0..count).map(|index| (index + offset) % count).filter(|&slot| goes_on(&self.slots[slot]));
         let generating = |slot: usize| {
             let slot = &self.slots[slot];
             slot.waiting() == 1 && slot.job.as_ref().is_some_and(|job| job.clock.decode.is_some())

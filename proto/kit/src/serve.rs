@@ -260,6 +260,8 @@ fn unexpected(message: &ToWorker) -> Exit {
         ToWorker::Cancel(_) => "cancel",
         ToWorker::Drain => "drain",
         ToWorker::Trim => "trim",
+        ToWorker::Pause(_) => "pause",
+        ToWorker::Continue(_) => "continue",
     };
     Exit::Protocol(format!("{name} is not expected here"))
 }
@@ -293,12 +295,15 @@ struct Session<E> {
     outputs: Vec<(RequestId, Output)>,
     memory: MemoryReport,
     told: Instant,
+    /// Of the last step; a message may change what is to be done.
+    outcome: StepOutcome,
 }
 
 impl<E: Engine> Session<E> {
     fn new(batcher: Batcher<E>, faults: Faults) -> Self {
         let memory = batcher.engine().memory();
-        Self { batcher, faults, draining: false, outputs: Vec::new(), memory, told: Instant::now() }
+        let (outputs, told) = (Vec::new(), Instant::now());
+        Self { batcher, faults, draining: false, outputs, memory, told, outcome: StepOutcome::Idle }
     }
 
     fn ready(&self) -> Ready {
@@ -314,8 +319,8 @@ impl<E: Engine> Session<E> {
 
     fn serve(&mut self, sender: &mut Sender<impl Write>, inbox: &Receiver<ToWorker>) -> Result<Exit, Exit> {
         loop {
-            if self.batcher.is_idle() {
-                if self.draining {
+            if self.outcome != StepOutcome::Busy {
+                if self.draining && self.batcher.is_idle() {
                     return leave(sender);
                 }
                 // Without a deadline on purpose: an idle worker may idle, and the reader sees the supervisor go.
@@ -331,10 +336,7 @@ impl<E: Engine> Session<E> {
                     Err(TryRecvError::Disconnected) => return Err(Exit::Gone),
                 }
             }
-            if self.batcher.is_idle() {
-                continue;
-            }
-            self.step(sender)?;
+            self.outcome = if self.batcher.is_idle() { StepOutcome::Idle } else { self.step(sender)? };
         }
     }
 
@@ -350,6 +352,14 @@ impl<E: Engine> Session<E> {
                 self.batcher.cancel(id);
                 Ok(())
             }
+            ToWorker::Pause(id) => {
+                self.batcher.pause(id, true);
+                Ok(())
+            }
+            ToWorker::Continue(id) => {
+                self.batcher.pause(id, false);
+                Ok(())
+            }
             ToWorker::Drain => {
                 self.draining = true;
                 Ok(())
@@ -363,7 +373,7 @@ impl<E: Engine> Session<E> {
         }
     }
 
-    fn step(&mut self, sender: &mut Sender<impl Write>) -> Result<(), Exit> {
+    fn step(&mut self, sender: &mut Sender<impl Write>) -> Result<StepOutcome, Exit> {
         self.faults.before_step();
         let stepped = self.batcher.step(&mut self.outputs);
         let spoil = self.faults.after_step(&self.outputs);
@@ -395,6 +405,7 @@ impl<E: Engine> Session<E> {
                 sender.queue(&FromWorker::Memory(memory));
             }
         }
-        Ok(sender.flush()?)
+        sender.flush()?;
+        Ok(outcome)
     }
 }

@@ -1,11 +1,10 @@
 //! Effects performed: each is a message, a signal or a process, and none waits.
 
-use ollmlx_proto::{Failure, FailureKind, RequestId, ToWorker, WorkerId, limits};
+use ollmlx_proto::{Failure, FailureKind, RequestId, ToWorker, WorkerId};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::task::{Place, Process, Task};
-use crate::os::nest::Cell;
 use crate::os::{memory, rng};
 use crate::scheduler::{Cause, Effect, Event, LoadPlan, Mono, Push, Step};
 use crate::worker::link::{LinkCommand, Message, Phase};
@@ -16,15 +15,6 @@ use crate::worker::spawn;
 /// For a request that is larger than a frame may be.
 pub(super) fn unsendable() -> Failure {
     Failure::new(FailureKind::InvalidRequest, "the request is too large")
-}
-
-/// What a control group may take for a budget: with headroom, since a plan is an estimate, but not more than the mark at
-/// which the memory ladder kills.
-fn cell_max(budget_bytes: u64, limit: u64) -> u64 {
-    let headroom = (budget_bytes / 100).saturating_mul(limits::CELL_HEADROOM_PERCENT);
-    let [_, _, _, _, [kill_permille, _]] = limits::MEMORY_MARKS_PERMILLE;
-    let hard = limit.saturating_add((limit / 1_000).saturating_mul(kill_permille.saturating_sub(1_000)));
-    budget_bytes.saturating_add(headroom.max(limits::CELL_HEADROOM_BYTES_MIN)).min(hard)
 }
 
 /// One line per step of the memory ladder.
@@ -48,7 +38,7 @@ impl Task {
                 };
                 self.owed.push_back(event);
             }
-            Effect::Load { worker, plan } => self.send(&worker, ToWorker::Load(plan.spec)),
+            Effect::Load { worker, plan } => self.load(&worker, ToWorker::Load(plan.spec)),
             Effect::Grant { worker, request } => self.grant(worker, request, now),
             Effect::Requeue { worker, request } => self.requeue(&worker, request),
             Effect::Loaded { request, worker } => {
@@ -87,7 +77,7 @@ impl Task {
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
-        let cell = self.cell(pid, cell_bytes);
+        let housing = self.house(worker, pid, cell_bytes);
         let weights = plan.spec.weights.first().cloned();
         let oom_kills = memory::oom_kill_count();
         let process = Process {
@@ -99,7 +89,7 @@ impl Task {
             reported: 0,
             is_accelerated: false,
             weights,
-            cell,
+            housing,
             oom_kills,
         };
         self.processes.insert(worker.clone(), process);
@@ -116,24 +106,6 @@ impl Task {
         Ok(pid)
     }
 
-    /// A control group for a process that was just started and has done nothing yet: it loads when it is told to.
-    fn cell(&mut self, pid: u32, bytes: u64) -> Option<Cell> {
-        let limit = self.config.scheduler.memory_limit?;
-        let nest = self.config.nest.as_ref()?;
-        self.cells += 1;
-        let made = nest.cell(self.cells, pid, cell_max(bytes, limit));
-        made.inspect_err(|error| warn!(pid, %error, "a worker got no control group")).ok()
-    }
-
-    /// A worker that is ready may take what it was found to need, and no longer whatever others leave free.
-    pub(super) fn widen(&mut self, worker: &WorkerId, bytes: u64) {
-        let Some(limit) = self.config.scheduler.memory_limit else { return };
-        let Some(cell) = self.processes.get(worker).and_then(|process| process.cell.as_ref()) else { return };
-        if let Err(error) = cell.limit(cell_max(bytes, limit)) {
-            warn!(%worker, %error, "a worker's control group kept its limit");
-        }
-    }
-
     pub(super) fn fail_at_link(&mut self, worker: &WorkerId, request: RequestId, failure: Failure) {
         if let Some(link) = self.processes.get(worker).and_then(|process| process.link.as_ref())
             && link.commands.try_send(LinkCommand::Fail(request, failure)).is_err()
@@ -142,7 +114,7 @@ impl Task {
         }
     }
 
-    fn send(&mut self, worker: &WorkerId, message: ToWorker) {
+    pub(super) fn send(&mut self, worker: &WorkerId, message: ToWorker) {
         self.send_message(worker, Message::Plain(message));
     }
 

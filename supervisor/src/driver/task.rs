@@ -10,12 +10,12 @@ use ollmlx_proto::{Failure, Request, RequestId, ToWorker, WorkerId, limits, vers
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::DriverConfig;
+use super::cells::Housing;
 use super::handle::{Command, Inbox};
 use crate::os::clock::Clock;
-use crate::os::nest::Cell;
 use crate::os::process::Exit;
 use crate::os::{memory, process};
 use crate::scheduler::{Cause, Event, Mono, Outbox, Scheduler};
@@ -48,7 +48,7 @@ pub(super) struct Process {
     /// The files it maps, told by the first of them.
     pub(super) weights: Option<PathBuf>,
     /// Its control group, where it has one.
-    pub(super) cell: Option<Cell>,
+    pub(super) housing: Housing,
     /// Processes that the system had killed for want of memory when this one started.
     pub(super) oom_kills: Option<u64>,
 }
@@ -103,6 +103,8 @@ pub(super) struct Task {
     pub(super) finished: bool,
     /// Control groups made so far.
     pub(super) cells: u64,
+    /// Requests that their workers were told to pause.
+    pauses: u64,
     /// When the memory of the workers was last looked at.
     sampled: Option<Mono>,
 }
@@ -124,6 +126,7 @@ impl Task {
             owed: VecDeque::new(),
             finished: false,
             cells: 0,
+            pauses: 0,
             sampled: None,
         }
     }
@@ -173,7 +176,9 @@ impl Task {
     /// Lets go of everything, and gives clients a moment to hear how it ended.
     async fn end(mut self, mut door_task: JoinSet<()>) {
         door_task.shutdown().await;
-        self.processes.clear();
+        for process in std::mem::take(&mut self.processes).into_values() {
+            self.vacate(process.housing);
+        }
         self.requests.clear();
         drop(self.reports);
         let flushed = async { while self.tasks.join_next().await.is_some() {} };
@@ -199,7 +204,9 @@ impl Task {
                 self.perform(effect, now);
             }
         }
-        self.inbox.snapshots.send_replace(self.scheduler.snapshot(self.now()));
+        let mut snapshot = self.scheduler.snapshot(self.now());
+        snapshot.totals.pauses = self.pauses;
+        self.inbox.snapshots.send_replace(snapshot);
     }
 
     fn commanded(&mut self, command: Command) {
@@ -246,6 +253,7 @@ impl Task {
             }
             Report::LoadFailed(failure) => Event::LoadFailed { worker, failure },
             Report::Heard => Event::Heard { worker },
+            Report::Housed(made) => return self.housed(&worker, made),
             Report::Misbehaved(why) => {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, error = why, "worker misbehaved");
                 Event::Misbehaved { worker, cause: Cause::Protocol(why) }
@@ -268,6 +276,11 @@ impl Task {
             Report::Gained(request) => Event::Gained { worker, request },
             Report::Cleared(request) => Event::Cleared { worker, request },
             Report::Parked { request, sink } => return self.parked(request, sink),
+            Report::Paused(request) => {
+                debug!(%worker, request_id = %request, "request waits for its client");
+                self.pauses += 1;
+                return;
+            }
             // The worker is told to cancel, and its end is waited for, as if the client had left.
             Report::TooSlow(request) => Event::Left { request },
             Report::Unsendable(request) => {
@@ -280,7 +293,7 @@ impl Task {
                 let process = self.processes.get_mut(&worker);
                 let (oom_kills, in_cell) = process.map_or((None, false), |process| {
                     process.pid = 0;
-                    (process.oom_kills, process.cell.as_ref().is_some_and(Cell::was_killed))
+                    (process.oom_kills, process.housing.cell().is_some_and(|cell| cell.was_killed()))
                 });
                 let cause = match exit {
                     Exit::Signal(KILL) if in_cell => Cause::OutOfMemory,
@@ -288,7 +301,9 @@ impl Task {
                 };
                 self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
                 // Only now: those that ran have been told through its link.
-                self.processes.remove(&worker);
+                if let Some(process) = self.processes.remove(&worker) {
+                    self.vacate(process.housing);
+                }
                 return;
             }
         };
@@ -325,6 +340,7 @@ impl Task {
             stream: Arc::clone(&stream),
             decoder,
             commands,
+            messages: messages.downgrade(),
             reports: self.reports_in.clone(),
             phase: process.phase.clone(),
             clock: self.clock,
@@ -369,7 +385,7 @@ impl Task {
         let mapped_by = others.filter(|other| other.weights.as_ref() == weights).count();
         let of_process = memory::footprint(process.pid).map(|footprint| footprint.share(mapped_by));
         // A group is charged for a page of a file only where nobody had read it before.
-        let of_group = process.cell.as_ref().and_then(Cell::measured);
+        let of_group = process.housing.cell().and_then(|cell| cell.measured());
         let Some(measured) = of_group.max(of_process) else { return };
         // Its own word, which is about what it set aside and not about what it touched, counts where the system sees less.
         let blind = process.is_accelerated || !memory::SEES_ALL;

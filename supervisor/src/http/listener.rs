@@ -10,7 +10,10 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use ollmlx_proto::limits::{CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT_MS, UPGRADE_LINGER_MS};
+use nix::sys::socket::{setsockopt, sockopt};
+use ollmlx_proto::limits::{
+    CLIENT_SOCKET_BYTES, CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT_MS, UPGRADE_LINGER_MS,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -74,6 +77,7 @@ async fn accept(
     let (stream, _) = listener.accept().await?;
     // Small chunks must leave at once: each is a token that someone waits for.
     stream.set_nodelay(true)?;
+    setsockopt(&stream, sockopt::SndBuf, &CLIENT_SOCKET_BYTES)?;
     Ok((stream, permit))
 }
 

@@ -269,6 +269,8 @@ impl Text {
         let totals = &snapshot.totals;
         let resumed = "Requests that went on in another process after theirs had died.";
         self.single("ollmlx_requests_resumed_total", "counter", resumed, totals.resumed as f64);
+        let paused = "Times that a worker was told to wait for a client that reads slowly.";
+        self.single("ollmlx_requests_paused_total", "counter", paused, totals.pauses as f64);
         let poisoned = "Requests that failed because two processes died of them.";
         self.single("ollmlx_requests_poisoned_total", "counter", poisoned, totals.suspects as f64);
         self.single("ollmlx_queue_length", "gauge", "Requests that wait.", snapshot.queue_len as f64);

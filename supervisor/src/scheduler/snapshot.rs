@@ -52,6 +52,8 @@ pub struct Totals {
     pub resumed: u64,
     /// Requests that failed as the suspects of two deaths.
     pub suspects: u64,
+    /// Requests that were paused since their clients read slowly; told by the links.
+    pub pauses: u64,
     /// Times each step of the memory ladder was entered, see [`Step::TAKEN`].
     pub relief: [u64; 5],
 }

@@ -6,7 +6,7 @@
 //! must end within [`LinkConfig::frame_timeout_ms`].
 //!
 //! What a worker says is no proof of health by itself: a sign of life counts where its steps have moved on, and one whose
-//! engine fails request after request is reported as if it had died.
+//! engine fails request after request is reported as if it had died. One that waits for slow clients owes no sign of life.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use super::sink::{Sink, TooSlow};
+use super::sink::{Pace, Sink, TooSlow};
 use super::{Report, Reported};
 use crate::os::clock::Clock;
 
@@ -86,6 +86,8 @@ pub struct Reader {
     pub decoder: Decoder,
     /// From the driver; its end is the link's end.
     pub commands: mpsc::Receiver<LinkCommand>,
+    /// To the writer, which ends with the driver's own way there.
+    pub messages: mpsc::WeakSender<Message>,
     /// To the driver.
     pub reports: mpsc::Sender<Reported>,
     /// For the reaper.
@@ -137,6 +139,10 @@ impl Reader {
             if !held && demux.sinks.is_empty() {
                 break;
             }
+            if open {
+                self.pace(&mut demux).await;
+            }
+            let attention = if open { demux.attention(self.config.heard_interval_ms) } else { None };
             let stream = &mut &*self.stream;
             tokio::select! {
                 // All four are cancel-safe. Commands first: a request is attached before its outputs come.
@@ -169,6 +175,7 @@ impl Reader {
                         }
                     }
                 },
+                () = until(attention.map(|ns| Instant::from_std(self.clock.instant_of(ns)))) => {}
                 () = until(frame_deadline) => {
                     closed = Some(Closed::Misbehaved("a frame began and did not end".to_owned()));
                 }
@@ -255,6 +262,41 @@ impl Reader {
         if healthy { Ok(()) } else { Err(Closed::Unhealthy) }
     }
 
+    /// Tells the worker which requests wait for their clients, and ends those that wait for too long.
+    async fn pace(&mut self, demux: &mut Demux) {
+        let now_ns = self.clock.now_ns();
+        let mut slow = Vec::new();
+        for (&request, sink) in demux.sinks.iter_mut().filter(|(_, sink)| !sink.ended) {
+            if sink.pause_ends_ns().is_some_and(|end_ns| end_ns <= now_ns) {
+                sink.give_up();
+                slow.push(Report::TooSlow(request));
+            }
+            let Some(pace) = sink.pace() else { continue };
+            let message = match pace {
+                Pace::Pause => ToWorker::Pause(request),
+                Pace::Continue => ToWorker::Continue(request),
+            };
+            // Where there is no room now, the next round is soon enough.
+            let told =
+                self.messages.upgrade().is_some_and(|messages| messages.try_send(Message::Plain(message)).is_ok());
+            if told {
+                sink.paced(pace, now_ns);
+                slow.extend((pace == Pace::Pause).then_some(Report::Paused(request)));
+            }
+        }
+        let has_paused = !slow.is_empty();
+        for report in slow {
+            self.report(report).await;
+        }
+        if has_paused {
+            // A worker that is quick keeps this task busy; the writer, and perhaps the client, must get their turn now.
+            tokio::task::yield_now().await;
+        }
+        if demux.is_waiting() {
+            self.heard(demux).await;
+        }
+    }
+
     /// Signs of life are rationed.
     async fn heard(&mut self, demux: &mut Demux) {
         let now_ns = self.clock.now_ns();
@@ -290,6 +332,19 @@ impl Demux {
             _ => {}
         }
         self.failures
+    }
+
+    /// Whether the worker owes nothing, since all that it runs is paused.
+    fn is_waiting(&self) -> bool {
+        let mut owed = self.sinks.values().filter(|sink| !sink.ended).peekable();
+        owed.peek().is_some() && owed.all(|sink| sink.is_paused())
+    }
+
+    /// When a pause has to be looked at, in nanoseconds since the start of the clock.
+    fn attention(&self, heard_interval_ms: u64) -> Option<u64> {
+        let ends = self.sinks.values().filter(|sink| !sink.ended).filter_map(|sink| sink.pause_ends_ns()).min();
+        let heard_ns = self.heard_ns.filter(|_| self.is_waiting());
+        ends.into_iter().chain(heard_ns.map(|ns| ns.saturating_add(heard_interval_ms * 1_000_000))).min()
     }
 
     fn command(&mut self, command: LinkCommand) {

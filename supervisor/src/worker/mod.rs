@@ -27,6 +27,8 @@ use sink::Summary;
 /// What the shell of a worker reports.
 #[derive(Debug)]
 pub enum Report {
+    /// It lives in a control group of its own now, or can't.
+    Housed(std::io::Result<crate::os::nest::Cell>),
     /// The load goes on.
     LoadProgress {
         /// Done.
@@ -51,6 +53,8 @@ pub enum Report {
     },
     /// A request's client reads too slowly; it has been told and is to be cancelled.
     TooSlow(RequestId),
+    /// A request's client reads slowly, and its worker has been told to wait for it.
+    Paused(RequestId),
     /// A request could not be put into a frame; its client has been told.
     Unsendable(RequestId),
     /// A request that came back has got its first token of the present worker.

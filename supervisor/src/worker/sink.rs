@@ -2,7 +2,8 @@
 //!
 //! Items go into a bounded channel. When it is full they wait here: text deltas are merged in place, up to
 //! [`CLIENT_BACKLOG_BYTES_MAX`]; beyond that the client is told that it is too slow and hears nothing more. A slow
-//! client never makes the link wait.
+//! client never makes the link wait. Long before that, its worker is to pause the request until nothing waits any more; a
+//! pause has an end as well.
 //!
 //! A sink outlives its worker: it goes from the link of a dead one through the driver to the link of the next, with every
 //! token that was produced, and makes the two runs one answer. What the second one says again is not passed on, counts are
@@ -16,7 +17,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ollmlx_proto::limits::{CLIENT_BACKLOG_BYTES_MAX, CLIENT_WRITE_TIMEOUT_MS, PROBATION_TOKENS, REPLAY_EXACT_MS};
+use ollmlx_proto::limits::{
+    CLIENT_BACKLOG_BYTES_MAX, CLIENT_BACKLOG_PAUSE_BYTES, CLIENT_PAUSE_MS_MAX, CLIENT_WRITE_TIMEOUT_MS,
+    PROBATION_TOKENS, REPLAY_EXACT_MS,
+};
 use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Finished, Output, Progress, Started, TokenId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{SendError, TrySendError};
@@ -63,6 +67,15 @@ pub struct Summary {
     pub first_token_ns: Option<u64>,
 }
 
+/// What the worker is to be told because of the client's pace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Nothing more, for now.
+    Pause,
+    /// It may go on.
+    Continue,
+}
+
 /// The client reads too slowly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooSlow;
@@ -98,6 +111,10 @@ pub struct Sink {
     clock: Clock,
     /// Tokens at which a resumed request is above suspicion again.
     probation: Option<usize>,
+    /// Whether the present worker has said something, so that it knows the request.
+    known: bool,
+    /// Since when the worker pauses it.
+    paused_ns: Option<u64>,
 }
 
 /// When what happened, in nanoseconds since the start of the clock, and what earlier workers took.
@@ -139,11 +156,14 @@ impl Sink {
             started: None,
             clock: Clock::default(),
             probation: None,
+            known: false,
+            paused_ns: None,
         }
     }
 
     /// A worker is given the request now: the first one, or the next one after a death, which goes on from here.
     pub fn begin(&mut self, now_ns: u64) {
+        (self.known, self.paused_ns) = (false, None);
         let Some(began_ns) = self.clock.began_ns.replace(now_ns) else { return };
         self.fruitless = if self.has_gained() { 0 } else { self.fruitless.saturating_add(1) };
         self.began_with = self.produced.len();
@@ -199,11 +219,48 @@ impl Sink {
         self.client.is_none() || (self.closed && self.backlog.is_empty())
     }
 
+    /// What the worker should hear now, if anything. [`Self::paced`] says that it has.
+    #[must_use]
+    pub fn pace(&self) -> Option<Pace> {
+        let waits = self.client.is_some() && !self.closed && self.backlog_bytes > 0;
+        match self.paused_ns {
+            None => (waits && self.known && self.backlog_bytes > CLIENT_BACKLOG_PAUSE_BYTES).then_some(Pace::Pause),
+            Some(_) => (!waits).then_some(Pace::Continue),
+        }
+    }
+
+    /// The worker was told.
+    pub fn paced(&mut self, pace: Pace, now_ns: u64) {
+        self.paused_ns = (pace == Pace::Pause).then_some(now_ns);
+    }
+
+    /// Whether the worker owes nothing for it.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused_ns.is_some()
+    }
+
+    /// When its pause has lasted too long, in nanoseconds since the start of the clock.
+    #[must_use]
+    pub fn pause_ends_ns(&self) -> Option<u64> {
+        let paused_ns = self.paused_ns.filter(|_| !self.closed);
+        paused_ns.map(|since_ns| since_ns.saturating_add(CLIENT_PAUSE_MS_MAX * 1_000_000))
+    }
+
+    /// The client's last word: it reads too slowly.
+    pub fn give_up(&mut self) -> TooSlow {
+        let failure = Failure::new(FailureKind::ClientTooSlow, "the client reads too slowly");
+        self.backlog = VecDeque::from([TicketItem::Failed(failure)]);
+        (self.backlog_bytes, self.closed) = (0, true);
+        TooSlow
+    }
+
     /// Takes an output of the worker. Tokens are kept whether or not the client still listens.
     ///
     /// # Errors
     /// The client is too slow; it has been told, and hears nothing more.
     pub fn output(&mut self, mut output: Output, now_ns: u64) -> Result<(), TooSlow> {
+        self.known = true;
         match &output {
             Output::Started(_) if self.started.is_some() => return Ok(()),
             Output::Started(started) => {
@@ -279,11 +336,7 @@ impl Sink {
         };
         self.backlog_bytes += size(&item);
         if self.backlog_bytes > CLIENT_BACKLOG_BYTES_MAX && !matches!(item, TicketItem::Failed(_)) {
-            let failure = Failure::new(FailureKind::ClientTooSlow, "the client reads too slowly");
-            self.backlog = VecDeque::from([TicketItem::Failed(failure)]);
-            self.backlog_bytes = 0;
-            self.closed = true;
-            return Err(TooSlow);
+            return Err(self.give_up());
         }
         if let Some(item) = merge(self.backlog.back_mut(), item) {
             self.backlog.push_back(item);
@@ -376,6 +429,56 @@ mod tests {
 
     fn flush(sink: &mut Sink) {
         let _pending = sink.poll_flush(&mut Context::from_waker(Waker::noop()));
+    }
+
+    #[test]
+    fn row_49_the_worker_is_to_wait_for_a_slow_client_until_it_has_caught_up() {
+        let (client, mut heard) = mpsc::channel(1);
+        let mut sink = Sink::new(client);
+        sink.begin(0);
+        let large = "x".repeat(CLIENT_BACKLOG_PAUSE_BYTES / 2);
+        for expected in [None, None, None, Some(Pace::Pause)] {
+            assert_eq!(sink.pace(), expected);
+            assert_eq!(sink.output(delta(&large), 1), Ok(()));
+        }
+        assert_eq!(sink.pace(), Some(Pace::Pause), "until the worker has been told");
+        sink.paced(Pace::Pause, 7);
+        assert_eq!((sink.pace(), sink.is_paused()), (None, true));
+        assert_eq!(sink.pause_ends_ns(), Some(7 + CLIENT_PAUSE_MS_MAX * 1_000_000));
+        assert!(heard.try_recv().is_ok());
+        flush(&mut sink);
+        assert_eq!(sink.pace(), Some(Pace::Continue), "nothing waits here any more");
+        sink.paced(Pace::Continue, 9);
+        assert_eq!((sink.pace(), sink.is_paused(), sink.pause_ends_ns()), (None, false, None));
+    }
+
+    #[test]
+    fn a_worker_that_does_not_know_the_request_yet_is_told_nothing() {
+        let (client, _heard) = mpsc::channel(1);
+        let mut sink = Sink::new(client);
+        sink.begin(0);
+        for _ in 0..4 {
+            assert_eq!(sink.output(delta(&"x".repeat(CLIENT_BACKLOG_PAUSE_BYTES)), 1), Ok(()));
+        }
+        sink.paced(Pace::Pause, 1);
+        sink.begin(2);
+        assert_eq!((sink.pace(), sink.is_paused()), (None, false), "the next one has not begun it");
+        assert_eq!(sink.output(Output::Prefill { done: 1, total: 2 }, 3), Ok(()));
+        assert_eq!(sink.pace(), Some(Pace::Pause));
+    }
+
+    #[test]
+    fn who_hears_nothing_more_is_not_waited_for() {
+        let (client, heard) = mpsc::channel(1);
+        let mut sink = Sink::new(client);
+        sink.begin(0);
+        for _ in 0..4 {
+            assert_eq!(sink.output(delta(&"x".repeat(CLIENT_BACKLOG_PAUSE_BYTES)), 1), Ok(()));
+        }
+        sink.paced(Pace::Pause, 1);
+        sink.give_up();
+        assert_eq!((sink.pace(), sink.pause_ends_ns()), (Some(Pace::Continue), None));
+        drop(heard);
     }
 
     #[test]

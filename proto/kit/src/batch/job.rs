@@ -27,6 +27,8 @@ const SLIDE_TOKENS_MIN: usize = 4;
 pub(super) struct Job {
     pub(super) id: RequestId,
     pub(super) cancelled: bool,
+    /// Its client reads too slowly.
+    pub(super) paused: bool,
     pub(super) clock: Clock,
     pub(super) usage: Usage,
     pub(super) window: usize,
@@ -99,6 +101,7 @@ impl Job {
         Self {
             id: request.id,
             cancelled: false,
+            paused: false,
             clock: Clock::new(arrived),
             usage: Usage { prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX), ..Usage::default() },
             window,

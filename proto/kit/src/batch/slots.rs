@@ -60,6 +60,11 @@ impl Slot {
         self.exact = usize::MAX;
     }
 
+    /// Whether nothing is to be computed for it: its request is paused, or there is none.
+    pub(super) fn is_held(&self) -> bool {
+        self.job.as_ref().is_none_or(|job| job.paused)
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.tokens.len() - self.computed
     }

@@ -177,6 +177,53 @@ fn a_step_gives_every_generating_slot_one_token_and_prompts_the_rest() {
 }
 
 #[test]
+fn row_49_a_paused_request_computes_nothing_and_its_answer_is_the_same() {
+    let requests = [sampled(1, "one", 40), sampled(2, "two", 40), sampled(3, "three", 40)];
+    let mut batcher = Batcher::new(Toy::new(2, 4096, 64));
+    let mut book = Book::new();
+    requests.iter().for_each(|request| batcher.run(request.clone()));
+    // One before its first step, and one that is not even admitted.
+    batcher.pause(requests[0].id, true);
+    batcher.pause(requests[2].id, true);
+    for _ in 0..20 {
+        assert_eq!(step(&mut batcher, &mut book), StepOutcome::Busy);
+    }
+    assert!(book[&1].tokens.is_empty() && book[&2].tokens.len() >= 19);
+    let mut steps = 0;
+    while step(&mut batcher, &mut book) == StepOutcome::Busy {
+        steps += 1;
+        assert!(steps < 100, "it stands still when all are paused");
+    }
+    assert!(book[&2].end.is_some() && book[&3].tokens.is_empty());
+    let computed = batcher.steps();
+    assert_eq!(step(&mut batcher, &mut book), StepOutcome::Paused);
+    assert_eq!(batcher.steps(), computed);
+    batcher.pause(requests[0].id, false);
+    while book[&1].end.is_none() {
+        step(&mut batcher, &mut book);
+    }
+    assert_eq!(step(&mut batcher, &mut book), StepOutcome::Paused);
+    batcher.pause(requests[2].id, false);
+    drive(&mut batcher, &mut book);
+    for request in &requests {
+        assert_eq!(book[&request.id.0].answer(), alone(request).answer(), "{}", request.id);
+    }
+}
+
+#[test]
+fn embeddings_wait_for_no_paused_request() {
+    let mut batcher = Batcher::new(Toy::new(2, 4096, 64));
+    let mut book = Book::new();
+    batcher.run(sampled(1, "one", 40));
+    step(&mut batcher, &mut book);
+    batcher.pause(RequestId(1), true);
+    assert_eq!(step(&mut batcher, &mut book), StepOutcome::Paused);
+    batcher.run(embed(2, &["a"]));
+    drive(&mut batcher, &mut book);
+    assert_eq!((book[&1].tokens.len(), book[&2].vectors().len()), (40, 1));
+}
+
+#[test]
 fn a_resumed_request_goes_on_as_if_nothing_had_happened() {
     let mut request = sampled(9, "tell me a tale", 60);
     request.stop = vec!["zz".to_owned(), "é".to_owned()];

@@ -182,6 +182,45 @@ fn a_cancel_is_heard_while_another_request_runs() {
 }
 
 #[test]
+fn row_49_a_paused_request_is_silent_keeps_its_slot_and_goes_on_where_it_was() {
+    let mut fixture = Fixture::ready("toy.gguf");
+    let mut long = complete(1, "go on");
+    long.limits.max_tokens = Some(3_000);
+    fixture.run(long);
+    let (mut first, mut second) = (0, 0);
+    let mut count = |message: FromWorker| {
+        match message {
+            FromWorker::Output(RequestId(1), Output::Delta(delta)) => first += delta.tokens.len(),
+            FromWorker::Output(RequestId(2), Output::Delta(delta)) => second += delta.tokens.len(),
+            FromWorker::Output(id, output) if output.is_terminal() => return Some(id.0),
+            _ => {}
+        }
+        None
+    };
+    assert_eq!(count(fixture.next()), None);
+    fixture.send(&[ToWorker::Pause(RequestId(1)), ToWorker::Pause(RequestId(77))]);
+    // The slot beside it serves one after the other.
+    for _ in 0..3 {
+        fixture.run(complete(2, "beside it"));
+        let ended = loop {
+            if let Some(id) = count(fixture.next()) {
+                break id;
+            }
+        };
+        assert_eq!(ended, 2, "the paused one can't have come to its end");
+    }
+    fixture.send(&[ToWorker::Continue(RequestId(1))]);
+    while count(fixture.next()).is_none() {}
+    assert_eq!((first, second), (3_000, 3 * 16));
+    // One that is paused can be cancelled, and a worker that drains waits for one.
+    fixture.run(endless(3));
+    fixture.send(&[ToWorker::Pause(RequestId(3)), ToWorker::Drain, ToWorker::Cancel(RequestId(3))]);
+    assert!(matches!(fixture.until_end(3).1, Output::Finished(finished) if finished.reason == FinishReason::Cancelled));
+    assert_eq!(fixture.next(), FromWorker::Bye);
+    assert_eq!(fixture.end(), Exit::Drained);
+}
+
+#[test]
 fn draining_finishes_what_runs() {
     let mut fixture = Fixture::ready("toy.gguf");
     fixture.run(complete(1, "a"));

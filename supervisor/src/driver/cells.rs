@@ -1,0 +1,104 @@
+//! Control groups of workers: made, widened and removed in threads that may wait, since the kernel takes its time when a
+//! process moves or a group must give something back. A worker is told to load once it is in its group; until then it has
+//! done nothing.
+//!
+//! Reading what a group holds is as quick as reading what a process holds, and done where that is.
+
+use std::io;
+use std::sync::Arc;
+
+use ollmlx_proto::{ToWorker, WorkerId, limits};
+use tracing::warn;
+
+use super::task::{Process, Task};
+use crate::os::nest::Cell;
+use crate::worker::Report;
+
+/// A worker's control group.
+#[derive(Debug, Default)]
+pub(super) enum Housing {
+    /// It has none.
+    #[default]
+    Nowhere,
+    /// It is being made; what the worker is told then.
+    Making(Option<ToWorker>),
+    /// It lives there.
+    In(Arc<Cell>),
+}
+
+impl Housing {
+    /// The group, once it is made.
+    pub(super) fn cell(&self) -> Option<&Arc<Cell>> {
+        match self {
+            Self::In(cell) => Some(cell),
+            Self::Nowhere | Self::Making(_) => None,
+        }
+    }
+}
+
+/// What a control group may take for a budget: with headroom, since a plan is an estimate, but not more than the mark at
+/// which the memory ladder kills.
+fn cell_max(budget_bytes: u64, limit: u64) -> u64 {
+    let headroom = (budget_bytes / 100).saturating_mul(limits::CELL_HEADROOM_PERCENT);
+    let [_, _, _, _, [kill_permille, _]] = limits::MEMORY_MARKS_PERMILLE;
+    let hard = limit.saturating_add((limit / 1_000).saturating_mul(kill_permille.saturating_sub(1_000)));
+    budget_bytes.saturating_add(headroom.max(limits::CELL_HEADROOM_BYTES_MIN)).min(hard)
+}
+
+impl Task {
+    /// Begins to make a group for a process that was just started. Answered with [`Report::Housed`].
+    pub(super) fn house(&mut self, worker: &WorkerId, pid: u32, bytes: u64) -> Housing {
+        let (Some(limit), Some(nest)) = (self.config.scheduler.memory_limit, self.config.nest.clone()) else {
+            return Housing::Nowhere;
+        };
+        self.cells += 1;
+        let (number, bytes_max) = (self.cells, cell_max(bytes, limit));
+        let (worker, reports) = (worker.clone(), self.reports_in.clone());
+        self.tasks.spawn_blocking(move || {
+            let made = nest.cell(number, pid, bytes_max);
+            // Without a driver nobody needs it, and it goes with the report.
+            let _driver_gone = reports.blocking_send((worker, Report::Housed(made)));
+        });
+        Housing::Making(None)
+    }
+
+    /// Tells the worker to load, at once or when it is in its group.
+    pub(super) fn load(&mut self, worker: &WorkerId, load: ToWorker) {
+        if let Some(Process { housing: Housing::Making(first), .. }) = self.processes.get_mut(worker) {
+            *first = Some(load);
+        } else {
+            self.send(worker, load);
+        }
+    }
+
+    /// The group is there, or could not be made.
+    pub(super) fn housed(&mut self, worker: &WorkerId, made: io::Result<Cell>) {
+        let made = made.inspect_err(|error| warn!(%worker, %error, "a worker got no control group")).ok();
+        let Some(process) = self.processes.get_mut(worker) else {
+            return self.vacate(made.map_or(Housing::Nowhere, |cell| Housing::In(Arc::new(cell))));
+        };
+        let housing = made.map_or(Housing::Nowhere, |cell| Housing::In(Arc::new(cell)));
+        if let Housing::Making(Some(load)) = std::mem::replace(&mut process.housing, housing) {
+            self.send(worker, load);
+        }
+    }
+
+    /// A worker that is ready may take what it was found to need, and no longer whatever others leave free.
+    pub(super) fn widen(&mut self, worker: &WorkerId, bytes: u64) {
+        let Some(limit) = self.config.scheduler.memory_limit else { return };
+        let Some(cell) = self.processes.get(worker).and_then(|process| process.housing.cell()).cloned() else { return };
+        let worker = worker.clone();
+        self.tasks.spawn_blocking(move || {
+            if let Err(error) = cell.limit(cell_max(bytes, limit)) {
+                warn!(%worker, %error, "a worker's control group kept its limit");
+            }
+        });
+    }
+
+    /// Removes the group of a process that was reaped.
+    pub(super) fn vacate(&mut self, housing: Housing) {
+        if let Housing::In(cell) = housing {
+            self.tasks.spawn_blocking(move || drop(cell));
+        }
+    }
+}
