@@ -4,9 +4,11 @@
 //! and the resident pages of files, among them weights that are mapped and not copied: they count once, in the process
 //! that maps them, and where several of our workers map one file each of them is charged its part.
 //!
-//! Limit: on macOS the kernel's "footprint" would be the better figure, because it counts what the GPU holds; nothing safe
-//! reads it, so there it is the resident size, and the worker's own report of what it holds goes beside it. How long
-//! processes wait for memory is not known there either.
+//! On macOS it is the kernel's "footprint", which counts what the GPU holds as well; the worker's own report of what it
+//! holds goes beside it. How short memory is, macOS says in three levels only.
+
+#[cfg(any(target_os = "macos", test))]
+use ollmlx_proto::limits::PRESSURE_MARKS_PERMILLE;
 
 #[cfg(target_os = "linux")]
 pub use self::linux::{footprint, oom_kill_count, pressure, resident_bytes, total_bytes};
@@ -41,6 +43,20 @@ pub fn parse_pressure(text: &str) -> Option<u16> {
     let line = text.lines().find_map(|line| line.strip_prefix("full "))?;
     let percent: f64 = line.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()?;
     (0.0..=100.0).contains(&percent).then_some((percent * 10.0) as u16)
+}
+
+/// The same of macOS's level: 1 is normal, 2 a warning, 4 critical. It tells of the whole machine, whoever is to blame, so
+/// it makes idle models go at most.
+#[cfg(any(target_os = "macos", test))]
+fn permille_of_level(level: u64) -> Option<u16> {
+    let [_, trim, evict, _] = PRESSURE_MARKS_PERMILLE.map(|[enter, _]| enter);
+    let permille = match level {
+        1 => 0,
+        2 => trim,
+        4 => evict,
+        _ => return None,
+    };
+    u16::try_from(permille).ok()
 }
 
 /// Sums the `name: number kB` lines of these names, in bytes; `None` where the first is missing.
@@ -104,16 +120,30 @@ mod linux {
 
 #[cfg(target_os = "macos")]
 mod macos {
-    use sysinfo::{MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+    use libproc::pid_rusage::{RUsageInfoV2, pidrusage};
+    use sysctl::{Ctl, CtlValue, Sysctl as _};
 
-    use super::Footprint;
+    use super::{Footprint, permille_of_level};
+
+    /// A whole number of the kernel's.
+    fn number(name: &str) -> Option<u64> {
+        match Ctl::new(name).ok()?.value().ok()? {
+            CtlValue::U64(value) | CtlValue::Ulong(value) => Some(value),
+            CtlValue::Uint(value) | CtlValue::U32(value) => Some(value.into()),
+            CtlValue::Long(value) | CtlValue::S64(value) => u64::try_from(value).ok(),
+            CtlValue::Int(value) | CtlValue::S32(value) => u64::try_from(value).ok(),
+            _ => None,
+        }
+    }
+
+    fn usage(pid: u32) -> Option<RUsageInfoV2> {
+        pidrusage(i32::try_from(pid).ok()?).ok()
+    }
 
     /// Bytes of physical memory; `None` where the system doesn't say.
     #[must_use]
     pub fn total_bytes() -> Option<u64> {
-        let mut system = System::new().ok()?;
-        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-        Some(system.total_memory()).filter(|bytes| *bytes > 0)
+        number("hw.memsize").filter(|bytes| *bytes > 0)
     }
 
     /// How many processes the system has killed because memory ran out: it doesn't say.
@@ -125,23 +155,22 @@ mod macos {
     /// Resident bytes of a process; `None` where it is gone or the system doesn't say.
     #[must_use]
     pub fn resident_bytes(pid: u32) -> Option<u64> {
-        let pid = Pid::from_u32(pid);
-        let mut system = System::new().ok()?;
-        let what = ProcessRefreshKind::nothing().with_memory();
-        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, what);
-        Some(system.process(pid)?.memory()).filter(|bytes| *bytes > 0)
+        usage(pid).map(|usage| usage.ri_resident_size).filter(|bytes| *bytes > 0)
     }
 
-    /// What a process holds, which here is its resident size; `None` where it is gone.
+    /// What a process holds; `None` where it is gone. The kernel's own sum for it is what it counts against the process:
+    /// dirty pages, compressed ones, and what a GPU holds for it; mapped files are resident beyond that.
     #[must_use]
     pub fn footprint(pid: u32) -> Option<Footprint> {
-        resident_bytes(pid).map(|private| Footprint { private, file: 0 })
+        let usage = usage(pid)?;
+        let private = usage.ri_phys_footprint;
+        Some(Footprint { private, file: usage.ri_resident_size.saturating_sub(private) }).filter(|_| private > 0)
     }
 
-    /// Not known here: the kernel tells it only through calls that nothing safe makes.
+    /// The pressure on the machine, in permille; `None` where the kernel doesn't say.
     #[must_use]
     pub fn pressure() -> Option<u16> {
-        None
+        permille_of_level(number("kern.memorystatus_vm_pressure_level")?)
     }
 }
 
@@ -170,6 +199,14 @@ mod tests {
     fn a_file_that_several_map_is_shared_between_them() {
         let footprint = Footprint { private: 10, file: 90 };
         assert_eq!([0, 1, 2, 3].map(|count| footprint.share(count)), [100, 100, 55, 40]);
+    }
+
+    #[test]
+    fn the_levels_of_macos_are_steps_of_the_ladder() {
+        let [_, [trim, _], [evict, _], [drain, _]] = PRESSURE_MARKS_PERMILLE;
+        assert_eq!([0, 1, 2, 3].map(permille_of_level), [None, Some(0), u16::try_from(trim).ok(), None]);
+        let critical = u64::from(permille_of_level(4).unwrap());
+        assert!((evict..drain).contains(&critical));
     }
 
     #[test]

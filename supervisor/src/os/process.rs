@@ -126,11 +126,12 @@ pub fn is_stopped(pid: u32) -> bool {
 #[cfg(target_os = "macos")]
 #[must_use]
 pub fn is_stopped(pid: u32) -> bool {
-    use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
-    let Ok(mut system) = System::new() else { return false };
-    let pid = sysinfo::Pid::from_u32(pid);
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, ProcessRefreshKind::nothing());
-    system.process(pid).is_some_and(|process| process.status() == ProcessStatus::Stop)
+    use libproc::bsd_info::BSDInfo;
+    use libproc::proc_pid::pidinfo;
+    /// `SSTOP` of `sys/proc.h`.
+    const STOPPED: u32 = 4;
+    let info = i32::try_from(pid).ok().and_then(|pid| pidinfo::<BSDInfo>(pid, 0).ok());
+    info.is_some_and(|info| info.pbi_status == STOPPED)
 }
 
 fn signal_group(pid: u32, signal: Signal) {
