@@ -90,7 +90,8 @@ class Server:
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.host}"
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("OLLAMA_", "OLLMLX_"))}
+        foreign = ("OLLAMA_", "OLLMLX_", "NOTIFY_SOCKET", "WATCHDOG_")
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         self.env = clean | {
             "HOME": str(self.folder),
             "OLLAMA_HOST": self.host,

@@ -94,7 +94,7 @@ class Injected(unittest.TestCase):
         env = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "OLLAMA_HOST": f"127.0.0.1:{house.free_port()}",
                "OLLMLX_FAULT": "crush@3"}
         done = subprocess.run([house.OLLMLX, "serve"], env=env, capture_output=True, text=True, timeout=10)
-        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.returncode, 78)
         self.assertIn('unknown fault "crush"', done.stderr)
 
 

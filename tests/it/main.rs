@@ -14,6 +14,7 @@ mod process;
 mod relief;
 mod resume;
 mod rows;
+mod service;
 mod sim;
 mod tidy;
 mod world;

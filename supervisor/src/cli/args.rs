@@ -3,6 +3,7 @@
 //! Arity is checked by the commands themselves, since clap words it differently.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
@@ -328,6 +329,12 @@ pub fn at_most_one(words: Vec<String>) -> Result<Option<String>, CliError> {
     Ok(words.into_iter().next())
 }
 
+/// Whether a command line, understood or not, is meant to start the server.
+#[must_use]
+pub fn is_server(words: impl Iterator<Item = OsString>) -> bool {
+    words.into_iter().nth(1).is_some_and(|word| word == "serve" || word == "start")
+}
+
 /// A clap error in one line, in the words that scripts know.
 #[must_use]
 pub fn one_line(error: &clap::Error) -> String {
@@ -395,6 +402,13 @@ mod tests {
         assert_eq!(serve.flags.get("keep_alive").map(String::as_str), Some("-1"));
         assert_eq!(serve.flags.get("host").map(String::as_str), Some(":5000"));
         assert_eq!(serve.flags.len(), 2);
+    }
+
+    #[test]
+    fn row_38_a_command_line_that_starts_the_server_is_known_even_if_it_is_wrong() {
+        let is_server = |words: &[&str]| is_server(words.iter().map(OsString::from));
+        assert!(is_server(&["ollmlx", "serve", "--bogus"]) && is_server(&["ollmlx", "start"]));
+        assert!(!is_server(&["ollmlx", "stop", "serve"]) && !is_server(&["ollmlx"]) && !is_server(&[]));
     }
 
     #[test]

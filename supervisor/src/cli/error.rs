@@ -1,8 +1,14 @@
 //! What can go wrong in a command, each in the one line that is printed after `Error: `.
 
+use std::io::ErrorKind;
+
 use thiserror::Error;
 
 use crate::config::ConfigError;
+
+/// Exit status where the settings must be changed before it is of any use to try again: `EX_CONFIG` of sysexits(3). The
+/// service manager's unit says that it ends there.
+pub const EXIT_SETTINGS: u8 = 78;
 
 /// Why a command failed.
 #[derive(Debug, Error)]
@@ -39,6 +45,9 @@ pub enum CliError {
     /// The command line makes no sense.
     #[error("{0}")]
     Usage(String),
+    /// The server's command line makes no sense.
+    #[error("{0}")]
+    ServeUsage(String),
     /// A setting makes no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -73,6 +82,21 @@ pub enum CliError {
         reason: String,
         /// What to do about it, on a line of its own.
         hint: String,
+        /// Its kind.
+        kind: ErrorKind,
+    },
+    /// Another server has the state folder.
+    #[error(
+        "another server uses the state folder {folder}: {who}\n(Stop it, replace it with `{upgrade}`, or give this one \
+         a folder of its own: `ollmlx serve --state-dir FOLDER` or OLLMLX_STATE_DIR=FOLDER)"
+    )]
+    Occupied {
+        /// Which.
+        folder: String,
+        /// The other one, as far as it is known.
+        who: String,
+        /// The command that replaces it.
+        upgrade: String,
     },
     /// Something of the system.
     #[error("{step}: {source}")]
@@ -89,5 +113,37 @@ impl CliError {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == http::StatusCode::NOT_FOUND)
+    }
+
+    /// The process's exit status: [`EXIT_SETTINGS`], or 1. A port or a folder that another process has, an address that
+    /// is not there yet: all that may be better a moment later.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::ServeUsage(_) | Self::Bind { kind: ErrorKind::PermissionDenied, .. } => {
+                EXIT_SETTINGS
+            }
+            _ => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Sources};
+
+    #[test]
+    fn row_38_only_what_no_second_try_can_better_has_a_status_of_its_own() {
+        let flags = [("max_queue".to_owned(), "many".to_owned())].into();
+        let bad = Config::from_sources(&Sources { flags, ..Sources::default() }).unwrap_err();
+        assert_eq!(CliError::from(bad).exit_status(), 78);
+        assert_eq!(CliError::ServeUsage(String::new()).exit_status(), 78);
+        let bind = |kind| CliError::Bind { address: String::new(), reason: String::new(), hint: String::new(), kind };
+        assert_eq!(bind(ErrorKind::PermissionDenied).exit_status(), 78, "a port that only root may have");
+        for kind in [ErrorKind::AddrInUse, ErrorKind::AddrNotAvailable, ErrorKind::NotFound] {
+            assert_eq!(bind(kind).exit_status(), 1, "{kind:?}");
+        }
+        assert_eq!(CliError::ServerDown.exit_status(), 1);
     }
 }

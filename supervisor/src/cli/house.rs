@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ollmlx_proto::limits::UPGRADE_DRAIN_MS;
+use ollmlx_proto::limits::{FAREWELL_MS, UPGRADE_DRAIN_MS};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::error::CliError;
 use super::serve::Leaving;
+use super::service::Pulse;
 use super::version::OWN;
 use crate::catalog::{Catalog, CatalogConfig, Learned};
 use crate::config::{Config, EffectiveLimit, Machine, MemoryShrink, Span};
@@ -19,15 +20,14 @@ use crate::os::nest::Nest;
 use crate::os::{cgroup, memory};
 use crate::scheduler::{KeepAlive, SchedulerConfig, Shrink};
 
-/// After the last worker is reaped, connections get this long to write what they have.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// What the house needs to know of the world around it.
 pub(super) struct World {
     /// How it is being asked to leave.
     pub(super) leaving: watch::Receiver<Leaving>,
     /// Why the last upgrade failed.
     pub(super) upgrade: watch::Receiver<Option<String>>,
+    /// Gives signs of life to whoever waits for them.
+    pub(super) pulse: Pulse,
     /// Called once it serves.
     pub(super) ready: Box<dyn FnOnce() + Send>,
 }
@@ -37,7 +37,7 @@ pub(super) struct World {
 /// # Errors
 /// A part that could not start.
 pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> Result<(), CliError> {
-    let World { mut leaving, upgrade, ready } = world;
+    let World { mut leaving, upgrade, pulse, ready } = world;
     let mut further = leaving.clone();
     let system = |step| move |source| CliError::System { step, source };
     let address = listener.local_addr().map_err(system("read the address"))?;
@@ -45,7 +45,7 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     let catalog = catalog(&config, worker_dir.clone(), !config.noprune)?;
     let (handle, driving) =
         driver::start(driver_config(&config, worker_dir)).await.map_err(system("start the driver"))?;
-    super::watchdog::watch(handle.clone()).map_err(system("start the watchdog"))?;
+    super::watchdog::watch(handle.clone(), pulse).map_err(system("start the watchdog"))?;
     let (deaths, deaths_out) = watch::channel(http::metrics::DeathCounts::new());
     // Ends with the driver.
     tokio::spawn(http::metrics::follow(handle.snapshots(), deaths));
@@ -91,7 +91,7 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
             }
         }
     }
-    if !door.is_finished() && tokio::time::timeout(FAREWELL, &mut door).await.is_err() {
+    if !door.is_finished() && tokio::time::timeout(Duration::from_millis(FAREWELL_MS), &mut door).await.is_err() {
         door.abort();
     }
     Ok(())

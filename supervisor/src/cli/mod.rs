@@ -1,6 +1,7 @@
 //! The command line: one file per command. All but `serve` and `config` talk to a server over HTTP like any client.
 //!
-//! Errors are one line on standard error that begins with `Error: `, and exit status 1.
+//! Errors are one line on standard error that begins with `Error: `, and exit status 1; 78 where settings make no sense,
+//! so that a service manager does not try them again (see [`error`]).
 
 pub mod answer;
 pub mod args;
@@ -31,10 +32,12 @@ pub mod version;
 pub mod why;
 pub mod wrap;
 
+mod claim;
 mod house;
 mod images;
 mod repl;
 mod repl_command;
+mod service;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -58,6 +61,7 @@ pub fn main() -> Result<(), CliError> {
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             output::print(&error.render().to_string())
         }
+        Err(error) if args::is_server(std::env::args_os()) => Err(CliError::ServeUsage(args::one_line(&error))),
         Err(error) => Err(CliError::Usage(args::one_line(&error))),
     }
 }

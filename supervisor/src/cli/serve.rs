@@ -11,8 +11,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::level_filters::LevelFilter;
 
+use super::claim::Claim;
 use super::error::CliError;
 use super::house;
+use super::service::Service;
 use super::upgrade;
 use super::version::OWN;
 use crate::config::{Config, HostUrl, LogLevel};
@@ -67,14 +69,26 @@ async fn serve(config: Config) -> Result<(), CliError> {
     let (leaving, phase) = watch::channel(Leaving::No);
     let signals = Signals::new()?;
     let listener = if config.inherits_socket { upgrade::inherit()? } else { bind(&config.host).await? };
-    let ready: Box<dyn FnOnce() + Send> =
-        if config.inherits_socket { Box::new(upgrade::say_ready) } else { Box::new(|| {}) };
-    let successor = upgrade::Successor::new(&listener)?;
-    let (upgrade_error, upgrade) = watch::channel(None);
     let address = listener.local_addr().map_err(|source| CliError::System { step: "read the address", source })?;
+    // After the socket, so that whoever wants a port that is taken hears of the port; before anything else is touched.
+    let claim = Claim::stake(&config, address)?;
+    let service = Service::of(&config.manager);
+    let pulse = service.pulse();
+    let (told, signed) = (service.clone(), claim.clone());
+    let ready: Box<dyn FnOnce() + Send> = if config.inherits_socket {
+        Box::new(move || {
+            signed.sign();
+            told.ready(address);
+            upgrade::say_ready();
+        })
+    } else {
+        Box::new(move || told.ready(address))
+    };
+    let successor = upgrade::Successor::new(&listener, claim)?;
+    let (upgrade_error, upgrade) = watch::channel(None);
     tracing::info!("Listening on {address} (version {OWN})");
-    let announcing = tokio::spawn(signals.announce(leaving, successor, upgrade_error));
-    let end = house::run(config, listener, house::World { leaving: phase, upgrade, ready }).await;
+    let announcing = tokio::spawn(signals.announce(leaving, successor, service, upgrade_error));
+    let end = house::run(config, listener, house::World { leaving: phase, upgrade, pulse, ready }).await;
     announcing.abort();
     tracing::info!("server stopped");
     end
@@ -90,9 +104,15 @@ async fn bind(host: &HostUrl) -> Result<TcpListener, CliError> {
         address: address.to_owned(),
         reason: bind_reason(error),
         hint: bind_hint(error),
+        kind: error.kind(),
     };
     let addresses = lookup_host((host.host.as_str(), host.port)).await.map_err(|reason| error(&authority, &reason))?;
-    let mut last = CliError::Bind { address: authority, reason: "no such host".to_owned(), hint: String::new() };
+    let mut last = CliError::Bind {
+        address: authority,
+        reason: "no such host".to_owned(),
+        hint: String::new(),
+        kind: ErrorKind::NotFound,
+    };
     for address in addresses {
         match TcpListener::bind(address).await {
             Ok(listener) => return Ok(listener),
@@ -151,25 +171,29 @@ impl Signals {
         })
     }
 
-    /// First signal: politely. Every further one: at once.
+    /// First signal: politely. Every further one: at once. What a successor needs is kept until there is one: from then on
+    /// the claim to the state folder and the socket are its own.
     async fn announce(
         mut self,
         leaving: watch::Sender<Leaving>,
         successor: upgrade::Successor,
+        service: Service,
         upgrade_error: watch::Sender<Option<String>>,
     ) {
-        let mut replaced = false;
+        let mut successor = Some(successor);
         let mut phase = Leaving::Politely;
         loop {
             let heard = tokio::select! {
                 heard = self.interrupt.recv() => heard,
                 heard = self.terminate.recv() => heard,
-                _ = self.upgrade.recv(), if !replaced => {
+                _ = self.upgrade.recv(), if successor.is_some() => {
+                    let Some(next) = &successor else { continue };
                     upgrade_error.send_replace(None);
-                    match successor.start().await {
+                    match next.start().await {
                         Ok(pid) => {
                             tracing::info!(pid, "a new server has taken over; this one ends when its requests have");
-                            replaced = true;
+                            successor = None;
+                            service.hand_over(pid);
                             leaving.send_replace(Leaving::Replaced);
                         }
                         Err(error) => {
@@ -180,7 +204,11 @@ impl Signals {
                     continue;
                 }
             };
-            if heard.is_none() || leaving.send(phase).is_err() {
+            if heard.is_none() {
+                return;
+            }
+            service.stopping();
+            if leaving.send(phase).is_err() {
                 return;
             }
             tracing::info!(

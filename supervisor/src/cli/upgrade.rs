@@ -2,15 +2,18 @@
 //! its requests have.
 //!
 //! The old server starts the program that lies at its own path now, with its own arguments, the socket as standard input
-//! and a pipe as standard output. The new one says `ready` there once it serves; only then does the old one stop to
+//! and a line between the two as standard output. The lock of the state folder comes through that line (see
+//! [`super::claim`]), and the new one says `ready` there once it serves; only then does the old one stop to
 //! accept. Both hold the same socket all the time, so a connection waits in its queue, and none is refused. A new
 //! program that does not get that far is ended, and the old one goes on.
 //!
-//! Limit: the new server is another process; a service manager that watches the old one must be told (systemd: its own
-//! restart, or `Type=forking`). Models are loaded anew.
+//! Limit: the new server is another process. systemd is told which (see [`super::service`]) and follows it; launchd follows
+//! only the process that it started, and when that ends it ends the new one as well, so there the service has to be
+//! started anew. Models are loaded anew.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,10 +25,11 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 
 use super::args::UpgradeArgs;
+use super::claim::Claim;
 use super::client::Client;
 use super::error::CliError;
 use super::output::{print, print_json};
-use crate::os::process;
+use crate::os::{descriptor, process};
 
 const READY: &[u8] = b"ready\n";
 
@@ -45,9 +49,10 @@ pub enum UpgradeError {
 
 /// How to start a successor.
 #[derive(Debug)]
-pub struct Successor {
+pub(super) struct Successor {
     program: PathBuf,
     socket: OwnedFd,
+    claim: Claim,
 }
 
 impl Successor {
@@ -55,21 +60,38 @@ impl Successor {
     ///
     /// # Errors
     /// The system's.
-    pub fn new(listener: &TcpListener) -> Result<Self, CliError> {
+    pub(super) fn new(listener: &TcpListener, claim: Claim) -> Result<Self, CliError> {
         let system = |step| move |source| CliError::System { step, source };
         let program = std::env::current_exe().map_err(system("find the own program"))?;
         let socket = listener.as_fd().try_clone_to_owned().map_err(system("keep the socket"))?;
-        Ok(Self { program, socket })
+        Ok(Self { program, socket, claim })
     }
 
     /// Starts it and waits until it serves; returns its process id.
     ///
     /// # Errors
     /// It does not serve; it is gone then.
-    pub async fn start(&self) -> Result<u32, UpgradeError> {
+    pub(super) async fn start(&self) -> Result<u32, UpgradeError> {
+        let started = self.try_start().await;
+        if started.is_err() {
+            // It may have written itself down before it failed.
+            let claim = self.claim.clone();
+            let _no_panic = tokio::task::spawn_blocking(move || claim.sign()).await;
+        }
+        started
+    }
+
+    async fn try_start(&self) -> Result<u32, UpgradeError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let lock = self.claim.descriptor();
+        if let Some(lock) = lock {
+            descriptor::send(&ours, lock)?;
+        }
+        ours.set_nonblocking(true)?;
+        let mut said = tokio::net::UnixStream::from_std(ours)?;
+        let variables = [("OLLMLX_LISTEN_FD", "0"), ("OLLMLX_LOCK_FD", if lock.is_some() { "1" } else { "" })];
         let socket = self.socket.try_clone()?;
-        let mut child = process::start_successor(&self.program, socket, &[("OLLMLX_LISTEN_FD", "0")])?;
-        let mut said = child.stdout.take().ok_or_else(|| std::io::Error::other("no pipe"))?;
+        let mut child = process::start_successor(&self.program, socket, theirs.into(), &variables)?;
         let mut word = [0; READY.len()];
         let heard = tokio::time::timeout(Duration::from_millis(UPGRADE_READY_MS), said.read_exact(&mut word)).await;
         if matches!(heard, Ok(Ok(_))) && word == *READY {
@@ -112,9 +134,9 @@ pub fn say_ready() {
     if let Err(error) = said {
         tracing::warn!(%error, "the old server did not hear that this one serves");
     }
-    // The pipe's far end goes with the predecessor.
+    // The line's far end goes with the predecessor.
     if let Err(error) = nix::unistd::dup2_stdout(std::io::stderr()) {
-        tracing::warn!(%error, "standard output stays a closed pipe");
+        tracing::warn!(%error, "standard output stays a line to nobody");
     }
 }
 

@@ -3,6 +3,8 @@
 //! A task asks the driver for a sign of life once a second; a thread of its own, which needs neither the runtime nor a lock,
 //! counts its own seconds without one. It counts and does not look at a clock: a machine that slept, or a process that was
 //! stopped, has counted nothing meanwhile. Workers see the end of their sockets and go by themselves.
+//!
+//! A service manager that wants signs of life of its own gets one for each of the driver's that is due.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +12,12 @@ use std::time::Duration;
 
 use ollmlx_proto::limits::{WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
 
+use super::service::Pulse;
 use crate::driver::Handle;
 
 const TICK: Duration = Duration::from_millis(WATCHDOG_TICK_MS);
+/// However impatient a service manager is.
+const TICK_MIN: Duration = Duration::from_millis(10);
 
 /// Signs of life, and how long there was none.
 #[derive(Debug, Default)]
@@ -34,7 +39,7 @@ impl Count {
 ///
 /// # Errors
 /// The system has no thread for it.
-pub(super) fn watch(handle: Handle) -> std::io::Result<()> {
+pub(super) fn watch(handle: Handle, mut pulse: Pulse) -> std::io::Result<()> {
     let beats = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&beats);
     std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
@@ -50,12 +55,13 @@ pub(super) fn watch(handle: Handle) -> std::io::Result<()> {
         }
     })?;
     tokio::spawn(async move {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(pulse.every().map_or(TICK, |every| every.clamp(TICK_MIN, TICK)));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             handle.ping().await;
             beats.fetch_add(1, Ordering::Relaxed);
+            pulse.beat();
         }
     });
     Ok(())

@@ -4,6 +4,7 @@
 //! its origin. A flag that makes no sense is an error; a variable or line that makes none is a warning and the default,
 //! as in Ollama, so that a stray variable does not keep the server from starting.
 
+pub mod manager;
 pub mod memory_limit;
 pub mod raw;
 pub mod rules;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use manager::Manager;
 pub use memory_limit::{EffectiveLimit, Machine, MemoryLimit};
 pub use raw::{Origin, Raw, Sources};
 pub use rules::{Rule, Rules};
@@ -175,6 +177,10 @@ pub struct Config {
     pub fault: Option<String>,
     /// Whether a predecessor hands its socket over, as standard input (`OLLMLX_LISTEN_FD=0`).
     pub inherits_socket: bool,
+    /// Whether it hands the state folder's lock over as well, through standard output (`OLLMLX_LOCK_FD=1`).
+    pub inherits_lock: bool,
+    /// Who started us.
+    pub manager: Manager,
     /// Log detail.
     pub log_level: LogLevel,
     /// What was ignored, and why; for the log.
@@ -238,6 +244,8 @@ impl Config {
             nohistory: reader.read(&table::NOHISTORY, |text| Ok(value::parse_bool(text)))?,
             fault: reader.fault()?,
             inherits_socket: sources.env.get("OLLMLX_LISTEN_FD").is_some_and(|fd| fd == "0"),
+            inherits_lock: sources.env.get("OLLMLX_LOCK_FD").is_some_and(|fd| fd == "1"),
+            manager: Manager::read(sources),
             log_level: reader.read(&table::DEBUG, |text| Ok(LogLevel::parse(text)))?,
             warnings: Vec::new(),
             entries: Vec::new(),

@@ -2,8 +2,11 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod descriptor;
+pub mod lock;
 pub mod memory;
 pub mod nest;
+pub mod notify;
 pub mod process;
 pub mod rng;
 pub mod signal;

@@ -41,10 +41,17 @@ pub struct Started {
     pub printed: pipe::Receiver,
 }
 
-/// The one place where a child process begins.
+/// What a service manager tells the service alone: whoever has these could speak for it.
+const MANAGER_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+
+/// The one place where a child process begins. It is none of the service manager's business.
 #[expect(clippy::disallowed_methods, reason = "everybody else comes here")]
 pub fn command(program: &Path) -> Command {
-    Command::new(program)
+    let mut command = Command::new(program);
+    for name in MANAGER_VARIABLES {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// Starts a process in its own group, without arguments and standard input. It inherits the environment except variables
@@ -86,15 +93,21 @@ fn start_with(
     Ok(Started { child, pid, printed })
 }
 
-/// Starts a successor of ourselves with the same arguments: `socket` is its standard input, a pipe its standard output.
-/// It outlives us.
+/// Starts a successor of ourselves with the same arguments: `socket` is its standard input, `line` its standard output.
+/// It outlives us, and is the service that we are.
 ///
 /// # Errors
 /// The system's.
-pub fn start_successor(program: &Path, socket: OwnedFd, variables: &[(&str, &str)]) -> io::Result<Child> {
+pub fn start_successor(
+    program: &Path,
+    socket: OwnedFd,
+    line: OwnedFd,
+    variables: &[(&str, &str)],
+) -> io::Result<Child> {
     let mut command = command(program);
-    command.args(std::env::args_os().skip(1)).envs(variables.iter().copied());
-    command.stdin(Stdio::from(socket)).stdout(Stdio::piped());
+    let of_the_service = std::env::vars_os().filter(|(name, _)| MANAGER_VARIABLES.iter().any(|known| name == known));
+    command.args(std::env::args_os().skip(1)).envs(of_the_service).envs(variables.iter().copied());
+    command.stdin(Stdio::from(socket)).stdout(Stdio::from(line));
     command.spawn()
 }
 
