@@ -149,6 +149,14 @@ pub const DEATHS_MAX: usize = 5;
 pub const DEATHS_WINDOW_S: u64 = 600;
 /// How long a quarantined model rests.
 pub const QUARANTINE_S: u64 = 60;
+/// Workers of different models that die of the same class of cause within this died of one cause. Whatever takes a device
+/// away is noticed by all that use it within a few passes.
+pub const INCIDENT_WINDOW_MS: u64 = 1_000;
+/// A model that died with others and loads holds them back for this long at most: most loads are shorter, and one that
+/// isn't must not be what everybody waits for.
+pub const INCIDENT_STAGGER_MS: u64 = 5_000;
+/// After this they are started without regard to each other: what died then is no crowd any more.
+pub const INCIDENT_OVER_MS: u64 = 60_000;
 /// Deaths that a request may be present at before it is the suspect.
 pub const POISON_DEATHS_MAX: u32 = 2;
 /// For how long a request that was ended for that is refused when it comes again.
@@ -309,6 +317,7 @@ const _: () = assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + MIB, "a body must fit a
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
 const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
+const _: () = assert!(INCIDENT_WINDOW_MS < INCIDENT_STAGGER_MS && INCIDENT_STAGGER_MS < INCIDENT_OVER_MS);
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
 const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);

@@ -16,4 +16,5 @@ mod resume;
 mod rows;
 mod sim;
 mod tidy;
+mod together;
 mod world;

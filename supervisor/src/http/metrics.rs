@@ -267,6 +267,8 @@ impl Text {
 
     fn snapshot(&mut self, snapshot: &Snapshot) {
         let totals = &snapshot.totals;
+        let incidents = "Times that workers of several models died together, of one cause.";
+        self.single("ollmlx_incidents_total", "counter", incidents, totals.incidents as f64);
         let resumed = "Requests that went on in another process after theirs had died.";
         self.single("ollmlx_requests_resumed_total", "counter", resumed, totals.resumed as f64);
         let poisoned = "Requests that failed because two processes died of them.";
