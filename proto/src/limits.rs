@@ -14,6 +14,11 @@ pub const MIB: usize = 1024 * 1024;
 // --- the door ---
 /// Open client connections; accepting pauses above it.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Of these, connections of one client address that is not this machine's own; for IPv6 of one /64, which is what one
+/// client is commonly given. A sixteenth of all, and more than a proxy or a shared address has open for local models.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 1_024;
+/// Between two lines of the log about connections that were closed for that.
+pub const CROWD_LOG_MS: u64 = 10_000;
 /// Bytes of a JSON request body (images are base64 in it).
 pub const BODY_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of all bodies held at once, so that a crowd of large ones can't exhaust the supervisor.
@@ -318,6 +323,7 @@ const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field ha
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
 const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
 const _: () = assert!(INCIDENT_WINDOW_MS < INCIDENT_STAGGER_MS && INCIDENT_STAGGER_MS < INCIDENT_OVER_MS);
+const _: () = assert!(CONNECTIONS_PER_ADDRESS_MAX < CONNECTIONS_MAX, "one address can't take the whole door");
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
 const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);

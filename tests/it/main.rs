@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod crowd;
 mod deaths;
 mod door;
 mod every_index;
