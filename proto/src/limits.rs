@@ -132,6 +132,8 @@ pub const TERM_TIMEOUT_MS: u64 = 3_000;
 pub const KILL_TIMEOUT_MS: u64 = 10_000;
 /// A successor must say that it serves within this.
 pub const UPGRADE_READY_MS: u64 = 30_000;
+/// Bytes of what one that does not serve says in its place.
+pub const LAST_WORDS_BYTES_MAX: u64 = 1_024;
 /// After a successor has taken over, running requests of the old server get this long.
 pub const UPGRADE_DRAIN_MS: u64 = 10 * 60_000;
 /// After a successor has taken over, connections that are open may still bring a request for this long.
