@@ -14,6 +14,11 @@ pub const MIB: usize = 1024 * 1024;
 // --- the door ---
 /// Open client connections; accepting pauses above it.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Of these, connections of one client address that is not this machine's own; for IPv6 of one /64, which is what one
+/// client is commonly given. A sixteenth of all, and more than a proxy or a shared address has open for local models.
+pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 1_024;
+/// Between two lines of the log about connections that were closed for that.
+pub const CROWD_LOG_MS: u64 = 10_000;
 /// Bytes of a JSON request body (images are base64 in it).
 pub const BODY_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of all bodies held at once, so that a crowd of large ones can't exhaust the supervisor.
@@ -142,6 +147,8 @@ pub const TERM_TIMEOUT_MS: u64 = 3_000;
 pub const KILL_TIMEOUT_MS: u64 = 10_000;
 /// A successor must say that it serves within this.
 pub const UPGRADE_READY_MS: u64 = 30_000;
+/// Bytes of what one that does not serve says in its place.
+pub const LAST_WORDS_BYTES_MAX: u64 = 1_024;
 /// After a successor has taken over, running requests of the old server get this long.
 pub const UPGRADE_DRAIN_MS: u64 = 10 * 60_000;
 /// After a successor has taken over, connections that are open may still bring a request for this long.
@@ -164,6 +171,14 @@ pub const DEATHS_MAX: usize = 5;
 pub const DEATHS_WINDOW_S: u64 = 600;
 /// How long a quarantined model rests.
 pub const QUARANTINE_S: u64 = 60;
+/// Workers of different models that die of the same class of cause within this died of one cause. Whatever takes a device
+/// away is noticed by all that use it within a few passes.
+pub const INCIDENT_WINDOW_MS: u64 = 1_000;
+/// A model that died with others and loads holds them back for this long at most: most loads are shorter, and one that
+/// isn't must not be what everybody waits for.
+pub const INCIDENT_STAGGER_MS: u64 = 5_000;
+/// After this they are started without regard to each other: what died then is no crowd any more.
+pub const INCIDENT_OVER_MS: u64 = 60_000;
 /// Deaths that a request may be present at before it is the suspect.
 pub const POISON_DEATHS_MAX: u32 = 2;
 /// For how long a request that was ended for that is refused when it comes again.
@@ -324,6 +339,8 @@ const _: () = assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + MIB, "a body must fit a
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
 const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
+const _: () = assert!(INCIDENT_WINDOW_MS < INCIDENT_STAGGER_MS && INCIDENT_STAGGER_MS < INCIDENT_OVER_MS);
+const _: () = assert!(CONNECTIONS_PER_ADDRESS_MAX < CONNECTIONS_MAX, "one address can't take the whole door");
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
 const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);

@@ -64,6 +64,7 @@ class Operating(unittest.TestCase):
         death = 'ollmlx_worker_deaths_total{model="smol:latest",cause="SIGSEGV"}'
         self.assertEqual(value("ollmlx_worker_deaths_total", death), 1)
         self.assertEqual(value("ollmlx_requests_resumed_total", "ollmlx_requests_resumed_total"), 1)
+        self.assertEqual(value("ollmlx_incidents_total", "ollmlx_incidents_total"), 0, "it died alone")
         self.assertEqual(value("ollmlx_queue_length", "ollmlx_queue_length"), 0)
         self.assertGreaterEqual(value("ollmlx_inter_token_seconds", "ollmlx_inter_token_seconds_count"), 11)
         memory = 'ollmlx_worker_memory_bytes{model="smol:latest"}'

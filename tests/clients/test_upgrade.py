@@ -109,6 +109,42 @@ class Upgrade(unittest.TestCase):
         self.assertEqual(self.pid(), self.server.process.pid)
         self.assertEqual(self.server.raw("GET", "/readyz"), (200, b"ready\n"))
 
+    def slots(self):
+        """What the server's settings come to: how many slots a model gets that is loaded now."""
+        self.server.cli("stop", "smol")
+        self.server.call("POST", "/api/generate", LONG | {"stream": False, "options": {"num_predict": 1}})
+        return self.server.call("GET", "/api/ps")[1]["models"][0]["slots"]
+
+    def test_row_44_broken_settings_leave_the_old_server_with_its_own_and_the_line_is_told(self):
+        told = lambda: self.server.call("GET", "/api/ollmlx/server")[1]
+        old = told()["pid"]
+        self.assertEqual((told()["upgrade_error"], self.slots()), (None, 4))
+        self.assertNotIn("upgrade", self.server.cli("ps", "-v").stdout)
+        settings = self.server.folder / "state" / "config"
+        settings.write_text("# ours\nnum_parallel = 1\nmax_queue = several\n")
+        done = self.server.cli("upgrade")
+        reason = 'line 3 of the settings file: max_queue: must be a whole number, not "several"'
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("the old server goes on", done.stderr)
+        self.assertIn(reason, done.stderr)
+        self.assertEqual((told()["pid"], self.server.process.poll()), (old, None))
+        self.assertIn(reason, told()["upgrade_error"])
+        line = f"the last upgrade failed: the new server did not start: {reason}\n"
+        self.assertIn(line, self.server.cli("ps", "-v").stdout)
+        self.assertIn("the upgrade failed and this server goes on", self.server.log())
+        self.assertIn(reason, self.server.log())
+        self.assertEqual(self.slots(), 4, "none of the file's other lines holds")
+        # A file that can't be read at all is no better.
+        settings.write_bytes(b"num_parallel = \xff\n")
+        self.assertIn("the settings file can't be read", self.server.cli("upgrade").stderr)
+        self.assertEqual(told()["pid"], old)
+        # Mended, it is what the next server goes by.
+        settings.write_text("num_parallel = 2\n")
+        done = self.server.cli("upgrade")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotEqual(told()["pid"], old)
+        self.assertEqual((told()["upgrade_error"], self.slots()), (None, 2))
+
     def test_a_server_of_another_machine_is_not_signalled(self):
         env = self.server.env | {"OLLAMA_HOST": "192.0.2.1:11434"}
         env.pop("OLLMLX_HOST", None)

@@ -9,7 +9,7 @@ use harness::toy::Weights;
 use ollmlx_supervisor::catalog::{Catalog, CatalogConfig, Learned};
 use ollmlx_supervisor::config::Rules;
 use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle};
-use ollmlx_supervisor::http::{self, AppState, HttpConfig, Told, metrics};
+use ollmlx_supervisor::http::{self, AppState, Crowd, HttpConfig, Told, metrics};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,6 +38,11 @@ impl Ground {
 
     /// Opens a server whose workers commit this fault.
     pub(crate) async fn open(&self, fault: Option<String>) -> Door {
+        self.open_for(fault, Crowd::default()).await
+    }
+
+    /// The same with a rule for the connections of one address.
+    pub(crate) async fn open_for(&self, fault: Option<String>, crowd: Crowd) -> Door {
         let folder = self.folder.path().to_owned();
         let mut config = DriverConfig {
             worker_dir: Some(folder.clone()),
@@ -56,7 +61,7 @@ impl Ground {
         let state =
             AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, Told { learned, upgrade });
         let (closing, closed) = watch::channel(http::Door::Open);
-        tokio::spawn(http::serve(listener, Arc::new(state), closed));
+        tokio::spawn(http::serve_crowd(listener, Arc::new(state), closed, crowd));
         Door { address, handle, driver, _closing: closing }
     }
 }
@@ -90,7 +95,7 @@ fn http_config(address: SocketAddr) -> HttpConfig {
 
 /// A server that runs.
 pub(crate) struct Door {
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     pub(crate) handle: Handle,
     driver: Driver,
     _closing: watch::Sender<http::Door>,

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod crowd;
 mod deaths;
 mod door;
 mod every_index;
@@ -17,4 +18,5 @@ mod rows;
 mod service;
 mod sim;
 mod tidy;
+mod together;
 mod world;

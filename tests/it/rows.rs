@@ -232,7 +232,7 @@ async fn row_79_a_busy_model_is_not_cut_off_for_another_which_waits_for_a_bounde
 }
 
 #[tokio::test]
-async fn row_82_two_workers_that_die_at_once_are_both_replaced() {
+async fn row_82_two_workers_that_die_at_once_are_both_replaced_and_told_as_one_incident() {
     let house = House::open(|_| {}).await;
     let script = Script { tokens: 60, interval_ms: 3, ..Script::default() };
     let plans = [house.plan("one", &script), house.plan("two", &script)];
@@ -246,6 +246,13 @@ async fn row_82_two_workers_that_die_at_once_are_both_replaced() {
     }
     for ticket in &mut tickets {
         assert_eq!(Answer::of(ticket).await.tokens, (1..60).collect::<Vec<_>>());
+    }
+    let view = house.handle.snapshot();
+    assert_eq!((view.totals.deaths, view.totals.incidents), (2, 1));
+    for (plan, other) in [(&plans[0], "two"), (&plans[1], "one")] {
+        let died = view.deaths_of(&plan.model.id).unwrap();
+        assert_eq!(died.deaths[0].incident, Some(1));
+        assert_eq!(view.died_with(&plan.model.id, 1), [other]);
     }
     house.close().await;
 }

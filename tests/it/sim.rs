@@ -81,6 +81,12 @@ fn random_event(world: &mut World, luck: &mut Luck, models: &[Arc<ModelRef>], ca
         20 if luck.one_in(3) => world.tell(Event::Unload { model: model.id.clone() }),
         20 if luck.one_in(3) => world.pardon(&model.id),
         21 if calm => {}
+        22 if !calm && luck.one_in(3) => {
+            // What they share is gone.
+            let cause = Cause::Signalled { signal: [6, 9][usize::from(luck.one_in(3))] };
+            let workers: Vec<_> = world.processes.keys().filter(|_| !luck.one_in(4)).cloned().collect();
+            world.strike(&workers, &cause);
+        }
         _ => {
             if let Some(worker) = pick(world, luck) {
                 misfortune(world, luck, worker, calm);
@@ -162,6 +168,7 @@ struct Tally {
     events: u64,
     resumed: u64,
     sentenced: u64,
+    incidents: u64,
 }
 
 fn run(seed: u64, models: &[Arc<ModelRef>]) -> Tally {
@@ -171,7 +178,7 @@ fn run(seed: u64, models: &[Arc<ModelRef>]) -> Tally {
         assert_eq!(world.calm_down(), Vec::new(), "served or refused by time alone");
     }
     world.wind_down();
-    Tally { events, resumed: world.resumed, sentenced: world.sentenced }
+    Tally { events, resumed: world.resumed, sentenced: world.sentenced, incidents: world.together.count() }
 }
 
 /// Runs every seed whose remainder is this thread's.
@@ -184,6 +191,7 @@ fn share(thread: u64, threads: u64, count: u64) -> Tally {
                 tally.events += one.events;
                 tally.resumed += one.resumed;
                 tally.sentenced += one.sentenced;
+                tally.incidents += one.incidents;
             }
             Err(_) => panic!("seed {seed} fails: replay with OLLMLX_SIM_SEED={seed}"),
         }
@@ -208,8 +216,13 @@ fn random_schedules_keep_every_invariant() {
     });
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     let (events, resumed, sentenced) = (sum(|t| t.events), sum(|t| t.resumed), sum(|t| t.sentenced));
-    println!("{count} schedules from seed 0, {events} events, {resumed} requests resumed, {sentenced} sentenced");
-    assert!(count < 10_000 || (resumed > count / 100 && sentenced > count / 1000), "the storm is a storm");
+    let incidents = sum(|t| t.incidents);
+    println!(
+        "{count} schedules from seed 0, {events} events, {resumed} requests resumed, {sentenced} sentenced, \
+         {incidents} incidents"
+    );
+    let is_storm = resumed > count / 100 && sentenced > count / 1000 && incidents > count / 100;
+    assert!(count < 10_000 || is_storm, "the storm is a storm");
 }
 
 #[test]

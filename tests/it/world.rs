@@ -12,6 +12,8 @@ use ollmlx_supervisor::scheduler::{
     Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig, Step,
 };
 
+use crate::together::Together;
+
 /// SplitMix64, as everywhere.
 pub(crate) struct Luck(pub(crate) u64);
 
@@ -37,6 +39,7 @@ impl Luck {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) plan: Box<LoadPlan>,
+    started: Mono,
     pub(crate) said_hello: bool,
     pub(crate) told_to_load: bool,
     pub(crate) ready: bool,
@@ -110,6 +113,8 @@ pub(crate) struct World {
     pub(crate) steps: Vec<Step>,
     /// Requests to drop caches.
     pub(crate) trims: u64,
+    /// Who died together.
+    pub(crate) together: Together,
     pub(crate) sentenced: u64,
     pub(crate) resumed: u64,
     pub(crate) failures: Vec<(RequestId, FailureKind)>,
@@ -145,6 +150,7 @@ impl World {
             dying_of: None,
             steps: Vec::new(),
             trims: 0,
+            together: Together::default(),
             sentenced: 0,
             resumed: 0,
             failures: Vec::new(),
@@ -169,6 +175,7 @@ impl World {
             if let Some(log) = &mut self.log {
                 log.push(format!("{:?} {event:?}", self.now));
             }
+            self.together.is_leaving |= matches!(event, Event::ShutdownAsked | Event::ShutdownForced);
             let mut out = Outbox::default();
             self.scheduler.step(self.now, event, &mut out);
             let mut answers = VecDeque::new();
@@ -275,7 +282,15 @@ impl World {
             Effect::Continue { worker } => {
                 self.processes.get_mut(&worker).expect("only processes are continued").stopped = false;
             }
-            Effect::Transition { from, to, .. } => assert_ne!(from, to),
+            Effect::Incident { number, models, .. } => self.together.told(number, models),
+            Effect::Transition { worker, from, to, cause } => {
+                assert_ne!(from, to);
+                if let Some(cause) = cause.filter(|_| matches!(to, "absent" | "backoff" | "quarantined")) {
+                    let ready = self.processes.iter().filter(|(_, process)| process.ready);
+                    let ready = ready.map(|(worker, _)| worker.model.clone()).collect();
+                    self.together.died(worker.model, &cause, self.now, &ready);
+                }
+            }
             Effect::Never { what } => panic!("I4: {what}"),
             Effect::Finished => {
                 assert!(!self.finished && self.processes.is_empty(), "finished once, after the last is reaped");
@@ -288,6 +303,9 @@ impl World {
         let others = self.processes.keys().filter(|other| other.model == worker.model).count();
         assert_eq!(others, 0, "I2: one process per model");
         assert!(self.processes.len() < self.workers_max, "no more processes than allowed");
+        let loading = self.processes.iter().filter(|(_, process)| process.loads());
+        let loading = loading.map(|(worker, process)| (&worker.model, process.started)).collect();
+        self.together.check_start(&worker.model, loading, self.now);
         let last = self.incarnations.insert(worker.model.clone(), worker.incarnation.0);
         assert_eq!(worker.incarnation.0, last.unwrap_or(0) + 1, "I2: one incarnation per process");
         if let Some(limit) = self.limit {
@@ -300,6 +318,7 @@ impl World {
         self.next_pid += 1;
         let process = Process {
             plan,
+            started: self.now,
             said_hello: false,
             told_to_load: false,
             ready: false,
@@ -329,6 +348,7 @@ impl World {
 
     fn check_sums(&self) {
         let view = self.scheduler.snapshot(self.now);
+        assert_eq!(view.totals.incidents, self.together.count(), "incidents");
         let count = |standing| self.requests.values().filter(|entry| entry.0 == standing).count();
         assert_eq!(view.queue_len, count(Standing::Waiting), "waiting");
         assert_eq!(view.running, count(Standing::Running) + count(Standing::Leaving), "running");
@@ -418,6 +438,7 @@ impl World {
             let device = "fake".to_owned();
             let ready = Ready { slots, context_tokens, memory, device, accelerator_bytes: 0 };
             let need = process.measured.max(memory.total());
+            self.together.is_ready(&worker.model);
             if self.limit.is_none_or(|limit| need <= limit) {
                 process.floor = process.floor.max(memory.total());
                 process.holds = process.holds.max(process.floor);
@@ -497,6 +518,18 @@ impl World {
         }
     }
 
+    /// One cause ends these in the same instant.
+    pub(crate) fn strike(&mut self, workers: &[WorkerId], cause: &Cause) {
+        for worker in workers {
+            self.processes.get_mut(worker).expect("it lives").dead.get_or_insert(cause.clone());
+        }
+        for worker in workers {
+            while self.processes.contains_key(worker) {
+                self.proceed(worker);
+            }
+        }
+    }
+
     pub(crate) fn fail_load(&mut self, worker: &WorkerId, kind: FailureKind) {
         let process = self.processes.get_mut(worker).expect("it lives");
         if process.told_to_load && !process.ready && process.dead.is_none() && !process.link_closed {
@@ -549,6 +582,7 @@ impl World {
             }
         }
         assert!(self.finished, "the server ends: {:?}", self.processes);
+        self.together.check_told();
         for (request, (standing, _)) in &self.requests {
             assert_eq!(*standing, Standing::Ended, "{request} ends exactly once");
         }
@@ -556,6 +590,11 @@ impl World {
 }
 
 impl Process {
+    /// Between its start and its being ready, and not on its way out.
+    fn loads(&self) -> bool {
+        !self.ready && !self.link_closed && self.pushed.is_none()
+    }
+
     /// The link breaks under an effect.
     fn lose(&mut self, fails: bool) {
         if fails {

@@ -68,7 +68,10 @@ pub fn main() -> Result<(), CliError> {
 
 fn dispatch(cli: Cli) -> Result<(), CliError> {
     let command = match cli.command {
-        Some(Subcommands::Serve(serve)) => return serve::run(Config::from_process(serve.flags)?),
+        Some(Subcommands::Serve(serve)) => {
+            let config = Config::from_process(serve.flags).map_err(CliError::from);
+            return config.and_then(serve::run).inspect_err(upgrade::say_why);
+        }
         Some(Subcommands::Config(config)) => return config::run(&settings()?, &config),
         Some(command) => Some(command),
         None if cli.version => None,

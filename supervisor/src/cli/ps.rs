@@ -24,11 +24,17 @@ pub async fn run(client: &Client, args: args::PsArgs) -> Result<(), CliError> {
         return print_json(&answer);
     }
     let prefix = prefix.as_deref().unwrap_or("");
-    print(&if args.verbose {
-        format!("{}\n{}", workers(&answer, prefix), ledger(&answer, prefix))
-    } else {
-        table(&answer, prefix, Utc::now())
-    })
+    if !args.verbose {
+        return print(&table(&answer, prefix, Utc::now()));
+    }
+    // A server of another make has no such page, and was not upgraded.
+    let server = client.get("/api/ollmlx/server").await.unwrap_or_default();
+    print(&format!("{}\n{}{}", workers(&answer, prefix), ledger(&answer, prefix), upgrade(&server)))
+}
+
+/// Why the last upgrade failed, if it did.
+fn upgrade(server: &Value) -> String {
+    server["upgrade_error"].as_str().map_or_else(String::new, |error| format!("the last upgrade failed: {error}\n"))
 }
 
 fn rows<'a>(answer: &'a Value, key: &str, prefix: &'a str) -> impl Iterator<Item = &'a Value> {
@@ -222,6 +228,13 @@ mod tests {
         assert_eq!(until("0001-01-01T00:00:00Z", now()), "Never");
         assert_eq!(until("2318-01-01T00:00:00+01:00", now()), "Forever");
         assert_eq!(until("2026-01-04T01:00:00+01:00", now()), "Less than a second from now");
+    }
+
+    #[test]
+    fn row_44_a_failed_upgrade_is_a_line() {
+        let server = json!({"pid": 7, "upgrade_error": "the new server did not start: line 2"});
+        assert_eq!(upgrade(&server), "the last upgrade failed: the new server did not start: line 2\n");
+        assert_eq!(upgrade(&json!({"pid": 7, "upgrade_error": null})) + &upgrade(&Value::Null), "");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! and a line between the two as standard output. The lock of the state folder comes through that line (see
 //! [`super::claim`]), and the new one says `ready` there once it serves; only then does the old one stop to
 //! accept. Both hold the same socket all the time, so a connection waits in its queue, and none is refused. A new
-//! program that does not get that far is ended, and the old one goes on.
+//! program that does not get that far is ended, and the old one goes on; what it says in the place of `ready` is told as
+//! the reason, such as a line of the settings file that makes no sense.
 //!
 //! Limit: the new server is another process. systemd is told which (see [`super::service`]) and follows it; launchd follows
 //! only the process that it started, and when that ends it ends the new one as well, so there the service has to be
@@ -19,9 +20,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ollmlx_proto::limits::{UPGRADE_LINGER_MS, UPGRADE_READY_MS};
+use ollmlx_proto::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_LINGER_MS, UPGRADE_READY_MS};
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpListener;
 
 use super::args::UpgradeArgs;
@@ -29,9 +30,10 @@ use super::claim::Claim;
 use super::client::Client;
 use super::error::CliError;
 use super::output::{print, print_json};
+use crate::config::Sources;
 use crate::os::{descriptor, process};
 
-const READY: &[u8] = b"ready\n";
+const READY: &str = "ready\n";
 
 /// Why no successor took over.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,9 @@ pub enum UpgradeError {
     /// It ended first.
     #[error("the new server ended before it served ({0}); its reason is in the log")]
     Ended(std::process::ExitStatus),
+    /// It said why.
+    #[error("the new server did not start: {0}")]
+    Refused(String),
     /// It said nothing.
     #[error("the new server was not ready within {} s", UPGRADE_READY_MS / 1000)]
     Late,
@@ -88,13 +93,14 @@ impl Successor {
             descriptor::send(&ours, lock)?;
         }
         ours.set_nonblocking(true)?;
-        let mut said = tokio::net::UnixStream::from_std(ours)?;
+        let said = tokio::net::UnixStream::from_std(ours)?;
         let variables = [("OLLMLX_LISTEN_FD", "0"), ("OLLMLX_LOCK_FD", if lock.is_some() { "1" } else { "" })];
         let socket = self.socket.try_clone()?;
         let mut child = process::start_successor(&self.program, socket, theirs.into(), &variables)?;
-        let mut word = [0; READY.len()];
-        let heard = tokio::time::timeout(Duration::from_millis(UPGRADE_READY_MS), said.read_exact(&mut word)).await;
-        if matches!(heard, Ok(Ok(_))) && word == *READY {
+        let mut said = BufReader::new(said.take(LAST_WORDS_BYTES_MAX));
+        let mut word = String::new();
+        let heard = tokio::time::timeout(Duration::from_millis(UPGRADE_READY_MS), said.read_line(&mut word)).await;
+        if matches!(heard, Ok(Ok(_))) && word == READY {
             return child.id().ok_or_else(|| std::io::Error::other("it was reaped at once").into());
         }
         if heard.is_err() {
@@ -102,12 +108,16 @@ impl Successor {
             return Err(UpgradeError::Late);
         }
         let linger = Duration::from_millis(UPGRADE_LINGER_MS);
-        match tokio::time::timeout(linger, child.wait()).await {
-            Ok(status) => Err(UpgradeError::Ended(status?)),
+        let status = match tokio::time::timeout(linger, child.wait()).await {
+            Ok(status) => status?,
             Err(_) => {
                 child.kill().await?;
-                Err(UpgradeError::Ended(child.wait().await?))
+                child.wait().await?
             }
+        };
+        match word.trim() {
+            "" => Err(UpgradeError::Ended(status)),
+            reason => Err(UpgradeError::Refused(reason.to_owned())),
         }
     }
 }
@@ -130,13 +140,22 @@ pub fn inherit() -> Result<TcpListener, CliError> {
 
 /// Tells the predecessor that we serve.
 pub fn say_ready() {
-    let said = std::io::stdout().write_all(READY).and_then(|()| std::io::stdout().flush());
+    let said = std::io::stdout().write_all(READY.as_bytes()).and_then(|()| std::io::stdout().flush());
     if let Err(error) = said {
         tracing::warn!(%error, "the old server did not hear that this one serves");
     }
     // The line's far end goes with the predecessor.
     if let Err(error) = nix::unistd::dup2_stdout(std::io::stderr()) {
         tracing::warn!(%error, "standard output stays a line to nobody");
+    }
+}
+
+/// Tells the predecessor, if there is one, why this server does not start. Once it serves nobody listens any more.
+pub fn say_why(error: &CliError) {
+    if Sources::from_process().inherits_socket() {
+        let line = error.to_string().replace('\n', " ") + "\n";
+        // Standard error has it as well.
+        let _nobody_listens = std::io::stdout().write_all(line.as_bytes());
     }
 }
 

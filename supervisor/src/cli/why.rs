@@ -68,7 +68,17 @@ fn story(answer: &Value) -> String {
 fn headline(death: &Value) -> String {
     let text = |key| text_of(death, key);
     let number = death["incarnation"].as_u64().unwrap_or(0);
-    format!("{}  process {number}, {}: {}; then {}", text("at"), text("state"), text("cause"), text("after"))
+    let together = match death["incident"].as_u64() {
+        Some(incident) => {
+            let others: Vec<&str> = array(death, "together_with").iter().filter_map(Value::as_str).collect();
+            // Records of long ago are forgotten.
+            let others = if others.is_empty() { "others".to_owned() } else { others.join(", ") };
+            format!("; together with {others} (incident {incident})")
+        }
+        None => String::new(),
+    };
+    let (at, state, cause, after) = (text("at"), text("state"), text("cause"), text("after"));
+    format!("{at}  process {number}, {state}: {cause}{together}; then {after}")
 }
 
 #[cfg(test)]
@@ -88,6 +98,16 @@ mod tests {
         assert!(text.contains("    | last words\n  its requests: r7 resumed\n"), "{text}");
         assert!(text.ends_with("next attempt: 2026-01-01T00:00:01Z at the earliest, or now with `ollmlx restart`\n"));
         assert!(text.lines().count() <= 14, "{text}");
+    }
+
+    #[test]
+    fn row_82_a_death_among_others_names_them() {
+        let death = json!({"at": "now", "incarnation": 1, "state": "busy", "cause": "killed by SIGABRT", "after": "ready",
+            "incident": 3, "together_with": ["a:latest", "b:latest"]});
+        let text = story(&json!({"model": "m", "state": "idle", "death_count": 1, "deaths": [death]}));
+        let line =
+            "now  process 1, busy: killed by SIGABRT; together with a:latest, b:latest (incident 3); then ready\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Nobody else reads the environment. Precedence: flag, `OLLMLX_…`, `OLLAMA_…`, file, default; every value remembers
 //! its origin. A flag that makes no sense is an error; a variable or line that makes none is a warning and the default,
 //! as in Ollama, so that a stray variable does not keep the server from starting.
+//!
+//! Decision: a server that takes over from another one (`ollmlx upgrade`) refuses a settings file with a line that makes no
+//! sense. The old one goes on with what it has, so nothing is lost, and whoever changed the file is there to be told.
 
 pub mod manager;
 pub mod memory_limit;
@@ -11,7 +14,6 @@ pub mod rules;
 pub mod table;
 pub mod value;
 
-use std::fmt::Display;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
@@ -19,19 +21,35 @@ use thiserror::Error;
 
 pub use manager::Manager;
 pub use memory_limit::{EffectiveLimit, Machine, MemoryLimit};
-pub use raw::{Origin, Raw, Sources};
+pub use raw::{Complaint, Origin, Raw, SettingsFile, Sources};
 pub use rules::{Rule, Rules};
 pub use table::{KNOBS, Knob};
 pub use value::{HostUrl, Scheme, Span, ValueError};
 
-/// A flag that makes no sense.
+/// Settings that make no sense.
 #[derive(Debug, PartialEq, Eq, Error)]
-#[error("invalid value for --{flag}: {reason}")]
-pub struct ConfigError {
-    /// Without dashes.
-    pub flag: String,
-    /// Why.
-    pub reason: ValueError,
+pub enum ConfigError {
+    /// A flag.
+    #[error("invalid value for --{flag}: {reason}")]
+    Flag {
+        /// Without dashes.
+        flag: String,
+        /// Why.
+        reason: ValueError,
+    },
+    /// A line of the settings file, where none is ignored.
+    #[error("line {line} of the settings file: {name}: {reason}")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+        /// What it sets.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The settings file, likewise.
+    #[error("the settings file can't be read: {0}")]
+    Unreadable(String),
 }
 
 /// The key/value cache's element type.
@@ -205,9 +223,10 @@ impl Config {
     /// # Errors
     /// A flag that makes no sense.
     pub fn from_sources(sources: &Sources) -> Result<Self, ConfigError> {
-        let mut reader = Reader { sources, warnings: Vec::new(), entries: Vec::new() };
-        for name in sources.unknown_file_names() {
-            reader.warnings.push(format!("unknown setting {name:?} in the settings file was ignored"));
+        let mut reader = Reader { sources, complaints: Vec::new(), entries: Vec::new() };
+        for (name, line) in sources.unknown_file_names() {
+            let (name, reason) = (format!("{name:?}"), "there is no such setting".to_owned());
+            reader.complaints.push(Complaint { name, origin: Origin::File, line: Some(line), reason });
         }
         let config = Self {
             host: reader.read(&table::HOST, HostUrl::parse)?,
@@ -236,21 +255,28 @@ impl Config {
             gpu_layers: reader.optional(&table::GPU_LAYERS, value::parse_u32)?,
             memory_limit: reader.read(&table::MEMORY_LIMIT, MemoryLimit::parse)?,
             memory_shrink: reader.read(&table::MEMORY_SHRINK, MemoryShrink::parse)?,
-            rules: Rules::read(sources, &mut reader.warnings),
+            rules: Rules::read(sources, &mut reader.complaints),
             wired_limit_bytes: reader.optional(&table::MLX_WIRED_LIMIT, value::parse_bytes)?,
             origins: reader.read(&table::ORIGINS, |text| Ok(list(text)))?,
             api_key: reader.optional(&table::API_KEY, |text| Ok(text.to_owned()))?,
             noprune: reader.read(&table::NOPRUNE, |text| Ok(value::parse_bool(text)))?,
             nohistory: reader.read(&table::NOHISTORY, |text| Ok(value::parse_bool(text)))?,
             fault: reader.fault()?,
-            inherits_socket: sources.env.get("OLLMLX_LISTEN_FD").is_some_and(|fd| fd == "0"),
+            inherits_socket: sources.inherits_socket(),
             inherits_lock: sources.env.get("OLLMLX_LOCK_FD").is_some_and(|fd| fd == "1"),
             manager: Manager::read(sources),
             log_level: reader.read(&table::DEBUG, |text| Ok(LogLevel::parse(text)))?,
             warnings: Vec::new(),
             entries: Vec::new(),
         };
-        Ok(Self { warnings: reader.warnings, entries: reader.entries, ..config })
+        let Reader { complaints, entries, .. } = reader;
+        if config.inherits_socket {
+            refuse_broken(&sources.file, &complaints)?;
+        }
+        let unreadable = sources.file.unreadable.iter();
+        let unreadable = unreadable.map(|reason| format!("the settings file can't be read and was ignored: {reason}"));
+        let warnings = unreadable.chain(complaints.iter().map(Complaint::to_string)).collect();
+        Ok(Self { warnings, entries, ..config })
     }
 }
 
@@ -260,6 +286,20 @@ impl Config {
     pub fn stores(&self) -> Vec<PathBuf> {
         let others = self.read_models_dirs.iter().filter(|path| **path != self.models_dir);
         std::iter::once(&self.models_dir).chain(others).cloned().collect()
+    }
+}
+
+/// Where somebody else goes on, no line of the settings file may be ignored. The first one that makes no sense is named.
+fn refuse_broken(file: &SettingsFile, complaints: &[Complaint]) -> Result<(), ConfigError> {
+    if let Some(reason) = &file.unreadable {
+        return Err(ConfigError::Unreadable(reason.clone()));
+    }
+    let broken = complaints.iter().filter_map(|complaint| Some((complaint.line?, complaint)));
+    match broken.min_by_key(|(line, _)| *line) {
+        None => Ok(()),
+        Some((line, Complaint { name, reason, .. })) => {
+            Err(ConfigError::Line { line, name: name.clone(), reason: reason.clone() })
+        }
     }
 }
 
@@ -277,7 +317,7 @@ fn expand_home(text: &str, home: Option<&str>) -> PathBuf {
 
 struct Reader<'a> {
     sources: &'a Sources,
-    warnings: Vec<String>,
+    complaints: Vec<Complaint>,
     entries: Vec<Entry>,
 }
 
@@ -295,12 +335,12 @@ impl Reader<'_> {
                 Ok(value)
             }
             Err(reason) if matches!(raw.origin, Origin::Flag | Origin::Default) => {
-                Err(ConfigError { flag: knob.flag(), reason })
+                Err(ConfigError::Flag { flag: knob.flag(), reason })
             }
             Err(reason) => {
-                self.warn(knob, raw.origin, &reason);
+                self.complain(knob, raw.origin, &reason);
                 self.note(knob, knob.default.to_owned(), Origin::Default);
-                parse(knob.default).map_err(|reason| ConfigError { flag: knob.flag(), reason })
+                parse(knob.default).map_err(|reason| ConfigError::Flag { flag: knob.flag(), reason })
             }
         }
     }
@@ -317,7 +357,7 @@ impl Reader<'_> {
     /// Strict wherever it comes from: a fault that is misspelt would prove that the server survives it.
     fn fault(&mut self) -> Result<Option<String>, ConfigError> {
         let text = self.optional(&table::FAULT, |text| Ok(text.to_owned()))?;
-        ollmlx_proto::fault::parse(text.as_deref().unwrap_or_default()).map_err(|error| ConfigError {
+        ollmlx_proto::fault::parse(text.as_deref().unwrap_or_default()).map_err(|error| ConfigError::Flag {
             flag: table::FAULT.flag(),
             reason: ValueError::FaultInvalid(error.to_string()),
         })?;
@@ -338,8 +378,10 @@ impl Reader<'_> {
         self.read(knob, |text| Ok(list(text).iter().map(|path| expand_home(path, home.as_deref())).collect()))
     }
 
-    fn warn(&mut self, knob: &Knob, origin: Origin, reason: &dyn Display) {
-        self.warnings.push(format!("{} from {origin} was ignored: {reason}", knob.name));
+    fn complain(&mut self, knob: &Knob, origin: Origin, reason: &ValueError) {
+        let line = if origin == Origin::File { self.sources.file.line_of(knob.name) } else { None };
+        let (name, reason) = (knob.name.to_owned(), reason.to_string());
+        self.complaints.push(Complaint { name, origin, line, reason });
     }
 
     fn note(&mut self, knob: &'static Knob, text: String, origin: Origin) {
@@ -414,6 +456,34 @@ mod tests {
         let flags = [("max_queue".to_owned(), "many".to_owned())].into();
         let error = Config::from_sources(&Sources { flags, ..Sources::default() }).unwrap_err();
         assert_eq!(error.to_string(), r#"invalid value for --max-queue: must be a whole number, not "many""#);
+    }
+
+    #[test]
+    fn row_44_a_server_that_takes_over_refuses_a_line_without_sense_and_names_it() {
+        let with = |text: &str, takes_over: &str| {
+            let env = [("OLLMLX_LISTEN_FD".to_owned(), takes_over.to_owned())].into();
+            Config::from_sources(&Sources { env, file: SettingsFile::parse(text), ..Sources::default() })
+        };
+        for (text, words) in [
+            (
+                "# mine\nmax_queue = many",
+                r#"line 2 of the settings file: max_queue: must be a whole number, not "many""#,
+            ),
+            ("hots = x\nmax_queue = many", r#"line 1 of the settings file: "hots": there is no such setting"#),
+            ("\0rubbish", r#"line 1 of the settings file: "\0rubbish": there is no such setting"#),
+            ("priority.m = high", r#"line 1 of the settings file: priority of "m": "high" is no whole number"#),
+        ] {
+            assert_eq!(with(text, "0").unwrap_err().to_string(), words);
+            let config = with(text, "").unwrap();
+            assert!(!config.warnings.is_empty() && config.max_queue == 512, "at the first start it is a warning");
+        }
+        assert_eq!(with("max_queue = 7\npriority.m = 5", "0").unwrap().max_queue, 7);
+        let file = SettingsFile { unreadable: Some("is a directory".to_owned()), ..SettingsFile::default() };
+        let sources = Sources { file, ..Sources::default() };
+        assert!(Config::from_sources(&sources).unwrap().warnings[0].ends_with("was ignored: is a directory"));
+        let env = [("OLLMLX_LISTEN_FD".to_owned(), "0".to_owned())].into();
+        let error = Config::from_sources(&Sources { env, ..sources }).unwrap_err();
+        assert_eq!(error.to_string(), "the settings file can't be read: is a directory");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::table::{KNOBS, Knob};
@@ -57,7 +58,37 @@ pub struct Sources {
     /// The environment.
     pub env: BTreeMap<String, String>,
     /// The settings file, by knob name.
-    pub file: BTreeMap<String, String>,
+    pub file: SettingsFile,
+}
+
+/// What the settings file says.
+#[derive(Clone, Debug, Default)]
+pub struct SettingsFile {
+    /// By name: what is said, and in which line, counted from 1. Of several the last counts.
+    pub(super) lines: BTreeMap<String, (String, usize)>,
+    /// Why it could not be read, where it is there.
+    pub unreadable: Option<String>,
+}
+
+/// A setting that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Which.
+    pub name: String,
+    /// Who said so.
+    pub origin: Origin,
+    /// Where in the settings file.
+    pub line: Option<usize>,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, origin, line, reason } = self;
+        write!(out, "{name} from {origin} was ignored: {reason}")?;
+        line.map_or(Ok(()), |line| write!(out, " (line {line})"))
+    }
 }
 
 impl Sources {
@@ -80,10 +111,18 @@ impl Sources {
     /// With a settings file, if there is one.
     #[must_use]
     pub fn with_file(mut self, path: &Path) -> Self {
-        if let Ok(text) = std::fs::read_to_string(path) {
-            self.file = parse_file(&text);
-        }
+        self.file = match std::fs::read_to_string(path) {
+            Ok(text) => SettingsFile::parse(&text),
+            Err(error) if error.kind() == ErrorKind::NotFound => SettingsFile::default(),
+            Err(error) => SettingsFile { unreadable: Some(error.to_string()), ..SettingsFile::default() },
+        };
         self
+    }
+
+    /// Whether a predecessor hands its socket over, as standard input.
+    #[must_use]
+    pub fn inherits_socket(&self) -> bool {
+        self.env.get("OLLMLX_LISTEN_FD").is_some_and(|fd| fd == "0")
     }
 
     /// The strongest value of one knob. A variable or line that is set but empty does not count.
@@ -100,7 +139,7 @@ impl Sources {
         });
         let foreign = foreign.map(|text| (Some(text), Origin::ForeignEnv));
         let candidates = candidates.map(|(text, origin)| (text.cloned(), origin));
-        let file = (self.file.get(knob.name).cloned(), Origin::File);
+        let file = (self.file.lines.get(knob.name).map(|(text, _)| text.clone()), Origin::File);
         for (text, origin) in candidates.into_iter().chain(foreign).chain(std::iter::once(file)) {
             let Some(text) = text.as_deref().map(value::trim) else { continue };
             if !text.is_empty() {
@@ -116,19 +155,33 @@ impl Sources {
         self.env.get("HOME").map(String::as_str).filter(|home| !home.is_empty())
     }
 
-    /// Lines of the file that name no knob.
-    pub fn unknown_file_names(&self) -> impl Iterator<Item = &str> {
+    /// Lines of the file that name no knob: what they name, and where.
+    pub fn unknown_file_names(&self) -> impl Iterator<Item = (&str, usize)> {
         let known = |name: &str| KNOBS.iter().any(|knob| knob.name == name) || model_setting(name).is_some();
-        self.file.keys().map(String::as_str).filter(move |name| !known(name))
+        let named = self.file.lines.iter().map(|(name, (_, line))| (name.as_str(), *line));
+        named.filter(move |(name, _)| !known(name))
     }
 
-    /// Lines of the file that are about one model: what is set, of which model, and to what.
-    pub fn model_settings(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
-        self.file.iter().filter_map(|(name, text)| {
+    /// Lines of the file that are about one model.
+    pub fn model_settings(&self) -> impl Iterator<Item = ModelSetting<'_>> {
+        self.file.lines.iter().filter_map(|(name, (text, line))| {
             let (setting, model) = model_setting(name)?;
-            Some((setting, model, text.as_str()))
+            Some(ModelSetting { setting, model, text, line: *line })
         })
     }
+}
+
+/// A line of the settings file about one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelSetting<'a> {
+    /// What is set.
+    pub setting: &'static str,
+    /// Of which model.
+    pub model: &'a str,
+    /// To what.
+    pub text: &'a str,
+    /// Where, counted from 1.
+    pub line: usize,
 }
 
 /// `memory_limit.smollm2:135m`: what is set, and for which model.
@@ -138,15 +191,24 @@ fn model_setting(name: &str) -> Option<(&'static str, &str)> {
     (!model.is_empty()).then_some((known, model))
 }
 
-/// `name = value` lines; `#` starts a comment line.
-fn parse_file(text: &str) -> BTreeMap<String, String> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines
-        .map(|line| {
+impl SettingsFile {
+    /// `name = value` lines; `#` starts a comment line.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let lines = text.lines().map(str::trim).zip(1..);
+        let lines = lines.filter(|(line, _)| !line.is_empty() && !line.starts_with('#'));
+        let lines = lines.map(|(line, number)| {
             let (name, value) = line.split_once('=').unwrap_or((line, ""));
-            (name.trim().to_owned(), value.trim().to_owned())
-        })
-        .collect()
+            (name.trim().to_owned(), (value.trim().to_owned(), number))
+        });
+        Self { lines: lines.collect(), unreadable: None }
+    }
+
+    /// Where a name stands, counted from 1.
+    #[must_use]
+    pub fn line_of(&self, name: &str) -> Option<usize> {
+        self.lines.get(name).map(|(_, line)| *line)
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +224,7 @@ mod tests {
     fn the_nearest_source_wins() {
         let mut sources = Sources::default();
         assert_eq!(sources.raw(&HOST).origin, Origin::Default);
-        sources.file = parse_file("# mine\nhost = f:1\n");
+        sources.file = SettingsFile::parse("# mine\nhost = f:1\n");
         assert_eq!(sources.raw(&HOST), Raw { text: "f:1".into(), origin: Origin::File });
         sources.env = pairs(&[("OLLAMA_HOST", "o:1")]);
         assert_eq!(sources.raw(&HOST), Raw { text: "o:1".into(), origin: Origin::OllamaEnv });
@@ -180,12 +242,12 @@ mod tests {
 
     #[test]
     fn unknown_names_in_the_file_are_known_as_such() {
-        let sources = Sources { file: parse_file("hots = x\nhost=y"), ..Sources::default() };
-        assert_eq!(sources.unknown_file_names().collect::<Vec<_>>(), ["hots"]);
-        let file = parse_file("memory_limit.hf.co/a/b:q4 = 2GB\npriority.m=1\npriority.=2\nhost.m=x");
-        let sources = Sources { file, ..Sources::default() };
-        assert_eq!(sources.unknown_file_names().collect::<Vec<_>>(), ["host.m", "priority."]);
-        let found: Vec<_> = sources.model_settings().collect();
+        let with = |text| Sources { file: SettingsFile::parse(text), ..Sources::default() };
+        let sources = with("\n# mine\nhots = x\nhost=y");
+        assert_eq!(sources.unknown_file_names().collect::<Vec<_>>(), [("hots", 3)]);
+        let sources = with("memory_limit.hf.co/a/b:q4 = 2GB\npriority.m=1\npriority.=2\nhost.m=x");
+        assert_eq!(sources.unknown_file_names().collect::<Vec<_>>(), [("host.m", 4), ("priority.", 3)]);
+        let found: Vec<_> = sources.model_settings().map(|found| (found.setting, found.model, found.text)).collect();
         assert_eq!(found, [("memory_limit", "hf.co/a/b:q4", "2GB"), ("priority", "m", "1")]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ollmlx_proto::limits::PRIORITY_MAX;
 
-use super::raw::Sources;
+use super::raw::{Complaint, ModelSetting, Origin, Sources};
 use super::value;
 
 /// Of one model.
@@ -21,12 +21,12 @@ pub struct Rule {
 pub struct Rules(BTreeMap<String, Rule>);
 
 impl Rules {
-    /// From the settings file; what makes no sense is a warning.
-    pub(super) fn read(sources: &Sources, warnings: &mut Vec<String>) -> Self {
+    /// From the settings file; what makes no sense is left out.
+    pub(super) fn read(sources: &Sources, complaints: &mut Vec<Complaint>) -> Self {
         let mut rules: BTreeMap<String, Rule> = BTreeMap::new();
-        for (setting, model, text) in sources.model_settings() {
+        for ModelSetting { setting, model, text, line } in sources.model_settings() {
             let rule = rules.entry(tagged(model)).or_default();
-            let refused = match setting {
+            let reason = match setting {
                 "memory_limit" => match value::parse_bytes(text) {
                     Ok(bytes) if bytes > 0 => {
                         rule.memory_limit = Some(bytes);
@@ -43,7 +43,8 @@ impl Rules {
                     Err(_) => format!("{text:?} is no whole number"),
                 },
             };
-            warnings.push(format!("{setting} of {model:?} from file was ignored: {refused}"));
+            let name = format!("{setting} of {model:?}");
+            complaints.push(Complaint { name, origin: Origin::File, line: Some(line), reason });
         }
         Self(rules)
     }
@@ -63,27 +64,28 @@ fn tagged(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::raw::SettingsFile;
     use super::*;
 
     #[test]
     fn a_model_is_found_with_and_without_its_tag() {
         let lines = [
-            ("memory_limit.Smol", "2GB"),
-            ("priority.smol:latest", "-5"),
-            ("priority.hf.co/A/b:Q4", "99999"),
-            ("memory_limit./m/x.gguf", "1KiB"),
-            ("memory_limit.bad", "lots"),
-            ("memory_limit.none", "0"),
-            ("priority.bad", "high"),
+            "memory_limit.Smol = 2GB",
+            "priority.smol:latest = -5",
+            "priority.hf.co/A/b:Q4 = 99999",
+            "memory_limit./m/x.gguf = 1KiB",
+            "memory_limit.bad = lots",
+            "memory_limit.none = 0",
+            "priority.bad = high",
         ];
-        let file = lines.map(|(key, text)| (key.to_owned(), text.to_owned())).into();
-        let mut warnings = Vec::new();
-        let rules = Rules::read(&Sources { file, ..Sources::default() }, &mut warnings);
+        let file = SettingsFile::parse(&lines.join("\n"));
+        let mut complaints = Vec::new();
+        let rules = Rules::read(&Sources { file, ..Sources::default() }, &mut complaints);
         let smol = Rule { memory_limit: Some(2_000_000_000), priority: Some(-5) };
         assert_eq!((rules.of("smol:latest"), rules.of("SMOL")), (smol, smol));
         assert_eq!(rules.of("hf.co/a/B:q4").priority, Some(PRIORITY_MAX));
         assert_eq!(rules.of("/m/x.gguf").memory_limit, Some(1024));
         assert_eq!((rules.of("bad"), rules.of("none"), rules.of("stranger")), Default::default());
-        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert_eq!(complaints.iter().map(|one| one.line).collect::<Vec<_>>(), [Some(5), Some(6), Some(7)]);
     }
 }

@@ -60,6 +60,9 @@ impl Task {
             Effect::Relief { from, to, measured_bytes, limit_bytes } => {
                 relief(from, to, measured_bytes, limit_bytes);
             }
+            Effect::Incident { number, cause, models } => {
+                warn!(incident = number, cause, models = models.join(", "), "workers of several models died together");
+            }
             Effect::Continue { worker } => {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, "worker was stopped and is told to go on");
                 self.shove(&worker, Shove::Continue);

@@ -1,6 +1,7 @@
-//! Accepts connections and serves each in a task of its own.
+//! Accepts connections and serves each in a task of its own, unless its address has too many already (see `crowd`).
 
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::AppState;
+use super::crowd::Crowd;
 use super::respond::{HttpReply, text};
 use super::route::route;
 
@@ -37,7 +39,17 @@ pub enum Door {
 }
 
 /// Serves until the door is not open any more, then lets running requests end; the caller bounds that by dropping this.
-pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {
+pub async fn serve(listener: TcpListener, state: Arc<AppState>, leaving: watch::Receiver<Door>) {
+    serve_crowd(listener, state, leaving, Crowd::default()).await;
+}
+
+/// The same with another rule for the connections of one address.
+pub async fn serve_crowd(
+    listener: TcpListener,
+    state: Arc<AppState>,
+    mut leaving: watch::Receiver<Door>,
+    mut crowd: Crowd,
+) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -47,11 +59,15 @@ pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: wat
             accepted = accept(&listener, &room) => accepted,
         };
         match accepted {
-            Ok((stream, permit)) => {
+            Ok((stream, address, permit)) => {
+                let Some(place) = crowd.enter(address.ip()) else {
+                    turn_away(&mut crowd, &state, address.ip());
+                    continue;
+                };
                 let (state, leaving) = (Arc::clone(&state), leaving.clone());
                 connections.spawn(async move {
                     connection(stream, state, leaving).await;
-                    drop(permit);
+                    drop((permit, place));
                 });
             }
             Err(error) => {
@@ -64,6 +80,14 @@ pub async fn serve(listener: TcpListener, state: Arc<AppState>, mut leaving: wat
     while connections.join_next().await.is_some() {}
 }
 
+/// One that is too much is closed by being dropped.
+fn turn_away(crowd: &mut Crowd, state: &AppState, address: IpAddr) {
+    state.metrics.turned_away();
+    if let Some(count) = crowd.refuse(state.handle.now()) {
+        tracing::warn!(%address, count, "connections were closed, since their address has too many");
+    }
+}
+
 /// Waits until the server leaves; a sender that is gone means the same.
 async fn told(leaving: &mut watch::Receiver<Door>, than: Door) {
     drop(leaving.wait_for(|leaving| *leaving > than).await);
@@ -72,13 +96,13 @@ async fn told(leaving: &mut watch::Receiver<Door>, than: Door) {
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let (stream, address) = listener.accept().await?;
     // Small chunks must leave at once: each is a token that someone waits for.
     stream.set_nodelay(true)?;
     setsockopt(&stream, sockopt::SndBuf, &CLIENT_SOCKET_BYTES)?;
-    Ok((stream, permit))
+    Ok((stream, address, permit))
 }
 
 async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {

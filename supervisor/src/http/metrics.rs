@@ -68,6 +68,8 @@ pub struct Metrics {
     requests: [[AtomicU64; STATUSES.len()]; ROUTES.len()],
     ttft: Histogram,
     itl: Histogram,
+    /// Connections that were closed because their address has too many.
+    turned_away: AtomicU64,
     deaths: watch::Receiver<DeathCounts>,
 }
 
@@ -111,6 +113,7 @@ impl Metrics {
             requests: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             ttft: Histogram::new(&TTFT_S),
             itl: Histogram::new(&ITL_S),
+            turned_away: AtomicU64::new(0),
             deaths,
         }
     }
@@ -127,6 +130,11 @@ impl Metrics {
         };
         let status = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
         self.requests[route][status].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection was closed because its address has too many.
+    pub(super) fn turned_away(&self) {
+        self.turned_away.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -223,6 +231,9 @@ impl Metrics {
                 }
             }
         }
+        let refused = "Connections that were closed because their address has too many.";
+        let count = self.turned_away.load(Ordering::Relaxed);
+        out.single("ollmlx_connections_refused_total", "counter", refused, count as f64);
         self.ttft.write(out, "ollmlx_time_to_first_token_seconds", "From a request's arrival to its first token.");
         self.itl.write(out, "ollmlx_inter_token_seconds", "Time between two tokens of one request.");
         out.family("ollmlx_worker_deaths_total", "counter", "Worker processes that ended unasked, by model and cause.");
@@ -267,6 +278,8 @@ impl Text {
 
     fn snapshot(&mut self, snapshot: &Snapshot) {
         let totals = &snapshot.totals;
+        let incidents = "Times that workers of several models died together, of one cause.";
+        self.single("ollmlx_incidents_total", "counter", incidents, totals.incidents as f64);
         let resumed = "Requests that went on in another process after theirs had died.";
         self.single("ollmlx_requests_resumed_total", "counter", resumed, totals.resumed as f64);
         let paused = "Times that a worker was told to wait for a client that reads slowly.";

@@ -6,6 +6,7 @@
 
 mod answer;
 mod body;
+mod crowd;
 pub mod fit;
 mod guard;
 pub mod learn;
@@ -30,7 +31,8 @@ use crate::catalog::{Catalog, Learned};
 use crate::config::Rules;
 use crate::driver::Handle;
 
-pub use self::listener::{Door, serve};
+pub use self::crowd::{Crowd, Exempt};
+pub use self::listener::{Door, serve, serve_crowd};
 
 /// What the door is told by the settings.
 #[derive(Clone, Debug)]

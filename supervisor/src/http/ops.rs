@@ -81,6 +81,8 @@ pub(super) async fn why(state: &AppState, body: &[u8]) -> Result<HttpReply, Reje
                 "after": after,
                 "until": until.map(date),
                 "cpu_level": record.cpu_level,
+                "incident": record.incident,
+                "together_with": record.incident.map_or(Vec::new(), |number| snapshot.died_with(&model.id, number)),
             })
         });
         told.collect()

@@ -99,6 +99,15 @@ pub enum Effect {
         /// Bytes there are.
         limit_bytes: Option<u64>,
     },
+    /// For the log: workers of several models died together.
+    Incident {
+        /// Which, counted from 1.
+        number: u64,
+        /// Class of the cause.
+        cause: &'static str,
+        /// Names of the models, in order of their deaths.
+        models: Vec<String>,
+    },
     /// Let a stopped process go on.
     Continue {
         /// Which.

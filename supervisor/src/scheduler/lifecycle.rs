@@ -195,6 +195,12 @@ impl State {
         matches!(self, Self::Idle { .. } | Self::Busy { .. })
     }
 
+    /// Whether it is wanted and not yet ready.
+    #[must_use]
+    pub fn is_starting(self) -> bool {
+        matches!(self, Self::Spawning | Self::Handshaking { .. } | Self::Loading { .. })
+    }
+
     /// Whether its memory will be free without anyone doing more.
     #[must_use]
     pub fn is_leaving(self) -> bool {

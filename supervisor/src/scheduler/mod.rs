@@ -12,6 +12,7 @@
 //! | `queue`, `budget`, `evict`, `backoff` | who waits, who holds memory, who makes room, how long a failed one rests |
 //! | `fit` | whether a plan can ever have its room, and how it is made smaller |
 //! | `room` | after each event: grants, starts, evictions |
+//! | `incident` | workers that die together: told as one, started one by one |
 //! | `poison` | requests that killed their workers |
 //! | `ladder`, `relief` | how near the memory limit is, and what is done about it |
 //! | `settle` | transitions, and what a death means for those concerned |
@@ -33,6 +34,7 @@ pub mod event;
 mod evict;
 mod fit;
 mod homes;
+mod incident;
 mod ladder;
 mod level;
 pub mod lifecycle;
@@ -56,6 +58,7 @@ pub use snapshot::{Account, Snapshot, Totals, WorkerView};
 use backoff::Rng;
 use budget::Ledger;
 use homes::Homes;
+use incident::Incidents;
 use ladder::Ladder;
 use lifecycle::{DrainReason, Input, State, Timeouts};
 use model::{Model, Running};
@@ -126,6 +129,7 @@ pub struct Scheduler {
     /// Where each living request is.
     homes: Homes,
     poisons: Poisons,
+    incidents: Incidents,
     queue_len: usize,
     leaving: bool,
     finished: bool,
@@ -148,6 +152,7 @@ impl Scheduler {
             models: Vec::new(),
             homes: Homes::default(),
             poisons: Poisons::default(),
+            incidents: Incidents::default(),
             queue_len: 0,
             leaving: false,
             finished: false,
@@ -201,11 +206,12 @@ impl Scheduler {
             let blocked = head.filter(|_| model.state == State::Absent);
             let gives_way = blocked.map(|waiting| waiting.arrived.plus_ms(self.config.yield_after_ms));
             let gives_way = gives_way.filter(|&at| at > self.now);
+            let held = blocked.and_then(|_| self.held_until(model));
             let cancel = model.running.values().filter_map(|running| running.cancel_deadline).min();
             let cancel = cancel.filter(|_| !matches!(model.state, State::Exiting { .. }));
-            [state, wait, gives_way, cancel].into_iter().flatten().min()
+            [state, wait, gives_way, held, cancel].into_iter().flatten().min()
         };
-        self.models.iter().filter_map(of_model).min()
+        self.models.iter().filter_map(of_model).chain(self.incidents.deadline()).min()
     }
 
     /// Bytes that nobody else may have because of this model.
@@ -271,6 +277,7 @@ impl Scheduler {
         let expires_at = model.expires_at(self.now);
         self.ledger.report(&worker.model, ready.memory.total());
         model.ready = Some(ready);
+        model.incident = None;
         self.apply(at, Input::Ready { expires_at }, None, out);
         self.relieve(out);
     }
@@ -382,6 +389,7 @@ impl Scheduler {
     /// Everything whose time has come.
     fn elapsed(&mut self, out: &mut Outbox) {
         let now = self.now;
+        self.tell_incidents(now, out);
         for at in 0..self.models.len() {
             let model = &mut self.models[at];
             let late = model.queue.take(|waiting| waiting.deadline <= now);
@@ -403,6 +411,7 @@ impl Scheduler {
     /// First, or harder, request to leave.
     fn leave(&mut self, input: Input, out: &mut Outbox) {
         self.leaving = true;
+        self.tell_incidents(Mono(u64::MAX), out);
         for at in 0..self.models.len() {
             let waiting = self.models[at].queue.take(|_| true);
             for waiting in waiting {

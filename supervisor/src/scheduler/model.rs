@@ -7,6 +7,7 @@ use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId};
 
 use super::backoff::DeathTally;
 use super::event::{Cause, KeepAlive, LoadPlan, Mono};
+use super::incident::Membership;
 use super::lifecycle::State;
 use super::queue::{Queue, Waiting, serves};
 use super::record::{Deaths, ModelDeaths};
@@ -55,6 +56,8 @@ pub(super) struct Model {
     pub(super) died: bool,
     pub(super) last_death: Option<String>,
     pub(super) deaths: Deaths,
+    /// The incident that its last processes died in.
+    pub(super) incident: Option<Membership>,
     /// Processes that died of their memory since one ended otherwise.
     pub(super) memory_deaths: u32,
     /// Bytes that the last of several such took.
@@ -89,6 +92,7 @@ impl Model {
             died: false,
             last_death: None,
             deaths: Deaths::default(),
+            incident: None,
             memory_deaths: 0,
             appetite: None,
             ready_bytes: 0,

@@ -90,6 +90,8 @@ pub struct DeathRecord {
     pub after: After,
     /// The lower CPU level that the next process is told to use, where that follows.
     pub cpu_level: Option<&'static str>,
+    /// Number of the incident that it was a part of: workers of other models died with it.
+    pub incident: Option<u64>,
 }
 
 /// The deaths of one model, oldest first; never empty in a snapshot.
@@ -118,6 +120,15 @@ impl Deaths {
         }
         records.push_back(record);
         self.count += 1;
+    }
+
+    /// Those of this class, from then on, are a part of this incident.
+    pub(super) fn share(&mut self, incident: u64, class: &str, since: Mono) {
+        for record in Arc::make_mut(&mut self.records).iter_mut().rev().take_while(|record| record.at >= since) {
+            if record.cause.class() == class {
+                record.incident = Some(incident);
+            }
+        }
     }
 }
 
@@ -148,6 +159,7 @@ mod tests {
             requests: Vec::new(),
             after: After::Ready,
             cpu_level: None,
+            incident: None,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Whether a model should be up is derived from its line, never stored. The line over all models is one: the request
 //! that has waited longest gets room first. Others may slip past it into room that it can't use, until it has waited
 //! for [`super::SchedulerConfig::yield_after_ms`]; then nobody passes, and busy workers whose own line is younger
-//! give way: they finish what they run and take no more.
+//! give way: they finish what they run and take no more. Models that died together wait for each other, see `incident`.
 
 use super::evict::{Candidate, Need, choose};
 use super::ladder::Step;
@@ -97,7 +97,11 @@ impl Scheduler {
         let mut order: Vec<(Mono, usize)> =
             absent.filter_map(|(at, model)| Some((model.queue.head()?.arrived, at))).collect();
         order.sort_unstable();
+        self.rank_incidents(&mut order);
         for (arrived, at) in order {
+            if self.held_until(&self.models[at]).is_some() {
+                continue;
+            }
             let has_waited = self.now.since(arrived) >= self.config.yield_after_ms.saturating_mul(1_000_000);
             match self.room_for(at, arrived, has_waited, out) {
                 Room::Here => self.apply(at, Input::Wanted, None, out),

@@ -208,8 +208,10 @@ impl Scheduler {
             model.cpu_level = if was_loading { level::after(model, &why) } else { model.cpu_level };
             let (worker, at, log_tail) = (worker.clone(), self.now, last_lines(log_tail));
             let (cause, after, cpu_level) = (why.clone(), after(rest), model.cpu_level);
-            model.deaths.push(DeathRecord { worker, at, state, cause, log_tail, requests, after, cpu_level });
+            let incident = None;
+            model.deaths.push(DeathRecord { worker, at, state, cause, log_tail, requests, after, cpu_level, incident });
         }
+        self.relate(at, &why, out);
         let model = &mut self.models[at];
         self.ledger.release(&model.id);
         model.plan = None;

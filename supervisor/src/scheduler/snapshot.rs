@@ -54,6 +54,8 @@ pub struct Totals {
     pub suspects: u64,
     /// Requests that were paused since their clients read slowly; told by the links.
     pub pauses: u64,
+    /// Times that workers of several models died together.
+    pub incidents: u64,
     /// Times each step of the memory ladder was entered, see [`Step::TAKEN`].
     pub relief: [u64; 5],
 }
@@ -148,6 +150,14 @@ impl Snapshot {
     #[must_use]
     pub fn deaths_of(&self, model: &ModelId) -> Option<&ModelDeaths> {
         self.deaths.iter().find(|deaths| deaths.model.id == *model)
+    }
+
+    /// Names of the other models that died in an incident, as far as their records are kept.
+    #[must_use]
+    pub fn died_with(&self, model: &ModelId, incident: u64) -> Vec<&str> {
+        let others = self.deaths.iter().filter(|other| other.model.id != *model);
+        let shared = others.filter(|other| other.deaths.iter().any(|record| record.incident == Some(incident)));
+        shared.map(|other| other.model.name.as_str()).collect()
     }
 }
 
