@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::lines::{get, post};
 
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+/// Eight windows of 8192 tokens take MLX on a CPU many minutes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1_800);
 
 /// What one stream saw.
 #[derive(Clone, Copy, Debug)]

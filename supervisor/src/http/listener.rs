@@ -99,9 +99,13 @@ async fn accept(
 ) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, address) = listener.accept().await?;
-    // Small chunks must leave at once: each is a token that someone waits for.
-    stream.set_nodelay(true)?;
-    setsockopt(&stream, sockopt::SndBuf, &CLIENT_SOCKET_BYTES)?;
+    // Small chunks must leave at once: each is a token that someone waits for. A client that has left already makes this
+    // fail, which is no reason to keep the next one waiting.
+    let no_delay = stream.set_nodelay(true);
+    let tuned = no_delay.and_then(|()| Ok(setsockopt(&stream, sockopt::SndBuf, &CLIENT_SOCKET_BYTES)?));
+    if let Err(error) = tuned {
+        tracing::debug!(%error, "a connection kept the system's settings");
+    }
     Ok((stream, address, permit))
 }
 

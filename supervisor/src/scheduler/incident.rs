@@ -9,6 +9,9 @@
 //! [`INCIDENT_STAGGER_MS`] at most. The first to die may be on its way before anybody knows of a second; then that is the
 //! one that loads.
 //!
+//! Decision: it is no evidence against those that were present: what takes a device away does so whoever uses it. Its deaths
+//! still count against the models, so that one that only ever dies together with another comes to rest all the same.
+//!
 //! Decision: an incident is counted, and stands in the records of its deaths, from the second of them on; the log hears of it
 //! when nobody can join any more, so that one line names all. Rejected: a line per death, of which each names others.
 //!
@@ -84,6 +87,11 @@ fn ends(group: &Group) -> Mono {
     group.since.plus_ms(INCIDENT_WINDOW_MS)
 }
 
+/// Whether such a death counts against those that were present.
+fn is_evidence(why: &Cause) -> bool {
+    *why != Cause::Asked && !why.is_from_outside() && !why.is_memory()
+}
+
 /// Whether what ended it may have ended others as well.
 fn may_be_shared(why: &Cause) -> bool {
     let own = matches!(why, Cause::Asked | Cause::Leaked | Cause::SpawnFailed(_) | Cause::HelloRefused(_));
@@ -109,11 +117,21 @@ impl Scheduler {
         for member in models {
             let Ok(place) = self.find(&member.id) else { continue };
             let model = &mut self.models[place];
-            model.deaths.share(number, class, since);
+            let present = model.deaths.share(number, class, since);
+            if is_evidence(why) {
+                present.into_iter().for_each(|request| model.acquit(request));
+            }
             if place == at || model.ready.is_none() {
                 model.incident = Some(Membership { number, since });
             }
         }
+    }
+
+    /// Whether this death is not the first of its kind just now, and another model's was before.
+    pub(super) fn dies_with_others(&self, at: usize, why: &Cause) -> bool {
+        let is_open = |group: &&Group| group.class == why.class() && self.now < ends(group);
+        let others = self.incidents.0.iter().filter(is_open).flat_map(|group| &group.models);
+        may_be_shared(why) && others.into_iter().any(|model| model.id != self.models[at].id)
     }
 
     /// One line for each incident that nobody can join any more.

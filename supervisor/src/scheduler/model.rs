@@ -124,6 +124,14 @@ impl Model {
         self.state.accepts_work() && self.running.len() < slots
     }
 
+    /// The last death that it was present at is no evidence against it.
+    pub(super) fn acquit(&mut self, request: RequestId) {
+        let running = self.running.get_mut(&request).map(|running| &mut running.waiting);
+        if let Some(waiting) = running.or_else(|| self.queue.find(request)) {
+            waiting.deaths = waiting.deaths.saturating_sub(1);
+        }
+    }
+
     /// For the view: nothing where it never died.
     pub(super) fn deaths(&self) -> Option<ModelDeaths> {
         let Deaths { records, count } = &self.deaths;

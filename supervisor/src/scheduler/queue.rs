@@ -115,6 +115,10 @@ impl Queue {
         self.line.pop_front()
     }
 
+    pub(super) fn find(&mut self, request: RequestId) -> Option<&mut Waiting> {
+        self.line.iter_mut().find(|waiting| waiting.request == request)
+    }
+
     /// Takes one out of the line.
     pub(super) fn remove(&mut self, request: RequestId) -> Option<Waiting> {
         let index = self.line.iter().position(|waiting| waiting.request == request)?;

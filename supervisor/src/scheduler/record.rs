@@ -122,13 +122,17 @@ impl Deaths {
         self.count += 1;
     }
 
-    /// Those of this class, from then on, are a part of this incident.
-    pub(super) fn share(&mut self, incident: u64, class: &str, since: Mono) {
+    /// Those of this class, from then on, are a part of this incident. Returns the requests that were present at one that
+    /// was not known to be, and go on.
+    pub(super) fn share(&mut self, incident: u64, class: &str, since: Mono) -> Vec<RequestId> {
+        let mut present = Vec::new();
         for record in Arc::make_mut(&mut self.records).iter_mut().rev().take_while(|record| record.at >= since) {
-            if record.cause.class() == class {
-                record.incident = Some(incident);
+            if record.cause.class() == class && record.incident.replace(incident).is_none() {
+                let resumed = record.requests.iter().filter(|held| held.fate == Fate::Resumed);
+                present.extend(resumed.map(|held| held.request));
             }
         }
+        present
     }
 }
 

@@ -266,6 +266,7 @@ impl Scheduler {
             && !why.is_from_outside()
             && !why.is_memory()
             && held.cancel_deadline.is_none()
+            && !self.dies_with_others(at, why)
             && !self.leaving)
             .then_some(*request)
     }
