@@ -39,10 +39,10 @@ pub const JSON_DEPTH_MAX: usize = 128;
 pub const CLIENT_WRITE_TIMEOUT_MS: u64 = 120_000;
 /// Bytes of merged text held for a slow client before its request is cancelled.
 pub const CLIENT_BACKLOG_BYTES_MAX: usize = 4 * MIB;
-/// Bytes of merged text held for a slow client at which its worker pauses the request, until none are left: some
-/// thousand tokens.
-pub const CLIENT_BACKLOG_PAUSE_BYTES: usize = 16 * 1024;
-/// A pause that lasts longer ends the request: it holds a slot.
+/// Bytes of merged text held for a slow client at which its worker pauses the request, until none are left. Most answers are
+/// far shorter and free their slot however slowly they are read.
+pub const CLIENT_BACKLOG_PAUSE_BYTES: usize = 256 * 1024;
+/// Pauses of one request that last longer in all end it: it holds a slot.
 pub const CLIENT_PAUSE_MS_MAX: u64 = 10 * 60_000;
 /// Bytes that the kernel may keep for a client that does not read, as asked for; Linux doubles it. Left alone, it takes
 /// megabytes, and a slow client is seen that much later.

@@ -158,9 +158,24 @@ class StateFolder(Served):
         self.assert_refused(self.first.process.pid)
 
     @unittest.skipUnless(sys.platform == "linux", "reads /proc")
+    def test_row_36_a_server_that_was_replaced_and_still_answers_has_the_lock_no_more(self):
+        with socket.create_connection(("127.0.0.1", self.first.port), timeout=SIGN_S) as link:
+            # The rest of it comes later.
+            link.sendall(b"POST /api/blobs/sha256:" + b"0" * 64 + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
+            house.until("received", SIGN_S, lambda: any((self.first.folder / "models").rglob("*")))
+            new = self.upgrade(self.first)
+            house.until("let go", SIGN_S, lambda: self.holders() == {new})
+            self.assertIsNone(self.first.process.poll(), "it waits for the rest")
+            link.sendall(b"other")
+            self.assertIn(b"HTTP/1.1 400", link.recv(4096))
+        self.assertEqual(self.first.process.wait(SIGN_S), 0)
+
     def test_row_36_no_other_process_has_the_lock_open(self):
         new = self.upgrade(self.first)
         self.assertEqual(self.first.process.wait(SIGN_S), 0)
+        self.assertEqual(self.holders(), {new})
+
+    def holders(self):
         holders = set()
         for link in pathlib.Path("/proc").glob("[0-9]*/fd/*"):
             try:
@@ -168,7 +183,7 @@ class StateFolder(Served):
                     holders.add(int(link.parts[2]))
             except OSError:
                 pass  # It has closed it, or is another user's.
-        self.assertEqual(holders, {new})
+        return holders
 
 
 class Settings(unittest.TestCase):

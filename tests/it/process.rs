@@ -204,7 +204,7 @@ async fn row_32_49_a_slow_reader_s_request_is_paused_and_nobody_else_s() {
     }
     // Nothing but the pause is left, for longer than silence would be borne.
     let alone = house.until_worker(&plan, |worker| worker.in_flight == 1).await;
-    tokio::time::timeout(Duration::from_millis(3 * silence_ms), house.until(|view| view.workers.is_empty()))
+    tokio::time::timeout(Duration::from_millis(3 * silence_ms), house.until(|view| view.totals.deaths > 0))
         .await
         .expect_err("it stays");
     let answer = Answer::of(&mut slow).await;
@@ -230,6 +230,19 @@ async fn row_32_49_a_paused_request_survives_its_worker_and_its_client_may_leave
     // What waits for its client is more than enough to pause it on the next process as well.
     house.until(|view| view.totals.pauses >= 3).await;
     assert_eq!(Answer::of(&mut slow).await.tokens, (0..3_000).collect::<Vec<_>>());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_deadline_frees_the_slot_of_a_client_that_takes_nothing() {
+    let house = House::open(|_| {}).await;
+    let plan = house.plan("late", &endless());
+    let mut ticket = house.ask(&plan).await;
+    first_delta(&mut ticket).await;
+    ticket.end_by(tokio::time::Instant::now() + Duration::from_millis(100));
+    // Nobody asks for its items meanwhile, as when the client's connection is full.
+    house.until_worker(&plan, |worker| worker.state == "idle").await;
+    assert_eq!(Answer::of(&mut ticket).await.kind(), FailureKind::DeadlineExceeded);
     house.close().await;
 }
 

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use ollmlx_proto::limits::{GONE_GRACE_MS, HELLO_TIMEOUT_MS, PROGRESS_INTERVAL_MS};
+use ollmlx_proto::limits::{GONE_GRACE_MS, HELLO_TIMEOUT_MS, LOAD_STALL_MS, PROGRESS_INTERVAL_MS};
 use ollmlx_proto::version::PROTOCOL_VERSIONS;
 use ollmlx_proto::{
     Failure, FailureKind, FromWorker, Incarnation, LoadSpec, MemoryReport, ModelId, Output, Ready, RequestId, ToWorker,
@@ -217,14 +217,15 @@ fn serve<B: Backend>(
         pid: std::process::id(),
         token: identity.token,
     }))?;
-    match expect(inbox)? {
+    match expect(inbox, HELLO_TIMEOUT_MS)? {
         ToWorker::Hello { version, .. } if PROTOCOL_VERSIONS.contains(&version) => {}
         ToWorker::Hello { version, .. } => {
             return Err(Exit::Protocol(format!("protocol {version} is not spoken here")));
         }
         other => return Err(unexpected(&other)),
     }
-    let spec = match expect(inbox)? {
+    // The system may take its time to give this process its place.
+    let spec = match expect(inbox, LOAD_STALL_MS)? {
         ToWorker::Load(spec) => spec,
         ToWorker::Drain => return leave(sender),
         other => return Err(unexpected(&other)),
@@ -245,8 +246,8 @@ fn serve<B: Backend>(
 }
 
 /// What must come, and soon.
-fn expect(inbox: &Receiver<ToWorker>) -> Result<ToWorker, Exit> {
-    inbox.recv_timeout(Duration::from_millis(HELLO_TIMEOUT_MS)).map_err(|error| match error {
+fn expect(inbox: &Receiver<ToWorker>, patience_ms: u64) -> Result<ToWorker, Exit> {
+    inbox.recv_timeout(Duration::from_millis(patience_ms)).map_err(|error| match error {
         RecvTimeoutError::Disconnected => Exit::Gone,
         RecvTimeoutError::Timeout => Exit::Protocol("the supervisor fell silent before the load".to_owned()),
     })

@@ -74,8 +74,10 @@ async fn serve(config: Config) -> Result<(), CliError> {
     let claim = Claim::stake(&config, address)?;
     let service = Service::of(&config.manager);
     let pulse = service.pulse();
-    let (told, signed) = (service.clone(), claim.clone());
+    let told = service.clone();
     let ready: Box<dyn FnOnce() + Send> = if config.inherits_socket {
+        // Nobody keeps the claim beyond its successor.
+        let signed = claim.clone();
         Box::new(move || {
             signed.sign();
             told.ready(address);

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use ollmlx_proto::{ToWorker, WorkerId, limits};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::task::{Process, Task};
@@ -46,20 +47,23 @@ fn cell_max(budget_bytes: u64, limit: u64) -> u64 {
 }
 
 impl Task {
-    /// Begins to make a group for a process that was just started. Answered with [`Report::Housed`].
-    pub(super) fn house(&mut self, worker: &WorkerId, pid: u32, bytes: u64) -> Housing {
+    /// Begins to make a group for a process that was just started. Answered with [`Report::Housed`]. The process id is used
+    /// until the receiver hears an end.
+    pub(super) fn house(&mut self, worker: &WorkerId, pid: u32, bytes: u64) -> (Housing, oneshot::Receiver<()>) {
+        let (using, unused) = oneshot::channel();
         let (Some(limit), Some(nest)) = (self.config.scheduler.memory_limit, self.config.nest.clone()) else {
-            return Housing::Nowhere;
+            return (Housing::Nowhere, unused);
         };
         self.cells += 1;
         let (number, bytes_max) = (self.cells, cell_max(bytes, limit));
         let (worker, reports) = (worker.clone(), self.reports_in.clone());
         self.tasks.spawn_blocking(move || {
             let made = nest.cell(number, pid, bytes_max);
+            drop(using);
             // Without a driver nobody needs it, and it goes with the report.
             let _driver_gone = reports.blocking_send((worker, Report::Housed(made)));
         });
-        Housing::Making(None)
+        (Housing::Making(None), unused)
     }
 
     /// Tells the worker to load, at once or when it is in its group.

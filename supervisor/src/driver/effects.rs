@@ -80,7 +80,7 @@ impl Task {
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
-        let housing = self.house(worker, pid, cell_bytes);
+        let (housing, housed) = self.house(worker, pid, cell_bytes);
         let weights = plan.spec.weights.first().cloned();
         let oom_kills = memory::oom_kill_count();
         let process = Process {
@@ -100,7 +100,7 @@ impl Task {
         self.tasks.spawn(reap::run(
             worker.clone(),
             started,
-            shoves_out,
+            (shoves_out, housed),
             phase_out,
             reports,
             self.clock,

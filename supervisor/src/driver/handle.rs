@@ -91,7 +91,7 @@ impl Handle {
         }
         let (client, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
         // Both fail only when the driver is gone; the ticket then says so itself.
-        let dropped = self.dropped.clone().reserve_owned().await.ok();
+        let dropped = self.dropped.clone().reserve_owned().await.ok().map(Dropped::Place);
         let ticket = Ticket { request, items, dropped, ended: false, deadline: None };
         let submit = Command::Submit { request, job, plan: Box::new(plan), keep_alive, client };
         let _driver_gone = self.commands.send(submit).await;
@@ -164,20 +164,40 @@ impl Handle {
     }
 }
 
+/// How the driver hears that nobody wants a request any more.
+#[derive(Debug)]
+enum Dropped {
+    /// By being told.
+    Place(mpsc::OwnedPermit<RequestId>),
+    /// By a task that waits for the end of this, or for the request's own deadline.
+    #[expect(dead_code, reason = "it is only dropped")]
+    Timed(oneshot::Sender<()>),
+}
+
 /// A request in the house. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Ticket {
     request: RequestId,
     items: mpsc::Receiver<TicketItem>,
-    dropped: Option<mpsc::OwnedPermit<RequestId>>,
+    dropped: Option<Dropped>,
     ended: bool,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Ticket {
-    /// Ends the request then, wherever it is: it hears of it with [`FailureKind::DeadlineExceeded`], and frees its place.
+    /// Ends the request then, wherever it is: it hears of it with [`FailureKind::DeadlineExceeded`], and frees its place, the
+    /// latter even if nobody asks for its items because its client takes none.
     pub fn end_by(&mut self, deadline: tokio::time::Instant) {
         self.deadline = Some(Box::pin(tokio::time::sleep_until(deadline)));
+        if let Some(Dropped::Place(place)) = self.dropped.take_if(|dropped| matches!(dropped, Dropped::Place(_))) {
+            let (ticket, gone) = oneshot::channel::<()>();
+            let request = self.request;
+            self.dropped = Some(Dropped::Timed(ticket));
+            tokio::spawn(async move {
+                let _either = tokio::time::timeout_at(deadline, gone).await;
+                place.send(request);
+            });
+        }
     }
 
     /// The driver's id of the request, for the log.
@@ -213,7 +233,7 @@ impl Ticket {
 
     /// Nobody wants it any more.
     fn cancel(&mut self) {
-        if let Some(place) = self.dropped.take() {
+        if let Some(Dropped::Place(place)) = self.dropped.take() {
             place.send(self.request);
         }
     }

@@ -11,7 +11,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use ollmlx_proto::limits::CLAIM_BYTES_MAX;
@@ -72,7 +72,9 @@ impl Lock {
     /// # Errors
     /// The file can't be opened, or not be locked where it is.
     pub fn take(path: &Path) -> io::Result<Taking> {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        // Whoever can read it could lock it as well.
+        let mut options = OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "there is something else than a file"));
         }
@@ -147,11 +149,17 @@ mod tests {
         (folder, path)
     }
 
+    /// A child that another test starts has a copy of every descriptor until it has become another program.
     fn taken(path: &Path) -> Lock {
-        match Lock::take(path).unwrap() {
-            Taking::Ours(lock) => lock,
-            Taking::Theirs(holder) => panic!("it is held by {holder:?}"),
+        let mut held_by = None;
+        for _ in 0..1_000_000 {
+            match Lock::take(path).unwrap() {
+                Taking::Ours(lock) => return lock,
+                Taking::Theirs(holder) => held_by = holder,
+            }
+            std::thread::yield_now();
         }
+        panic!("it is held by {held_by:?}");
     }
 
     fn held_by(path: &Path) -> Option<Holder> {

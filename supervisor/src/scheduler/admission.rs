@@ -53,6 +53,7 @@ impl Scheduler {
             memory_deaths: 0,
             came_back: false,
             deaths: 0,
+            was_acquitted: false,
             kills: 0,
         };
         model.queue.push(waiting);

@@ -336,6 +336,7 @@ impl Scheduler {
         let model = &mut self.models[at];
         if let Some(Running { waiting, .. }) = model.running.get_mut(&request) {
             (waiting.deaths, waiting.kills, waiting.memory_deaths) = (0, 0, 0);
+            waiting.was_acquitted = false;
             model.tally.calm();
         }
     }

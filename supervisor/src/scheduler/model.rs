@@ -124,11 +124,13 @@ impl Model {
         self.state.accepts_work() && self.running.len() < slots
     }
 
-    /// The last death that it was present at is no evidence against it.
+    /// The last death that it was present at is no evidence against it: once, until it has got ahead. Two that kill the workers
+    /// of two models at the same time again and again would never be alone otherwise.
     pub(super) fn acquit(&mut self, request: RequestId) {
         let running = self.running.get_mut(&request).map(|running| &mut running.waiting);
         if let Some(waiting) = running.or_else(|| self.queue.find(request)) {
-            waiting.deaths = waiting.deaths.saturating_sub(1);
+            let pardoned = u32::from(!std::mem::replace(&mut waiting.was_acquitted, true));
+            waiting.deaths = waiting.deaths.saturating_sub(pardoned);
         }
     }
 

@@ -34,6 +34,8 @@ pub(super) struct Waiting {
     pub(super) came_back: bool,
     /// Deaths it has been present at since it was last above suspicion.
     pub(super) deaths: u32,
+    /// It was let off one of them, since others died at the same time.
+    pub(super) was_acquitted: bool,
     /// The same for deaths that somebody outside caused, those in its load included.
     pub(super) kills: u32,
 }

@@ -267,11 +267,13 @@ impl Reader {
         let now_ns = self.clock.now_ns();
         let mut slow = Vec::new();
         for (&request, sink) in demux.sinks.iter_mut().filter(|(_, sink)| !sink.ended) {
+            let mut pace = sink.pace(now_ns);
             if sink.pause_ends_ns().is_some_and(|end_ns| end_ns <= now_ns) {
                 sink.give_up();
                 slow.push(Report::TooSlow(request));
+                pace = sink.pace(now_ns);
             }
-            let Some(pace) = sink.pace() else { continue };
+            let Some(pace) = pace else { continue };
             let message = match pace {
                 Pace::Pause => ToWorker::Pause(request),
                 Pace::Continue => ToWorker::Continue(request),

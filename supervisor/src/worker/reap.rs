@@ -7,7 +7,7 @@ use std::time::Duration;
 use ollmlx_proto::WorkerId;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::debug;
 
 use super::link::Phase;
@@ -34,11 +34,12 @@ pub const SHOVES_LEN_MAX: usize = 8;
 /// After the end: how long its last frames and its last words are waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(1_000);
 
-/// Runs until the process is reaped, then reports it. The link's own end is reported before.
+/// Runs until the process is reaped, then reports it. The link's own end is reported before. It is not reaped before `housed`
+/// has ended, since its id is used until then.
 pub async fn run(
     worker: WorkerId,
     started: Started,
-    mut shoves: mpsc::Receiver<Shove>,
+    (mut shoves, mut housed): (mpsc::Receiver<Shove>, oneshot::Receiver<()>),
     mut link: watch::Receiver<Phase>,
     reports: mpsc::Sender<Reported>,
     clock: Clock,
@@ -46,11 +47,12 @@ pub async fn run(
 ) {
     let Started { mut child, pid, mut printed } = started;
     let mut tail = LogTail::default();
-    let mut silent = false;
+    let (mut silent, mut is_housed) = (false, false);
     let exit = loop {
         tokio::select! {
-            // All three are cancel-safe.
-            ended = child.wait() => break ended.map_or(Exit::Code(-1), Exit::from),
+            // All are cancel-safe.
+            _ended = &mut housed, if !is_housed => is_housed = true,
+            ended = child.wait(), if is_housed => break ended.map_or(Exit::Code(-1), Exit::from),
             more = read_some(&mut printed, &mut tail, &worker, clock, &book), if !silent => silent = !more,
             Some(shove) = shoves.recv() => match shove {
                 Shove::Terminate => process::terminate_group(pid),

@@ -115,6 +115,11 @@ pub struct Sink {
     known: bool,
     /// Since when the worker pauses it.
     paused_ns: Option<u64>,
+    /// All earlier pauses, in nanoseconds.
+    paused_before_ns: u64,
+    /// When the client took something, as far as it was looked at, and whether it has since.
+    took_ns: u64,
+    has_taken: bool,
 }
 
 /// When what happened, in nanoseconds since the start of the clock, and what earlier workers took.
@@ -158,12 +163,16 @@ impl Sink {
             probation: None,
             known: false,
             paused_ns: None,
+            paused_before_ns: 0,
+            took_ns: 0,
+            has_taken: false,
         }
     }
 
     /// A worker is given the request now: the first one, or the next one after a death, which goes on from here.
     pub fn begin(&mut self, now_ns: u64) {
-        (self.known, self.paused_ns) = (false, None);
+        self.known = false;
+        self.paced(Pace::Continue, now_ns);
         let Some(began_ns) = self.clock.began_ns.replace(now_ns) else { return };
         self.fruitless = if self.has_gained() { 0 } else { self.fruitless.saturating_add(1) };
         self.began_with = self.produced.len();
@@ -219,19 +228,27 @@ impl Sink {
         self.client.is_none() || (self.closed && self.backlog.is_empty())
     }
 
-    /// What the worker should hear now, if anything. [`Self::paced`] says that it has.
-    #[must_use]
-    pub fn pace(&self) -> Option<Pace> {
-        let waits = self.client.is_some() && !self.closed && self.backlog_bytes > 0;
+    /// What the worker should hear now, if anything. [`Self::paced`] says that it has. One that is on probation is never
+    /// paused, since others wait for the end of that.
+    pub fn pace(&mut self, now_ns: u64) -> Option<Pace> {
+        if std::mem::take(&mut self.has_taken) {
+            self.took_ns = now_ns;
+        }
+        let waits = self.client.is_some() && !self.closed && !self.backlog.is_empty();
+        let may_pause = self.known && self.probation.is_none() && self.backlog_bytes > CLIENT_BACKLOG_PAUSE_BYTES;
         match self.paused_ns {
-            None => (waits && self.known && self.backlog_bytes > CLIENT_BACKLOG_PAUSE_BYTES).then_some(Pace::Pause),
+            None => (waits && may_pause).then_some(Pace::Pause),
             Some(_) => (!waits).then_some(Pace::Continue),
         }
     }
 
     /// The worker was told.
     pub fn paced(&mut self, pace: Pace, now_ns: u64) {
-        self.paused_ns = (pace == Pace::Pause).then_some(now_ns);
+        let since_ns = match pace {
+            Pace::Pause => self.paused_ns.replace(now_ns),
+            Pace::Continue => self.paused_ns.take(),
+        };
+        self.paused_before_ns += since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
     }
 
     /// Whether the worker owes nothing for it.
@@ -240,11 +257,14 @@ impl Sink {
         self.paused_ns.is_some()
     }
 
-    /// When its pause has lasted too long, in nanoseconds since the start of the clock.
+    /// When its pauses have lasted too long, or the client has taken nothing for too long, in nanoseconds since the start of
+    /// the clock.
     #[must_use]
     pub fn pause_ends_ns(&self) -> Option<u64> {
-        let paused_ns = self.paused_ns.filter(|_| !self.closed);
-        paused_ns.map(|since_ns| since_ns.saturating_add(CLIENT_PAUSE_MS_MAX * 1_000_000))
+        let since_ns = self.paused_ns.filter(|_| !self.closed)?;
+        let left_ns = (CLIENT_PAUSE_MS_MAX * 1_000_000).saturating_sub(self.paused_before_ns);
+        let idle_ns = since_ns.max(self.took_ns).saturating_add(CLIENT_WRITE_TIMEOUT_MS * 1_000_000);
+        Some(idle_ns.min(since_ns.saturating_add(left_ns)))
     }
 
     /// The client's last word: it reads too slowly.
@@ -359,6 +379,7 @@ impl Sink {
                     if let Some(item) = self.backlog.pop_front() {
                         self.backlog_bytes = self.backlog_bytes.saturating_sub(size(&item));
                         permit.send(item);
+                        self.has_taken = true;
                     }
                 }
                 Err(_gone) => self.client = None,
@@ -398,6 +419,8 @@ fn size(item: &TicketItem) -> usize {
             delta.text.len() + delta.tokens.len() * 4 + delta.logprobs.iter().map(alternatives).sum::<usize>()
         }
         TicketItem::Output(Output::ToolCall(call)) => call.name.len() + call.arguments.0.len() + 64,
+        // The last of them takes the place of the one before.
+        TicketItem::Output(Output::Prefill { .. }) => 0,
         _ => 64,
     }
 }
@@ -419,7 +442,7 @@ fn word(output: &Output) -> &'static str {
 mod tests {
     use std::task::Waker;
 
-    use ollmlx_proto::Part;
+    use ollmlx_proto::{JsonText, Part, ToolCall};
 
     use super::*;
 
@@ -431,53 +454,87 @@ mod tests {
         let _pending = sink.poll_flush(&mut Context::from_waker(Waker::noop()));
     }
 
-    #[test]
-    fn row_49_the_worker_is_to_wait_for_a_slow_client_until_it_has_caught_up() {
-        let (client, mut heard) = mpsc::channel(1);
+    /// A sink with this many bytes waiting, and what is heard of it.
+    fn waiting(bytes: usize) -> (Sink, mpsc::Receiver<TicketItem>) {
+        let (client, heard) = mpsc::channel(1);
         let mut sink = Sink::new(client);
         sink.begin(0);
-        let large = "x".repeat(CLIENT_BACKLOG_PAUSE_BYTES / 2);
-        for expected in [None, None, None, Some(Pace::Pause)] {
-            assert_eq!(sink.pace(), expected);
-            assert_eq!(sink.output(delta(&large), 1), Ok(()));
+        for _ in 0..2 {
+            assert_eq!(sink.output(delta(&"x".repeat(bytes)), 1), Ok(()));
         }
-        assert_eq!(sink.pace(), Some(Pace::Pause), "until the worker has been told");
-        sink.paced(Pace::Pause, 7);
-        assert_eq!((sink.pace(), sink.is_paused()), (None, true));
-        assert_eq!(sink.pause_ends_ns(), Some(7 + CLIENT_PAUSE_MS_MAX * 1_000_000));
+        (sink, heard)
+    }
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn row_49_the_worker_is_to_wait_for_a_slow_client_until_it_has_caught_up() {
+        let (mut sink, mut heard) = waiting(CLIENT_BACKLOG_PAUSE_BYTES / 2);
+        assert_eq!(sink.pace(5), None, "not slow enough");
+        assert_eq!(sink.output(delta(&"x".repeat(CLIENT_BACKLOG_PAUSE_BYTES / 2)), 1), Ok(()));
+        assert_eq!(sink.pace(6), Some(Pace::Pause));
+        assert_eq!(sink.pace(6), Some(Pace::Pause), "until the worker has been told");
+        sink.paced(Pace::Pause, 7 * MS);
+        assert_eq!((sink.pace(8), sink.is_paused()), (None, true));
+        assert_eq!(sink.pause_ends_ns(), Some((7 + CLIENT_WRITE_TIMEOUT_MS) * MS));
         assert!(heard.try_recv().is_ok());
         flush(&mut sink);
-        assert_eq!(sink.pace(), Some(Pace::Continue), "nothing waits here any more");
-        sink.paced(Pace::Continue, 9);
-        assert_eq!((sink.pace(), sink.is_paused(), sink.pause_ends_ns()), (None, false, None));
+        assert_eq!(sink.pace(9), Some(Pace::Continue), "nothing waits here any more");
+        sink.paced(Pace::Continue, 9 * MS);
+        assert_eq!((sink.pace(9), sink.is_paused(), sink.pause_ends_ns()), (None, false, None));
     }
 
     #[test]
-    fn a_worker_that_does_not_know_the_request_yet_is_told_nothing() {
-        let (client, _heard) = mpsc::channel(1);
-        let mut sink = Sink::new(client);
-        sink.begin(0);
-        for _ in 0..4 {
-            assert_eq!(sink.output(delta(&"x".repeat(CLIENT_BACKLOG_PAUSE_BYTES)), 1), Ok(()));
+    fn row_49_a_client_that_takes_a_little_now_and_then_has_a_limit_in_all() {
+        let (mut sink, mut heard) = waiting(2 * CLIENT_BACKLOG_PAUSE_BYTES);
+        // Another kind, so that there are two to take.
+        let call = ToolCall { index: 0, name: "f".to_owned(), arguments: JsonText("{}".to_owned()) };
+        assert_eq!(sink.output(Output::ToolCall(call), 1), Ok(()));
+        sink.paced(Pace::Pause, 0);
+        heard.try_recv().unwrap();
+        flush(&mut sink);
+        let took = CLIENT_WRITE_TIMEOUT_MS * MS - 1;
+        assert_eq!((sink.pace(took), sink.pause_ends_ns()), (None, Some(took + CLIENT_WRITE_TIMEOUT_MS * MS)));
+        sink.paced(Pace::Continue, (CLIENT_PAUSE_MS_MAX - 5) * MS);
+        let again = CLIENT_PAUSE_MS_MAX * MS;
+        sink.paced(Pace::Pause, again);
+        assert_eq!(sink.pause_ends_ns(), Some(again + 5 * MS));
+    }
+
+    #[test]
+    fn what_waits_of_a_prompt_does_not_keep_a_pause_alive() {
+        let (mut sink, mut heard) = waiting(2 * CLIENT_BACKLOG_PAUSE_BYTES);
+        sink.paced(Pace::Pause, 1);
+        for done in 1..4 {
+            assert_eq!(sink.output(Output::Prefill { done, total: 9 }, 2), Ok(()));
         }
+        for _ in 0..3 {
+            heard.try_recv().unwrap();
+            flush(&mut sink);
+        }
+        assert_eq!((sink.pace(3), sink.backlog_bytes), (Some(Pace::Continue), 0));
+    }
+
+    #[test]
+    fn whoever_comes_back_from_a_death_is_paused_when_its_probation_is_over() {
+        let (mut sink, _heard) = waiting(2 * CLIENT_BACKLOG_PAUSE_BYTES);
         sink.paced(Pace::Pause, 1);
         sink.begin(2);
-        assert_eq!((sink.pace(), sink.is_paused()), (None, false), "the next one has not begun it");
-        assert_eq!(sink.output(Output::Prefill { done: 1, total: 2 }, 3), Ok(()));
-        assert_eq!(sink.pace(), Some(Pace::Pause));
+        assert_eq!((sink.pace(2), sink.is_paused()), (None, false), "the next worker does not know it");
+        for token in 1..=PROBATION_TOKENS {
+            assert_eq!((sink.pace(3), sink.output(delta("y"), 3)), (None, Ok(())), "others wait for its token {token}");
+        }
+        assert_eq!(sink.pace(4), None, "its end is to be told first");
+        assert!(sink.take_cleared());
+        assert_eq!(sink.pace(4), Some(Pace::Pause));
     }
 
     #[test]
     fn who_hears_nothing_more_is_not_waited_for() {
-        let (client, heard) = mpsc::channel(1);
-        let mut sink = Sink::new(client);
-        sink.begin(0);
-        for _ in 0..4 {
-            assert_eq!(sink.output(delta(&"x".repeat(CLIENT_BACKLOG_PAUSE_BYTES)), 1), Ok(()));
-        }
+        let (mut sink, heard) = waiting(2 * CLIENT_BACKLOG_PAUSE_BYTES);
         sink.paced(Pace::Pause, 1);
         sink.give_up();
-        assert_eq!((sink.pace(), sink.pause_ends_ns()), (Some(Pace::Continue), None));
+        assert_eq!((sink.pace(2), sink.pause_ends_ns()), (Some(Pace::Continue), None));
         drop(heard);
     }
 
