@@ -121,8 +121,6 @@ pub const FAREWELL_MS: u64 = 2_000;
 /// Longest way from the first signal to the end of a server whose parts all take their time. A service manager must wait
 /// longer before it kills.
 pub const LEAVE_MS_MAX: u64 = DRAIN_TIMEOUT_MS + ASK_TIMEOUT_MS + TERM_TIMEOUT_MS + KILL_TIMEOUT_MS + FAREWELL_MS;
-/// Bytes that are read of what a server writes down about itself: some 80.
-pub const CLAIM_BYTES_MAX: u64 = 1024;
 
 // --- the life of a worker ---
 /// A worker whose supervisor is gone leaves by itself within this, or is ended.

@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use ollmlx_proto::limits::CLAIM_BYTES_MAX;
-
+/// Bytes that are read of what a server writes down about itself: some 80.
+const CLAIM_BYTES_MAX: u64 = 1024;
 /// Bytes of a date as people write it.
 const DATE_BYTES_MAX: usize = 40;
 

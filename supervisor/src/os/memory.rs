@@ -7,9 +7,6 @@
 //! On macOS it is the kernel's "footprint", which counts what the GPU holds as well; the worker's own report of what it
 //! holds goes beside it. How short memory is, macOS says in three levels only.
 
-#[cfg(any(target_os = "macos", test))]
-use ollmlx_proto::limits::PRESSURE_MARKS_PERMILLE;
-
 #[cfg(target_os = "linux")]
 pub use self::linux::{footprint, oom_kill_count, pressure, resident_bytes, total_bytes};
 #[cfg(target_os = "macos")]
@@ -45,18 +42,22 @@ pub fn parse_pressure(text: &str) -> Option<u16> {
     (0.0..=100.0).contains(&percent).then_some((percent * 10.0) as u16)
 }
 
-/// The same of macOS's level: 1 is normal, 2 a warning, 4 critical. It tells of the whole machine, whoever is to blame, so
-/// it makes idle models go at most.
+/// What a warning of macOS counts for: caches are dropped.
+#[cfg(any(target_os = "macos", test))]
+const WARNING_PERMILLE: u16 = 100;
+/// The same where it calls memory critical: idle models go, and nobody else, since it doesn't say who is to blame.
+#[cfg(any(target_os = "macos", test))]
+const CRITICAL_PERMILLE: u16 = 200;
+
+/// The same of macOS's level: 1 is normal, 2 a warning, 4 critical.
 #[cfg(any(target_os = "macos", test))]
 fn permille_of_level(level: u64) -> Option<u16> {
-    let [_, trim, evict, _] = PRESSURE_MARKS_PERMILLE.map(|[enter, _]| enter);
-    let permille = match level {
-        1 => 0,
-        2 => trim,
-        4 => evict,
-        _ => return None,
-    };
-    u16::try_from(permille).ok()
+    match level {
+        1 => Some(0),
+        2 => Some(WARNING_PERMILLE),
+        4 => Some(CRITICAL_PERMILLE),
+        _ => None,
+    }
 }
 
 /// Sums the `name: number kB` lines of these names, in bytes; `None` where the first is missing.
@@ -176,6 +177,8 @@ mod macos {
 
 #[cfg(test)]
 mod tests {
+    use ollmlx_proto::limits::PRESSURE_MARKS_PERMILLE;
+
     use super::*;
 
     #[test]

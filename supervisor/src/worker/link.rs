@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use super::sink::{Pace, Sink, TooSlow};
+use super::sink::{Flow, Sink, TooSlow};
 use super::{Report, Reported};
 use crate::os::clock::Clock;
 
@@ -275,15 +275,15 @@ impl Reader {
             }
             let Some(pace) = pace else { continue };
             let message = match pace {
-                Pace::Pause => ToWorker::Pause(request),
-                Pace::Continue => ToWorker::Continue(request),
+                Flow::Pause => ToWorker::Pause(request),
+                Flow::Continue => ToWorker::Continue(request),
             };
             // Where there is no room now, the next round is soon enough.
             let told =
                 self.messages.upgrade().is_some_and(|messages| messages.try_send(Message::Plain(message)).is_ok());
             if told {
                 sink.paced(pace, now_ns);
-                slow.extend((pace == Pace::Pause).then_some(Report::Paused(request)));
+                slow.extend((pace == Flow::Pause).then_some(Report::Paused(request)));
             }
         }
         let has_paused = !slow.is_empty();

@@ -69,7 +69,7 @@ pub struct Summary {
 
 /// What the worker is to be told because of the client's pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
+pub enum Flow {
     /// Nothing more, for now.
     Pause,
     /// It may go on.
@@ -172,7 +172,7 @@ impl Sink {
     /// A worker is given the request now: the first one, or the next one after a death, which goes on from here.
     pub fn begin(&mut self, now_ns: u64) {
         self.known = false;
-        self.paced(Pace::Continue, now_ns);
+        self.paced(Flow::Continue, now_ns);
         let Some(began_ns) = self.clock.began_ns.replace(now_ns) else { return };
         self.fruitless = if self.has_gained() { 0 } else { self.fruitless.saturating_add(1) };
         self.began_with = self.produced.len();
@@ -230,23 +230,23 @@ impl Sink {
 
     /// What the worker should hear now, if anything. [`Self::paced`] says that it has. One that is on probation is never
     /// paused, since others wait for the end of that.
-    pub fn pace(&mut self, now_ns: u64) -> Option<Pace> {
+    pub fn pace(&mut self, now_ns: u64) -> Option<Flow> {
         if std::mem::take(&mut self.has_taken) {
             self.took_ns = now_ns;
         }
         let waits = self.client.is_some() && !self.closed && !self.backlog.is_empty();
         let may_pause = self.known && self.probation.is_none() && self.backlog_bytes > CLIENT_BACKLOG_PAUSE_BYTES;
         match self.paused_ns {
-            None => (waits && may_pause).then_some(Pace::Pause),
-            Some(_) => (!waits).then_some(Pace::Continue),
+            None => (waits && may_pause).then_some(Flow::Pause),
+            Some(_) => (!waits).then_some(Flow::Continue),
         }
     }
 
     /// The worker was told.
-    pub fn paced(&mut self, pace: Pace, now_ns: u64) {
+    pub fn paced(&mut self, pace: Flow, now_ns: u64) {
         let since_ns = match pace {
-            Pace::Pause => self.paused_ns.replace(now_ns),
-            Pace::Continue => self.paused_ns.take(),
+            Flow::Pause => self.paused_ns.replace(now_ns),
+            Flow::Continue => self.paused_ns.take(),
         };
         self.paused_before_ns += since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
     }
@@ -472,15 +472,15 @@ mod tests {
         let (mut sink, mut heard) = waiting(CLIENT_BACKLOG_PAUSE_BYTES / 2);
         assert_eq!(sink.pace(5), None, "not slow enough");
         assert_eq!(sink.output(delta(&"x".repeat(CLIENT_BACKLOG_PAUSE_BYTES / 2)), 1), Ok(()));
-        assert_eq!(sink.pace(6), Some(Pace::Pause));
-        assert_eq!(sink.pace(6), Some(Pace::Pause), "until the worker has been told");
-        sink.paced(Pace::Pause, 7 * MS);
+        assert_eq!(sink.pace(6), Some(Flow::Pause));
+        assert_eq!(sink.pace(6), Some(Flow::Pause), "until the worker has been told");
+        sink.paced(Flow::Pause, 7 * MS);
         assert_eq!((sink.pace(8), sink.is_paused()), (None, true));
         assert_eq!(sink.pause_ends_ns(), Some((7 + CLIENT_WRITE_TIMEOUT_MS) * MS));
         assert!(heard.try_recv().is_ok());
         flush(&mut sink);
-        assert_eq!(sink.pace(9), Some(Pace::Continue), "nothing waits here any more");
-        sink.paced(Pace::Continue, 9 * MS);
+        assert_eq!(sink.pace(9), Some(Flow::Continue), "nothing waits here any more");
+        sink.paced(Flow::Continue, 9 * MS);
         assert_eq!((sink.pace(9), sink.is_paused(), sink.pause_ends_ns()), (None, false, None));
     }
 
@@ -490,21 +490,21 @@ mod tests {
         // Another kind, so that there are two to take.
         let call = ToolCall { index: 0, name: "f".to_owned(), arguments: JsonText("{}".to_owned()) };
         assert_eq!(sink.output(Output::ToolCall(call), 1), Ok(()));
-        sink.paced(Pace::Pause, 0);
+        sink.paced(Flow::Pause, 0);
         heard.try_recv().unwrap();
         flush(&mut sink);
         let took = CLIENT_WRITE_TIMEOUT_MS * MS - 1;
         assert_eq!((sink.pace(took), sink.pause_ends_ns()), (None, Some(took + CLIENT_WRITE_TIMEOUT_MS * MS)));
-        sink.paced(Pace::Continue, (CLIENT_PAUSE_MS_MAX - 5) * MS);
+        sink.paced(Flow::Continue, (CLIENT_PAUSE_MS_MAX - 5) * MS);
         let again = CLIENT_PAUSE_MS_MAX * MS;
-        sink.paced(Pace::Pause, again);
+        sink.paced(Flow::Pause, again);
         assert_eq!(sink.pause_ends_ns(), Some(again + 5 * MS));
     }
 
     #[test]
     fn what_waits_of_a_prompt_does_not_keep_a_pause_alive() {
         let (mut sink, mut heard) = waiting(2 * CLIENT_BACKLOG_PAUSE_BYTES);
-        sink.paced(Pace::Pause, 1);
+        sink.paced(Flow::Pause, 1);
         for done in 1..4 {
             assert_eq!(sink.output(Output::Prefill { done, total: 9 }, 2), Ok(()));
         }
@@ -512,13 +512,13 @@ mod tests {
             heard.try_recv().unwrap();
             flush(&mut sink);
         }
-        assert_eq!((sink.pace(3), sink.backlog_bytes), (Some(Pace::Continue), 0));
+        assert_eq!((sink.pace(3), sink.backlog_bytes), (Some(Flow::Continue), 0));
     }
 
     #[test]
     fn whoever_comes_back_from_a_death_is_paused_when_its_probation_is_over() {
         let (mut sink, _heard) = waiting(2 * CLIENT_BACKLOG_PAUSE_BYTES);
-        sink.paced(Pace::Pause, 1);
+        sink.paced(Flow::Pause, 1);
         sink.begin(2);
         assert_eq!((sink.pace(2), sink.is_paused()), (None, false), "the next worker does not know it");
         for token in 1..=PROBATION_TOKENS {
@@ -526,15 +526,15 @@ mod tests {
         }
         assert_eq!(sink.pace(4), None, "its end is to be told first");
         assert!(sink.take_cleared());
-        assert_eq!(sink.pace(4), Some(Pace::Pause));
+        assert_eq!(sink.pace(4), Some(Flow::Pause));
     }
 
     #[test]
     fn who_hears_nothing_more_is_not_waited_for() {
         let (mut sink, heard) = waiting(2 * CLIENT_BACKLOG_PAUSE_BYTES);
-        sink.paced(Pace::Pause, 1);
+        sink.paced(Flow::Pause, 1);
         sink.give_up();
-        assert_eq!((sink.pace(2), sink.pause_ends_ns()), (Some(Pace::Continue), None));
+        assert_eq!((sink.pace(2), sink.pause_ends_ns()), (Some(Flow::Continue), None));
         drop(heard);
     }
 
