@@ -135,7 +135,7 @@ class Faults(unittest.TestCase):
     def test_row_47_a_client_that_leaves_frees_its_slot(self):
         self.load()
         link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)
-        link.request("POST", "/api/generate", json.dumps(self.long | {"options": {"num_predict": -1, "num_ctx": 4096}}))
+        link.request("POST", "/api/generate", json.dumps(self.long | {"options": {"num_predict": -1, "num_ctx": 4096, "temperature": 0}}))
         link.getresponse().readline()
         link.close()
 
