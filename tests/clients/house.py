@@ -99,10 +99,8 @@ class Server:
             "OLLMLX_STATE_DIR": str(self.folder / "state"),
         } | settings
         self.log_path = self.folder / "serve.log"
-        with open(self.log_path, "wb") as log:
-            self.process = subprocess.Popen([OLLMLX, "serve"], env=self.env, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=log, start_new_session=True)
         try:
+            self.launch()
             until("listening", START_S, self._listening)
             for name in models:
                 self.create(name, f"FROM {FILES[backend][name]}\n")
@@ -111,9 +109,22 @@ class Server:
             self.stop()
             raise
 
+    def launch(self):
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen([OLLMLX, "serve"], env=self.env, stdin=subprocess.DEVNULL, stdout=log,
+                                            stderr=log, start_new_session=True)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def status(self):
+        """Its exit status; `None` while it lives."""
+        return self.process.poll()
+
     def _listening(self):
-        if self.process.poll() is not None:
-            raise AssertionError(f"the server ended with {self.process.returncode}")
+        if self.status() is not None:
+            raise AssertionError(f"the server ended with {self.status()}")
         return "Listening on" in self.log()
 
     def log(self):
@@ -148,7 +159,7 @@ class Server:
         return status, json.loads(text) if text.strip() else None
 
     def workers(self):
-        return [pid for pid in descendants(self.process.pid) if "worker" in processes().get(pid, (0, ""))[1]]
+        return [pid for pid in descendants(self.pid) if "worker" in processes().get(pid, (0, ""))[1]]
 
     def stop(self, kind=signal.SIGTERM):
         """Ends it and removes its folder; returns the exit status."""

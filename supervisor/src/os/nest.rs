@@ -7,7 +7,7 @@
 //!
 //! Groups of workers are named after the server's process, so that the next one can tell whose is left over.
 //!
-//! The tree is behind a trait because no test machine has one that a test may change.
+//! The tree is behind a trait because few machines have one that a test may change; `./dev vm` makes one that has.
 
 use std::fmt::Debug;
 use std::io;

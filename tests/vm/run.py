@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Boots a virtual machine of its own kernel and systemd and runs the tests of this folder in it: what needs control groups
+that may be changed, a service manager, or a machine that sleeps. Debian on x86-64 only; the processor is emulated, so that
+it needs no right to a real one, and slow.
+
+usage: run.py CACHE [NAME…]    CACHE keeps the kernel and the system's disk; only tests that contain a NAME
+
+The programs are in the folder OLLMLX_BIN, the models in OLLMLX_MODEL_SMOL and OLLMLX_MODEL_SMOL_MLX. Needs root for
+debootstrap, and qemu-system-x86, debootstrap, busybox-static and e2fsprogs.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
+#: In the order in which they are loaded.
+MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
+#: procps has the `kill` that units call.
+SYSTEM = "systemd-sysv,dbus,procps,python3"
+MEMORY_MIB = 3072
+#: Emulated, a boot takes half a minute and a token a second or two; what hangs is ended by its own test long before.
+TIME_S = 2400
+STATUS = re.compile(rb"^guest: status (\d+)\s*$")
+
+
+def sh(*words, **more):
+    return subprocess.run([str(word) for word in words], check=True, text=True, **more)
+
+
+def quietly(*words, **more):
+    sh(*words, stdout=subprocess.DEVNULL, **more)
+
+
+def release():
+    text = pathlib.Path("/etc/os-release").read_text()
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if fields.get("ID", "").strip('"') != "debian" or os.uname().machine != "x86_64":
+        sys.exit("the virtual machine is only made on Debian x86-64")
+    return fields["VERSION_CODENAME"].strip('"')
+
+
+def kernel(cache):
+    """(kernel image, folder of its modules), unpacked and not installed."""
+    folder = cache / "kernel"
+    if not folder.is_dir():
+        text = sh("apt-cache", "depends", "linux-image-cloud-amd64", stdout=subprocess.PIPE).stdout
+        package = re.search(r"Depends: (linux-image-\S+)", text)[1]
+        part = cache / "kernel.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        sh("apt-get", "download", "-qq", package, cwd=part, stderr=subprocess.DEVNULL)
+        (file,) = part.glob("*.deb")
+        sh("dpkg", "-x", file, part)
+        file.unlink()
+        part.rename(folder)
+    (image,) = folder.glob("boot/vmlinuz-*")
+    return image, folder / "lib" / "modules"
+
+
+def disk(image, folder, mib):
+    image.unlink(missing_ok=True)
+    quietly("mke2fs", "-q", "-t", "ext4", "-E", "root_owner=0:0", "-d", folder, image, f"{mib}M")
+
+
+def system(cache, name):
+    """The disk of a small system, the same release as this one so that programs built here run there."""
+    image = cache / f"{name}.ext4"
+    if not image.is_file():
+        part = cache / "system.part"
+        shutil.rmtree(part, ignore_errors=True)
+        print(f"making a system of {name}", file=sys.stderr)
+        quietly("debootstrap", "--variant=minbase", f"--include={SYSTEM}", name, part)
+        for archive in (part / "var/cache/apt/archives").glob("*.deb"):
+            archive.unlink()
+        disk(cache / "system.ext4.part", part, 1536)
+        shutil.rmtree(part)
+        (cache / "system.ext4.part").rename(image)
+    return image
+
+
+def initramfs(cache, modules, image):
+    tree = cache / "initramfs"
+    shutil.rmtree(tree, ignore_errors=True)
+    (tree / "bin").mkdir(parents=True)
+    (tree / "modules").mkdir()
+    shutil.copy("/bin/busybox", tree / "bin")
+    shutil.copy(HERE / "init", tree / "init")
+    (tree / "init").chmod(0o755)
+    for index, name in enumerate(MODULES):
+        (file,) = modules.rglob(f"{name}.ko")
+        shutil.copy(file, tree / "modules" / f"{index}-{name}.ko")
+    with open(image, "wb") as out:
+        files = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+        subprocess.run(["/bin/busybox", "cpio", "-o", "-H", "newc"], input=files.encode(), stdout=out, cwd=tree, check=True,
+                       stderr=subprocess.DEVNULL)
+
+
+def libraries(programs):
+    """Files of the shared libraries that they need, but for those of every system."""
+    found = set()
+    for program in programs:
+        text = sh("ldd", program, stdout=subprocess.PIPE).stdout
+        found |= {pathlib.Path(path) for path in re.findall(r"=> (/\S+)", text)}
+    everywhere = re.compile(r"(libc|libm|libdl|libpthread|librt|ld-linux-x86-64|libgcc_s|libstdc\+\+)\.so")
+    return {path for path in found if not everywhere.match(path.name)}
+
+
+def payload(cache, image):
+    tree = cache / "payload"
+    shutil.rmtree(tree, ignore_errors=True)
+    for folder in ("bin", "lib", "models"):
+        (tree / folder).mkdir(parents=True)
+    programs = pathlib.Path(os.environ["OLLMLX_BIN"])
+    names = ("ollmlx", "ollmlx-worker-gguf", "ollmlx-worker-mlx")
+    for name in names:
+        shutil.copy(programs / name, tree / "bin")
+    shutil.copytree(programs / "ollmlx-lib", tree / "bin" / "ollmlx-lib", dirs_exist_ok=True)
+    loaded = [programs / name for name in names] + sorted((programs / "ollmlx-lib").glob("*.so"))
+    for path in libraries(loaded):
+        shutil.copy(path, tree / "lib")
+    shutil.copy(os.environ["OLLMLX_MODEL_SMOL"], tree / "models" / "smol.gguf")
+    shutil.copytree(os.environ["OLLMLX_MODEL_SMOL_MLX"], tree / "models" / "smol-mlx")
+    for name in ("clients", "vm"):
+        shutil.copytree(PROJECT / "tests" / name, tree / "tests" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "supervisor" / "service" / "ollmlx.service", tree)
+    disk(image, tree, 512 + sum(file.stat().st_size for file in tree.rglob("*") if file.is_file()) // (1 << 20))
+    shutil.rmtree(tree)
+
+
+def boot(cache, image, names):
+    drive = lambda path, more: ("-drive", f"file={path},format=raw,if=virtio,{more}")
+    words = ("console=ttyS0", "quiet", "panic=-1", "systemd.show_status=false",
+             "systemd.getty_auto=false", "rw", "guest=" + ",".join(names))
+    command = ("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", f"{MEMORY_MIB}",
+               "-nographic", "-no-reboot", "-nic", "none", "-kernel", image, "-initrd", cache / "initramfs.cpio",
+               "-append", " ".join(words), *drive(cache / f"{release()}.ext4", "snapshot=on"),
+               *drive(cache / "payload.ext4", "readonly=on"))
+    machine = subprocess.Popen(["timeout", "--kill-after=10", str(TIME_S), *map(str, command)], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE)
+    status, begun, console = None, False, []
+    for line in machine.stdout:
+        begun = begun or line.startswith(b"guest: ")
+        found = STATUS.match(line)
+        status = int(found[1]) if found else status
+        console.append(line.decode(errors="replace").replace("\r", ""))
+        if begun:
+            sys.stdout.write(console[-1])
+            sys.stdout.flush()
+    machine.wait()
+    if status is None:
+        sys.stdout.writelines(console[-60:])
+        sys.exit(f"the machine ended without a result (status {machine.returncode})")
+    return status
+
+
+def main():
+    cache = pathlib.Path(sys.argv[1]).absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    image, modules = kernel(cache)
+    system(cache, release())
+    initramfs(cache, modules, cache / "initramfs.cpio")
+    payload(cache, cache / "payload.ext4")
+    try:
+        return boot(cache, image, sys.argv[2:])
+    finally:
+        (cache / "payload.ext4").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
