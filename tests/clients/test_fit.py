@@ -1,10 +1,12 @@
 """What fits: `ollmlx fit`, limits, models that are kept for ever, and what is given up for one that doesn't fit."""
 
+import concurrent.futures
 import json
 import pathlib
 import unittest
 
 import house
+from test_faults import Streamer
 
 ASK = {"prompt": "Say hello.", "stream": False, "options": {"num_predict": 4, "temperature": 0}}
 
@@ -54,6 +56,20 @@ class Fit(unittest.TestCase):
         self.assertLess(small, total("--ctx", "4096", "--slots", "1"))
         self.assertLess(small, total("--ctx", "512", "--slots", "8"))
         self.assertLess(total("--kv-type", "q4_0"), total("--kv-type", "f16"))
+
+    def test_two_that_can_only_be_had_one_after_the_other_are_both_answered(self):
+        needs = [self.fit("smol", "--slots", "1", "--ctx", context)["needs"]["total"] for context in ("2048", "8192")]
+        server = self.started(OLLMLX_MEMORY_SHRINK="context", OLLMLX_CONTEXT_LENGTH="8192", OLLMLX_MAX_LOADED_MODELS="1")
+        busy = Streamer(server, ASK | {"model": "base", "stream": True, "options": {"num_predict": 200, "temperature": 0}})
+        self.assertTrue(busy.started.wait(house.ANSWER_S))
+        ask = lambda options: server.call("POST", "/api/generate", ASK | {"model": "smol", "options": ASK["options"] | options})
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            modest = pool.submit(ask, {"ollmlx_memory_limit": str(sum(needs) // 2)})
+            waits = lambda: b"ollmlx_queue_length 1" in server.raw("GET", "/metrics")[1]
+            house.until("the first waits", 10, lambda: waits() or modest.done())
+            whole = pool.submit(ask, {"num_ctx": 8192})
+            answers = [modest.result(), whole.result()]
+        self.assertEqual([status for status, _ in answers], [200, 200], answers)
 
     def test_paths_and_strangers(self):
         self.assertTrue(self.fit(house.FILES[self.backend]["smol"])["fits"])

@@ -88,18 +88,27 @@ fn ready() -> Ready {
 
 /// A model with 100 bytes of weights and one byte for each token of each slot, in steps of 32.
 fn model(name: &str) -> Arc<ModelRef> {
+    sized(name, 100, 32)
+}
+
+/// A model with so many bytes of weights, and for each 32 tokens of each slot.
+pub(crate) fn sized(name: &str, weights: u64, bytes_of_32: u64) -> Arc<ModelRef> {
     let mut model = (*harness::model(name, PathBuf::from(name))).clone();
     let mut card = (*model.card).clone();
-    card.memory.weights = 100;
+    card.memory.weights = weights;
     card.memory.kv = vec![KvCells { elements: 1, window_tokens: 0, slack_tokens: 0, multiple: 1, shared: false }];
-    card.memory.kv_bytes_of_32.insert("f16".to_owned(), 32);
+    card.memory.kv_bytes_of_32.insert("f16".to_owned(), bytes_of_32);
     card.memory.context_max = 4096;
     model.card = Arc::new(card);
     Arc::new(model)
 }
 
-fn plan(name: &str, slots: u16, context_tokens: u32, context_least: u32) -> LoadPlan {
-    let mut plan = harness::plan(&model(name), context_tokens, 0);
+pub(crate) fn plan(name: &str, slots: u16, context_tokens: u32, context_least: u32) -> LoadPlan {
+    plan_of(&model(name), slots, context_tokens, context_least)
+}
+
+pub(crate) fn plan_of(model: &Arc<ModelRef>, slots: u16, context_tokens: u32, context_least: u32) -> LoadPlan {
+    let mut plan = harness::plan(model, context_tokens, 0);
     plan.spec.slots = slots;
     plan.memory = plan.model.card.memory.estimate(slots, context_tokens, plan.spec.batch_tokens, "f16");
     plan.terms.context_least = context_least;

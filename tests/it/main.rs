@@ -14,6 +14,7 @@ mod nth_failure;
 mod process;
 mod relief;
 mod resume;
+mod room;
 mod rows;
 mod service;
 mod sim;

@@ -1,4 +1,7 @@
 //! Random schedules over the pretend world. A failing seed is printed and replays: `OLLMLX_SIM_SEED=n cargo test …`.
+//!
+//! In half of them every model takes what its request says and nothing of it can be made smaller. In the other half the
+//! size follows from slots and window, and models and requests have limits, priorities and least windows of their own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -6,8 +9,9 @@ use std::sync::Arc;
 
 use ollmlx_proto::{FailureKind, WorkerId};
 use ollmlx_supervisor::catalog::ModelRef;
-use ollmlx_supervisor::scheduler::{Cause, Event, KeepAlive, Mono, SchedulerConfig};
+use ollmlx_supervisor::scheduler::{Cause, Event, KeepAlive, LoadPlan, Mono, SchedulerConfig, Shrink};
 
+use crate::fits;
 use crate::world::{Answer, Luck, Standing, World};
 
 /// Schedules of one run, and the most events of one.
@@ -16,8 +20,58 @@ const EVENTS_MAX: u64 = 90;
 /// Every seed that ever failed.
 const FAILED_BEFORE: &[u64] = &[];
 
-fn models() -> Vec<Arc<ModelRef>> {
-    ["a", "b", "c", "d"].iter().map(|name| harness::model(name, PathBuf::from(name))).collect()
+/// The models of all schedules.
+struct Shelf {
+    /// Whose size is what a request says.
+    plain: Vec<Arc<ModelRef>>,
+    /// Whose size follows from slots and window.
+    sized: Vec<Arc<ModelRef>>,
+}
+
+impl Shelf {
+    fn new() -> Self {
+        let names = ["a", "b", "c", "d"];
+        Self {
+            plain: names.iter().map(|name| harness::model(name, PathBuf::from(name))).collect(),
+            sized: names.iter().zip([10, 25, 40, 70]).map(|(name, weights)| fits::sized(name, weights, 1)).collect(),
+        }
+    }
+}
+
+/// The models of one schedule.
+struct Models<'a> {
+    all: &'a [Arc<ModelRef>],
+    /// Limit and priority of each, where their sizes follow from slots and window.
+    rules: Option<Vec<(Option<u64>, i32)>>,
+}
+
+impl<'a> Models<'a> {
+    fn of(shelf: &'a Shelf, luck: &mut Luck) -> Self {
+        if luck.one_in(2) {
+            return Self { all: &shelf.plain, rules: None };
+        }
+        let rule = |luck: &mut Luck| (luck.one_in(3).then(|| 30 + luck.below(120)), luck.below(3) as i32 - 1);
+        let rules = shelf.sized.iter().map(|_| rule(luck)).collect();
+        Self { all: &shelf.sized, rules: Some(rules) }
+    }
+
+    /// How a request wants one of them.
+    fn wish(&self, index: usize, luck: &mut Luck) -> LoadPlan {
+        let model = &self.all[index];
+        let Some(rules) = &self.rules else {
+            let context = [2048, 4096][usize::from(luck.one_in(5))];
+            return harness::plan(model, context, 20 + luck.below(90));
+        };
+        let (limit, priority) = rules[index];
+        let context = [256, 512, 1024][luck.below(3) as usize];
+        let least = if luck.one_in(3) { context } else { 1 + luck.below(context.into()) as u32 };
+        let mut plan = fits::plan_of(model, 1 + luck.below(4) as u16, context, least);
+        plan.terms.learned_permille = [1000, 1000, 1300, 2000][luck.below(4) as usize];
+        let lower = luck.one_in(3).then(|| 20 + luck.below(130));
+        plan.terms.limit = limit.into_iter().chain(lower).min();
+        plan.terms.priority = priority.min(luck.below(4) as i32 - 1);
+        plan
+    }
 }
 
 fn config(luck: &mut Luck) -> SchedulerConfig {
@@ -26,6 +80,7 @@ fn config(luck: &mut Luck) -> SchedulerConfig {
         workers_max: 1 + luck.below(3) as usize,
         memory_limit: [None, Some(100), Some(150)][luck.below(3) as usize],
         default_keep_alive: KeepAlive::ForMs(1_000 * luck.below(400)),
+        shrink: [Shrink::Nothing, Shrink::Slots, Shrink::Context][luck.below(3) as usize],
         ..SchedulerConfig::default()
     }
 }
@@ -44,12 +99,12 @@ fn pick(world: &World, luck: &mut Luck) -> Option<WorkerId> {
     if count == 0 { None } else { world.processes.keys().nth(luck.below(count) as usize).cloned() }
 }
 
-fn random_event(world: &mut World, luck: &mut Luck, models: &[Arc<ModelRef>], calm: bool) {
-    let model = &models[luck.below(models.len() as u64) as usize];
+fn random_event(world: &mut World, luck: &mut Luck, models: &Models<'_>, calm: bool) {
+    let index = luck.below(models.all.len() as u64) as usize;
+    let model = &models.all[index];
     match luck.below(24) {
         0..6 => {
-            let context = [2048, 4096][usize::from(luck.one_in(5))];
-            let mut plan = harness::plan(model, context, 20 + luck.below(90));
+            let mut plan = models.wish(index, luck);
             plan.spec.embedding = luck.one_in(40);
             let load_only = luck.one_in(6);
             let most = if luck.one_in(4) { 60 } else { 6 };
@@ -145,15 +200,16 @@ fn misfortune(world: &mut World, luck: &mut Luck, worker: WorkerId, calm: bool) 
     }
 }
 
-fn schedule(seed: u64, models: &[Arc<ModelRef>], log: bool) -> (World, u64) {
+fn schedule(seed: u64, shelf: &Shelf, log: bool) -> (World, u64) {
     let mut luck = Luck(seed);
     let config = config(&mut luck);
+    let models = Models::of(shelf, &mut luck);
     let mut world = World::new(config, luck.draw());
     world.log = log.then(Vec::new);
     let calm = luck.one_in(4);
     let events = luck.below(EVENTS_MAX) + 5;
     for _ in 0..events {
-        random_event(&mut world, &mut luck, models, calm);
+        random_event(&mut world, &mut luck, &models, calm);
     }
     if luck.one_in(8) {
         world.tell(Event::ShutdownAsked);
@@ -169,29 +225,34 @@ struct Tally {
     resumed: u64,
     sentenced: u64,
     incidents: u64,
+    /// Loads that were made smaller.
+    shrunk: u64,
 }
 
-fn run(seed: u64, models: &[Arc<ModelRef>]) -> Tally {
-    let (mut world, events) = schedule(seed, models, false);
+fn run(seed: u64, shelf: &Shelf) -> Tally {
+    let (mut world, events) = schedule(seed, shelf, false);
     if seed.is_multiple_of(2) {
         // Liveness: once the storm is over, every request ends without a shutdown.
         assert_eq!(world.calm_down(), Vec::new(), "served or refused by time alone");
     }
     world.wind_down();
-    Tally { events, resumed: world.resumed, sentenced: world.sentenced, incidents: world.together.count() }
+    let shrunk = world.begun.iter().filter(|plan| plan.terms.shrunk).count() as u64;
+    let incidents = world.together.count();
+    Tally { events, resumed: world.resumed, sentenced: world.sentenced, incidents, shrunk }
 }
 
 /// Runs every seed whose remainder is this thread's.
 fn share(thread: u64, threads: u64, count: u64) -> Tally {
-    let models = models();
+    let shelf = Shelf::new();
     let mut tally = Tally::default();
     for seed in FAILED_BEFORE.iter().copied().chain(0..count).filter(|seed| seed % threads == thread) {
-        match catch_unwind(AssertUnwindSafe(|| run(seed, &models))) {
+        match catch_unwind(AssertUnwindSafe(|| run(seed, &shelf))) {
             Ok(one) => {
                 tally.events += one.events;
                 tally.resumed += one.resumed;
                 tally.sentenced += one.sentenced;
                 tally.incidents += one.incidents;
+                tally.shrunk += one.shrunk;
             }
             Err(_) => panic!("seed {seed} fails: replay with OLLMLX_SIM_SEED={seed}"),
         }
@@ -203,9 +264,10 @@ fn share(thread: u64, threads: u64, count: u64) -> Tally {
 fn random_schedules_keep_every_invariant() {
     if let Some(seed) = std::env::var("OLLMLX_SIM_SEED").ok().and_then(|text| text.parse().ok()) {
         println!("replaying seed {seed}");
-        let log = schedule(seed, &models(), true).0.log.unwrap_or_default();
+        let shelf = Shelf::new();
+        let log = schedule(seed, &shelf, true).0.log.unwrap_or_default();
         log.iter().for_each(|line| println!("{line}"));
-        run(seed, &models());
+        run(seed, &shelf);
         return;
     }
     let count = std::env::var("OLLMLX_SIM_COUNT").ok().and_then(|text| text.parse().ok()).unwrap_or(SCHEDULES);
@@ -216,21 +278,22 @@ fn random_schedules_keep_every_invariant() {
     });
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     let (events, resumed, sentenced) = (sum(|t| t.events), sum(|t| t.resumed), sum(|t| t.sentenced));
-    let incidents = sum(|t| t.incidents);
+    let (incidents, shrunk) = (sum(|t| t.incidents), sum(|t| t.shrunk));
     println!(
         "{count} schedules from seed 0, {events} events, {resumed} requests resumed, {sentenced} sentenced, \
-         {incidents} incidents"
+         {incidents} incidents, {shrunk} loads made smaller"
     );
     let is_storm = resumed > count / 100 && sentenced > count / 1000 && incidents > count / 100;
+    let is_storm = is_storm && shrunk > count / 100;
     assert!(count < 10_000 || is_storm, "the storm is a storm");
 }
 
 #[test]
 fn a_log_of_events_is_a_reproducer() {
-    let models = models();
+    let shelf = Shelf::new();
     for seed in [3, 14, 159] {
-        let first = schedule(seed, &models, true).0.log;
-        let second = schedule(seed, &models, true).0.log;
+        let first = schedule(seed, &shelf, true).0.log;
+        let second = schedule(seed, &shelf, true).0.log;
         assert_eq!(first, second);
     }
 }

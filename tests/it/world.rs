@@ -4,15 +4,22 @@
 //! from spawn to reap, at most `slots` grants, each request granted to one process at a time and ended once, only
 //! living workers spoken to. It plays the links as well: each request has an answer of some tokens, which must arrive
 //! once and in order whatever dies, and some requests are poison: they kill whoever computes a certain token of them.
+//!
+//! Nobody waits for nothing: while a request waits, something starts, works, leaves or rests. And once nobody misbehaves any
+//! more, none waits for longer than [`CALM_WAIT_MS_MAX`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
 use ollmlx_supervisor::scheduler::{
-    Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig, Step,
+    Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig, Snapshot, Step,
+    WorkerView,
 };
 
 use crate::together::Together;
+
+/// Longest wait of a request after the last fault, in milliseconds: those that killed their workers take some rests each.
+const CALM_WAIT_MS_MAX: u64 = 10 * 60_000;
 
 /// SplitMix64, as everywhere.
 pub(crate) struct Luck(pub(crate) u64);
@@ -107,6 +114,12 @@ pub(crate) struct World {
     pub(crate) processes: BTreeMap<WorkerId, Process>,
     pub(crate) requests: BTreeMap<RequestId, (Standing, bool)>,
     pub(crate) answers: BTreeMap<RequestId, Answer>,
+    /// How each request wants its model.
+    wishes: BTreeMap<RequestId, LoadPlan>,
+    /// How models were loaded, in order.
+    pub(crate) begun: Vec<LoadPlan>,
+    /// Since when nobody misbehaves.
+    calm_since: Option<Mono>,
     /// Whose fault the death is that is told of at the moment.
     dying_of: Option<RequestId>,
     /// Where the memory ladder has been.
@@ -118,6 +131,8 @@ pub(crate) struct World {
     pub(crate) sentenced: u64,
     pub(crate) resumed: u64,
     pub(crate) failures: Vec<(RequestId, FailureKind)>,
+    /// What the last of them was told.
+    pub(crate) last_words: String,
     pub(crate) next_request: u64,
     pub(crate) finished: bool,
     /// Effects seen; the one that fails, where one is to fail.
@@ -147,6 +162,9 @@ impl World {
             processes: BTreeMap::new(),
             requests: BTreeMap::new(),
             answers: BTreeMap::new(),
+            wishes: BTreeMap::new(),
+            begun: Vec::new(),
+            calm_since: None,
             dying_of: None,
             steps: Vec::new(),
             trims: 0,
@@ -154,6 +172,7 @@ impl World {
             sentenced: 0,
             resumed: 0,
             failures: Vec::new(),
+            last_words: String::new(),
             next_request: 1,
             finished: false,
             effects: 0,
@@ -194,7 +213,9 @@ impl World {
                 panic!("{broken}");
             }
         }
-        self.check_sums();
+        let view = self.scheduler.snapshot(self.now);
+        self.check_sums(&view);
+        self.check_waits(&view);
     }
 
     fn perform(&mut self, effect: Effect, fails: bool, answers: &mut VecDeque<Event>) {
@@ -217,7 +238,10 @@ impl World {
                 answer.began_with = answer.heard;
                 let heard = answer.heard;
                 assert_eq!(process.running.insert(request.id, heard), None, "no request is granted twice");
-                assert!(process.running.len() <= usize::from(self.slots), "no slot is granted twice");
+                let slots = self.slots.min(process.plan.spec.slots);
+                assert!(process.running.len() <= usize::from(slots), "no slot is granted twice");
+                let wish = &self.wishes[&request.id];
+                assert!(serves(&process.plan, wish), "{} can do with {worker}", request.id);
                 let standing = self.requests.get_mut(&request.id).expect("grants are for requests");
                 assert_eq!(standing.0, Standing::Waiting, "{} is granted while it waits", request.id);
                 standing.0 = Standing::Running;
@@ -252,7 +276,11 @@ impl World {
                         None => assert!(answer.accidents >= 2 || answer.poison.is_some(), "{request} is a suspect"),
                     }
                 }
+                let calm_ns = self.calm_since.map_or(0, |since| self.now.since(since));
+                let in_vain = failure.kind == FailureKind::Busy && calm_ns > CALM_WAIT_MS_MAX * 1_000_000;
+                assert!(!in_vain, "{request} is served or refused in time: {failure}");
                 self.failures.push((request, failure.kind));
+                self.last_words = failure.public;
                 for process in self.processes.values_mut() {
                     process.running.remove(&request);
                 }
@@ -308,6 +336,11 @@ impl World {
         self.together.check_start(&worker.model, loading, self.now);
         let last = self.incarnations.insert(worker.model.clone(), worker.incarnation.0);
         assert_eq!(worker.incarnation.0, last.unwrap_or(0) + 1, "I2: one incarnation per process");
+        assert!(plan.terms.limit.is_none_or(|own| plan.need() <= own), "{worker} is within its own limit");
+        let waits = |request: &RequestId| self.requests[request].0 == Standing::Waiting;
+        let mut wishes = self.wishes.iter().filter(|(request, wish)| wish.model.id == worker.model && waits(request));
+        assert!(wishes.any(|(_, wish)| serves(&plan, wish)), "{worker} is started for somebody");
+        self.begun.push((*plan).clone());
         if let Some(limit) = self.limit {
             let reserved: u64 = self.processes.values().map(|process| process.holds).sum();
             assert!(reserved + holds <= limit, "I1: nothing is started that does not fit beside the unreaped");
@@ -346,8 +379,7 @@ impl World {
         entry.0 = Standing::Ended;
     }
 
-    fn check_sums(&self) {
-        let view = self.scheduler.snapshot(self.now);
+    fn check_sums(&self, view: &Snapshot) {
         assert_eq!(view.totals.incidents, self.together.count(), "incidents");
         let count = |standing| self.requests.values().filter(|entry| entry.0 == standing).count();
         assert_eq!(view.queue_len, count(Standing::Waiting), "waiting");
@@ -357,6 +389,15 @@ impl World {
         assert_eq!(view.measured_bytes, sum(|process| process.measured), "measured");
         let shown: u64 = view.workers.iter().map(|worker| worker.memory_bytes).sum();
         assert_eq!(view.reserved_bytes, shown, "the ledger is the sum over its workers");
+    }
+
+    /// Nobody waits while nothing goes on that ends by itself.
+    fn check_waits(&self, view: &Snapshot) {
+        let rests = view.workers.iter().any(|worker| worker.state == "backoff" && worker.queued > 0);
+        let goes_on = rests || !self.processes.values().all(Process::is_idle);
+        let state = |worker: &WorkerView| format!("{} {}, {} wait", worker.model.name, worker.state, worker.queued);
+        let states = || view.workers.iter().map(state).collect::<Vec<_>>();
+        assert!(view.queue_len == 0 || goes_on, "they wait for nothing: {:?}", states());
     }
 
     // --- what may happen ---
@@ -380,6 +421,7 @@ impl World {
         self.next_request += 1;
         self.requests.insert(request, (Standing::Waiting, load_only));
         self.answers.insert(request, self.next_answer);
+        self.wishes.insert(request, plan.clone());
         let text = if self.text.is_empty() { request.to_string() } else { self.text.clone() };
         let job = if load_only { Job::Load } else { Job::Run(harness::request(request.0, &text)) };
         self.tell(Event::Arrived { request, job, plan: Box::new(plan), keep_alive });
@@ -398,8 +440,8 @@ impl World {
 
     /// The process does the next thing a good worker would do. Says whether there was one.
     pub(crate) fn proceed(&mut self, worker: &WorkerId) -> bool {
-        let slots = self.slots;
         let Some(process) = self.processes.get_mut(worker) else { return false };
+        let slots = self.slots.min(process.plan.spec.slots);
         let worker = worker.clone();
         if let Some(cause) = process.dead.clone() {
             if !process.link_closed && !process.wire.is_empty() {
@@ -551,6 +593,7 @@ impl World {
 
     /// Nobody misbehaves any more. Says what was not served or refused by time alone.
     pub(crate) fn calm_down(&mut self) -> Vec<RequestId> {
+        self.calm_since = Some(self.now);
         for process in self.processes.values_mut() {
             process.stuck = false;
         }
@@ -589,10 +632,21 @@ impl World {
     }
 }
 
+/// Whether what is loaded like this can answer one that wants that.
+fn serves(loaded: &LoadPlan, wish: &LoadPlan) -> bool {
+    let needed = if loaded.terms.shrunk { wish.terms.context_least } else { wish.spec.context_tokens };
+    loaded.spec.embedding == wish.spec.embedding && loaded.spec.context_tokens >= needed.min(wish.spec.context_tokens)
+}
+
 impl Process {
     /// Between its start and its being ready, and not on its way out.
     fn loads(&self) -> bool {
         !self.ready && !self.link_closed && self.pushed.is_none()
+    }
+
+    /// Ready, and without anything to do.
+    fn is_idle(&self) -> bool {
+        self.ready && self.running.is_empty() && self.pushed.is_none() && !self.link_closed && self.dead.is_none()
     }
 
     /// The link breaks under an effect.

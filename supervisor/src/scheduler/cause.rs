@@ -7,6 +7,8 @@ use super::event::{Cause, Mono};
 
 /// Longest line of a worker's standard error that a client gets to see, in characters.
 const LAST_LINE_CHARS_MAX: usize = 300;
+/// Models that are named to somebody who has waited too long for their memory.
+const HOLDERS_NAMED_MAX: usize = 3;
 
 impl Cause {
     /// What happened, for people.
@@ -167,6 +169,23 @@ pub(super) fn queue_full() -> Failure {
 
 pub(super) fn waited_too_long() -> Failure {
     Failure::new(FailureKind::Busy, "server busy, please try again.  the request waited too long for its turn")
+}
+
+/// So much was needed, and these held most of what there is, the largest first.
+pub(super) fn waited_for_memory(need: u64, limit: u64, held: &[(&str, u64)]) -> Failure {
+    let all = held.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    let (named, others) = held.split_at(held.len().min(HOLDERS_NAMED_MAX));
+    let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+    let mut failure = waited_too_long();
+    failure.public.push_str(&format!(
+        ": model requires more memory ({}) than is available ({} of {}): {}{more}; wait for them to end, or end one with \
+         ollmlx stop",
+        size(need),
+        size(limit.saturating_sub(all)),
+        size(limit),
+        listed(named)
+    ));
+    failure.with_detail(format!("{need} bytes needed, {limit} bytes allowed, {all} bytes held"))
 }
 
 pub(super) fn shutting_down() -> Failure {

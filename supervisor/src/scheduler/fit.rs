@@ -10,9 +10,12 @@
 //!
 //! Made smaller are slots first, since they change no answer, then the window, down to what the request needs.
 
+use std::cmp::Reverse;
+
 use ollmlx_proto::Failure;
 
 use super::event::{KeepAlive, LoadPlan, Shrink};
+use super::lifecycle::State;
 use super::model::Model;
 use super::{Scheduler, cause};
 
@@ -74,6 +77,31 @@ impl Scheduler {
         let pinned = pins.fold(0_u64, |sum, other| sum.saturating_add(self.ledger.of(&other.id).bytes()));
         let available = self.ledger.limit().map_or(u64::MAX, |limit| limit.saturating_sub(pinned));
         plan.need().max(appetite.min(available))
+    }
+
+    /// How to load a model for those that wait for it: for all that are like the first of them or, where what they want
+    /// together can't be had, for the first alone. `None` where not even that can.
+    pub(super) fn next_plan(&self, at: usize) -> Option<Box<LoadPlan>> {
+        let queue = &self.models[at].queue;
+        let joint = queue.plan().and_then(|plan| self.fitted(plan).ok());
+        joint.or_else(|| self.fitted(queue.head()?.plan.clone()).ok())
+    }
+
+    /// What one hears that has waited too long for this plan: if it is memory that it waited for, who has it.
+    pub(super) fn waited_in_vain(&self, at: usize, plan: &LoadPlan) -> Failure {
+        let smaller = match self.smaller(plan) {
+            Ok(smaller) => smaller,
+            Err(failure) => return failure,
+        };
+        let need = self.need_of(at, smaller.as_ref().unwrap_or(plan));
+        if self.models[at].state != State::Absent || self.ledger.missing(need) == 0 {
+            return cause::waited_too_long();
+        }
+        let all = self.models.iter().filter(|model| model.state.has_process());
+        let mut held: Vec<_> =
+            all.map(|model| (model.model.name.as_str(), self.ledger.of(&model.id).bytes())).collect();
+        held.sort_by_key(|&(_, bytes)| Reverse(bytes));
+        cause::waited_for_memory(need, self.ledger.limit().unwrap_or(u64::MAX), &held)
     }
 
     /// The plan as it can be loaded once everything that may go has gone.

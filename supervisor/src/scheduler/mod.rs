@@ -395,7 +395,8 @@ impl Scheduler {
             let model = &mut self.models[at];
             let late = model.queue.take(|waiting| waiting.deadline <= now);
             for waiting in late {
-                self.fail_waiting(waiting.request, cause::waited_too_long(), out);
+                let failure = self.waited_in_vain(at, &waiting.plan);
+                self.fail_waiting(waiting.request, failure, out);
             }
             let model = &self.models[at];
             if model.state.deadline().is_some_and(|deadline| deadline <= now) {

@@ -141,8 +141,9 @@ impl Queue {
         taken
     }
 
-    /// How to load for those that wait: as the first in line asks, with the largest window that anyone of its kind asks
-    /// for. It can't do without what any of them can't do without.
+    /// How to load for those that wait, as far as they are of the first one's kind: with the largest window that anyone asks
+    /// for, and on the terms of whoever asks for it. It can't do without what any of them can't do without, which may be
+    /// more than these terms allow.
     pub(super) fn plan(&self) -> Option<Box<LoadPlan>> {
         let head = &self.line.front()?.plan;
         let alike = || self.line.iter().map(|waiting| &waiting.plan).filter(|plan| same_kind(head, plan));

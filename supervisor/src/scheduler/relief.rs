@@ -208,7 +208,7 @@ impl Scheduler {
 }
 
 /// Whether its memory is free soon: one that may finish what it runs, however long, is not counted on.
-fn is_going(state: State) -> bool {
+pub(super) fn is_going(state: State) -> bool {
     match state {
         State::Draining { reason, .. } => !reason.is_patient(),
         state => state.is_leaving(),

@@ -142,7 +142,7 @@ impl Scheduler {
 
     /// A new incarnation: its number, its plan, its memory.
     fn prepare(&mut self, at: usize) {
-        let plan = self.models[at].queue.plan().and_then(|plan| self.fitted(plan).ok());
+        let plan = self.next_plan(at);
         let planned = plan.as_ref().map_or(0, |plan| self.need_of(at, plan));
         let model = &mut self.models[at];
         model.incarnation = Incarnation(model.incarnation.0.saturating_add(1));
