@@ -169,6 +169,9 @@ pub const DEATHS_MAX: usize = 5;
 pub const DEATHS_WINDOW_S: u64 = 600;
 /// How long a quarantined model rests.
 pub const QUARANTINE_S: u64 = 60;
+/// Longest rest of a model that takes more than the whole memory limit each time that it is loaded; it begins with that of a
+/// quarantine and doubles. Each attempt presses others out, but what it takes may have been the fault of a moment.
+pub const TOO_LARGE_REST_S_MAX: u64 = 3_600;
 /// Workers of different models that die of the same class of cause within this died of one cause. Whatever takes a device
 /// away is noticed by all that use it within a few passes.
 pub const INCIDENT_WINDOW_MS: u64 = 1_000;
@@ -337,6 +340,7 @@ const _: () = assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + MIB, "a body must fit a
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
 const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
+const _: () = assert!(QUARANTINE_S < TOO_LARGE_REST_S_MAX);
 const _: () = assert!(INCIDENT_WINDOW_MS < INCIDENT_STAGGER_MS && INCIDENT_STAGGER_MS < INCIDENT_OVER_MS);
 const _: () = assert!(CONNECTIONS_PER_ADDRESS_MAX < CONNECTIONS_MAX, "one address can't take the whole door");
 const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");

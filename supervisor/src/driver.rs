@@ -17,6 +17,7 @@
 mod cells;
 mod effects;
 mod handle;
+mod oom;
 mod requests;
 mod task;
 

@@ -173,6 +173,7 @@ class Fit(unittest.TestCase):
         server = self.started(OLLMLX_STATE_DIR=str(folder))
         self.assertIn("is ignored", server.log())
         server.call("POST", "/api/generate", ASK | {"model": "smol"})
+        server.call("POST", "/api/generate", {"model": "smol", "keep_alive": 0})
         kept = house.until("kept", 10, lambda: file.read_bytes()[:1] == b"{" and json.loads(file.read_text())["models"])
         self.assertEqual(kept[0]["context_tokens"], 4096)
         kept[0]["measured_bytes"] = kept[0]["estimated_bytes"] * 3 // 2

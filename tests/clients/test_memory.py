@@ -122,6 +122,31 @@ class Memory(unittest.TestCase):
         self.assertEqual(rows["base:latest"]["restarts"], 0)
         self.assertEqual(rows["smol:latest"]["restarts"], 1)
 
+    def test_a_leak_above_a_model_s_own_limit_is_caught_and_its_client_goes_on(self):
+        limit = (self.needs["smol"] + 300 * MIB) // 10**6
+        server = self.server("none", models=("smol",), OLLMLX_FAULT="leak=400;times=1,slow=10")
+        server.create("tight", f"FROM smol\nPARAMETER ollmlx_memory_limit {limit}MB\n")
+        text, last = heard(Streamer(server, body("tight", self.tokens)))
+        self.assertTrue(last.get("done"), last)
+        self.assertEqual(text, self.calm)
+        deaths = server.call("POST", "/api/ollmlx/why", {"model": "tight"})[1]["deaths"]
+        self.assertEqual([(death["class"], death["requests"][0]["fate"]) for death in deaths],
+                         [("over-own-limit", "resumed")], deaths)
+        self.assertRegex(deaths[0]["cause"], r"took more memory \(.*\) than its own limit allows \(.*\)")
+        self.assertEqual(metrics(server)['ollmlx_worker_deaths_total{model="tight:latest",cause="over-own-limit"}'], 1)
+        self.assertIn("than its own limit allows", server.log())
+
+    def test_after_a_leak_the_model_still_loads(self):
+        server = self.server(self.needs["smol"] + 60 * MIB, models=("smol",), OLLMLX_MEMORY_SHRINK="none",
+                             OLLMLX_FAULT="leak=200;times=1,slow=10")
+        for _ in range(2):
+            text, last = heard(Streamer(server, body("smol", self.tokens)))
+            self.assertTrue(last.get("done"), last)
+            self.assertEqual(text, self.calm)
+            server.call("POST", "/api/generate", {"model": "smol", "keep_alive": 0})
+            house.until("unloaded", 30, lambda: not server.workers())
+        self.assertGreater(metrics(server)['ollmlx_memory_relief_total{step="drain"}'], 0)
+
     def test_two_models_that_do_not_fit_together_alternate_under_load(self):
         one, two = self.models
         limit = max(self.needs.values()) + min(self.needs.values()) // 2

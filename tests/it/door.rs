@@ -13,7 +13,7 @@ use ollmlx_supervisor::http::{self, AppState, Crowd, HttpConfig, Told, metrics};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::house::PATIENCE;
 
@@ -57,9 +57,10 @@ impl Ground {
         let (_, deaths) = watch::channel(metrics::DeathCounts::new());
         let (_, upgrade) = watch::channel(None);
         let (_, learned) = watch::channel(Learned::default());
+        let (forget, _) = mpsc::channel(1);
         let metrics = Arc::new(metrics::Metrics::new(deaths));
-        let state =
-            AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, Told { learned, upgrade });
+        let told = Told { learned, forget, upgrade };
+        let state = AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, told);
         let (closing, closed) = watch::channel(http::Door::Open);
         tokio::spawn(http::serve_crowd(listener, Arc::new(state), closed, crowd));
         Door { address, handle, driver, _closing: closing }

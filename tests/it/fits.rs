@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use harness::script::Script;
-use ollmlx_proto::{FailureKind, KvCells, MemoryReport, Ready, RequestId, WorkerId};
-use ollmlx_supervisor::catalog::{Learned, Loaded, ModelRef};
+use harness::script::{Misfortune, Script};
+use ollmlx_proto::{FailureKind, KvCells, MemoryReport, ModelId, Ready, RequestId, WorkerId};
+use ollmlx_supervisor::catalog::{Correction, Learned, Loaded, ModelRef};
 use ollmlx_supervisor::config::Rules;
 use ollmlx_supervisor::http::fit::{self, Ask};
 use ollmlx_supervisor::http::{HttpConfig, learn};
@@ -14,9 +14,10 @@ use ollmlx_supervisor::scheduler::{
 };
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
-use crate::house::{House, PATIENCE, endless, first_delta};
+use crate::house::{House, endless, first_delta};
 
 /// A scheduler, and who it started.
 struct Desk {
@@ -24,6 +25,8 @@ struct Desk {
     now: Mono,
     next_request: u64,
     started: Vec<(WorkerId, Box<LoadPlan>)>,
+    /// Why workers were to go.
+    reasons: Vec<&'static str>,
     refused: Vec<(FailureKind, String)>,
 }
 
@@ -32,7 +35,8 @@ impl Desk {
         let mut config = SchedulerConfig { memory_limit: Some(limit), ..SchedulerConfig::default() };
         change(&mut config);
         let scheduler = Scheduler::new(config, 1);
-        Self { scheduler, now: Mono(1), next_request: 1, started: Vec::new(), refused: Vec::new() }
+        let (started, reasons, refused) = (Vec::new(), Vec::new(), Vec::new());
+        Self { scheduler, now: Mono(1), next_request: 1, started, reasons, refused }
     }
 
     /// Tells it, and lets every process that it starts be ready at once.
@@ -58,6 +62,7 @@ impl Desk {
                         owed.push(Event::Exited { worker, cause, log_tail: String::new() });
                     }
                     Effect::Fail { failure, .. } => self.refused.push((failure.kind, failure.public)),
+                    Effect::Transition { reason, .. } => self.reasons.extend(reason),
                     Effect::Never { what } => panic!("{what}"),
                     _ => {}
                 }
@@ -164,18 +169,72 @@ fn a_smaller_model_serves_whoever_can_do_with_it() {
 }
 
 #[test]
-fn what_was_learned_counts_and_never_below_the_estimate() {
+fn what_was_learned_counts_and_never_lowers_the_estimate() {
     let mut known = plan("m", 1, 800, 800);
-    known.terms.learned_permille = 1500;
+    known.terms.learned = Correction { permille: 500, bytes: 450 };
     assert_eq!(known.need(), 1350);
-    let mut desk = Desk::new(1349, |_| {});
-    desk.load(&known, None);
-    assert_eq!((desk.started.len(), desk.refused.len()), (0, 1));
-    known.terms.learned_permille = 1;
+    known.terms.learned.bytes = 0;
     assert_eq!(known.need(), 900);
-    known.terms.learned_permille = u32::MAX;
+    known.terms.learned = Correction { permille: u32::MAX, bytes: u64::MAX };
     known.memory.weights = u64::MAX;
     assert_eq!(known.need(), u64::MAX);
+}
+
+#[test]
+fn what_was_learned_makes_smaller_and_refuses_nobody() {
+    let started = |limit, own, shrink| {
+        let mut desk = Desk::new(limit, |config| config.shrink = shrink);
+        let mut known = plan("m", 4, 800, 800);
+        known.terms.learned = Correction { permille: 500, bytes: 1650 };
+        known.terms.limit = own;
+        desk.load(&known, None);
+        desk.started.last().map(|(_, plan)| (plan.spec.slots, plan.need(), plan.spec.memory_limit_bytes))
+    };
+    assert_eq!(started(4950, None, Shrink::Nothing), Some((4, 4950, 4950)));
+    assert_eq!(started(4949, None, Shrink::Nothing), Some((4, 4949, 4949)), "it gets what there is");
+    assert_eq!(started(3300, None, Shrink::Nothing), Some((4, 3300, 3300)));
+    assert_eq!(started(9000, Some(3400), Shrink::Nothing), Some((4, 3400, 3400)), "of its own limit as well");
+    assert_eq!(started(3299, None, Shrink::Nothing), None, "the estimate decides");
+    assert_eq!(started(4949, None, Shrink::Slots), Some((3, 3750, 3750)));
+    assert_eq!(started(1350, None, Shrink::Slots), Some((1, 1350, 1350)));
+    assert_eq!(started(1349, None, Shrink::Slots), Some((1, 1349, 1349)), "though none is small enough");
+    assert_eq!(started(899, None, Shrink::Slots), None);
+}
+
+#[test]
+fn what_the_system_counts_is_what_is_measured_and_a_worker_s_own_word_counts_whenever_it_comes() {
+    let mut desk = Desk::new(2000, |_| {});
+    desk.load(&plan("m", 1, 800, 800), None);
+    let worker = desk.started[0].0.clone();
+    let told = |desk: &Desk| {
+        let view = desk.scheduler.snapshot(desk.now);
+        let account = view.workers[0].account.clone();
+        assert_eq!((account.measured, account.ready.total()), (view.measured_bytes, account.reported), "one truth");
+        (account.measured, account.reported, view.reserved_bytes)
+    };
+    assert_eq!(told(&desk), (900, 900, 900), "nothing else is known");
+    desk.tell(Event::MemorySampled { worker: worker.clone(), bytes: 700 });
+    assert_eq!(told(&desk), (700, 900, 900));
+    let memory = MemoryReport { weights: 100, kv: 800, compute: 100 };
+    desk.tell(Event::MemoryReported { worker: worker.clone(), memory });
+    assert_eq!(told(&desk), (700, 1000, 1000));
+    desk.tell(Event::MemoryReported { worker, memory: MemoryReport { compute: 0, kv: 0, weights: 100 } });
+    assert_eq!(told(&desk), (700, 100, 900));
+}
+
+#[test]
+fn the_log_hears_why_an_idle_one_goes() {
+    let mut desk = Desk::new(1000, |_| {});
+    desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::ForMs(10_000)));
+    desk.load(&plan("two", 1, 800, 800), Some(KeepAlive::ForMs(10_000)));
+    let two = desk.started[1].0.clone();
+    desk.tell(Event::MemorySampled { worker: two, bytes: 1_000 });
+    desk.load(&plan("three", 1, 800, 800), Some(KeepAlive::ForMs(10_000)));
+    desk.now = desk.now.plus_ms(10_000);
+    desk.tell(Event::DeadlineElapsed);
+    let memory = "memory is short and it has nothing to do";
+    assert_eq!(desk.reasons, ["another model needs its place", memory, "its keep-alive is over"]);
+    assert!(desk.refused.is_empty() && desk.loaded().is_empty());
 }
 
 #[test]
@@ -292,36 +351,86 @@ fn a_judgement_knows_what_is_made_smaller_and_what_was_learned() {
         Loaded { model: harness::id("m"), slots: 1, context_tokens: 800, batch_tokens: 512, kv_type, estimate: 900 };
     learned.took(&loaded, 1001);
     let told = judged(&desk, &learned, &Ask { slots: Some(1), ..Ask::default() });
-    assert_eq!((&told["verdict"], &told["needs"]["total"]), (&json!("never"), &json!(1001)));
+    let needs = |told: &Value| (told["verdict"].clone(), told["needs"]["total"].clone());
+    assert_eq!(needs(&told), (json!("now"), json!(1000)), "it gets what there is");
+    let roomy = Desk::new(3671, |config| config.shrink = Shrink::Slots);
+    let told = judged(&roomy, &learned, &Ask::default());
+    assert_eq!(needs(&told), (json!("now"), json!(3401)), "as much more as one slot took");
+    let told = judged(&roomy, &learned, &Ask { slots: Some(1), ..Ask::default() });
+    assert_eq!(needs(&told), (json!("now"), json!(1001)));
     let bad = Ask { kv_type: Some("f17".to_owned()), ..Ask::default() };
     assert!(fit::judge(&model("m"), &http_config(4), &none, &desk.scheduler.snapshot(desk.now), &bad).is_err());
 }
 
-#[tokio::test]
-async fn what_a_process_took_is_kept_and_used_for_the_next_plan() {
-    let house = House::open(|_| {}).await;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("learned.json");
-    let (learned, mut heard) = watch::channel(Learned::default());
-    let following = tokio::spawn(learn::follow(house.handle.snapshots(), learned, path.clone()));
-    let mut plan = house.plan("greedy", &Script { leak_bytes: 40 << 20, ..endless() });
+/// What is kept once whatever lives has gone.
+struct School {
+    folder: tempfile::TempDir,
+    forget: mpsc::Sender<ModelId>,
+    following: JoinHandle<()>,
+}
+
+impl School {
+    fn open(house: &House) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (learned, _) = watch::channel(Learned::default());
+        let (forget, forgotten) = mpsc::channel(learn::FORGET_LEN_MAX);
+        let path = folder.path().join("learned.json");
+        let following = tokio::spawn(learn::follow(house.handle.snapshots(), learned, path, forgotten));
+        Self { folder, forget, following }
+    }
+
+    /// Bytes that a process took that was loaded like this.
+    async fn close(self, house: House, plan: &LoadPlan) -> Option<u64> {
+        house.close().await;
+        self.following.await.unwrap();
+        let spec = plan.spec.clone();
+        let loaded = Loaded {
+            model: plan.model.id.clone(),
+            slots: spec.slots,
+            context_tokens: spec.context_tokens,
+            batch_tokens: spec.batch_tokens,
+            kv_type: spec.kv_type,
+            estimate: plan.memory.total(),
+        };
+        Learned::read(&self.folder.path().join("learned.json")).measured(&loaded)
+    }
+}
+
+/// A model of 30 MB by its estimate, of which a process takes 40 more than nothing.
+fn greedy(house: &House, script: Script) -> LoadPlan {
+    let mut plan = house.plan("greedy", &Script { leak_bytes: 40 << 20, ..script });
     plan.memory.weights = 30 << 20;
-    let spec = plan.spec.clone();
-    let loaded = Loaded {
-        model: plan.model.id.clone(),
-        slots: spec.slots,
-        context_tokens: spec.context_tokens,
-        batch_tokens: spec.batch_tokens,
-        kv_type: spec.kv_type,
-        estimate: plan.memory.total(),
-    };
+    plan
+}
+
+#[tokio::test]
+async fn what_a_process_took_is_kept_once_it_has_ended() {
+    let house = House::open(|_| {}).await;
+    let school = School::open(&house);
+    let plan = greedy(&house, endless());
     let mut ticket = house.ask(&plan).await;
     first_delta(&mut ticket).await;
-    let took_more = heard.wait_for(|learned| learned.measured(&loaded).is_some_and(|bytes| bytes > 40 << 20));
-    let permille = tokio::time::timeout(PATIENCE, took_more).await.expect("it is noticed").unwrap().permille(&loaded);
-    assert!(permille > 1300, "{permille}");
+    house.until_worker(&plan, |worker| worker.account.measured > 40 << 20).await;
     drop(ticket);
-    house.close().await;
-    following.await.unwrap();
-    assert!(Learned::read(&path).permille(&loaded) >= permille, "it outlives the server");
+    let kept = school.close(house, &plan).await;
+    assert!(kept.is_some_and(|bytes| bytes > 40 << 20), "{kept:?}");
+}
+
+#[tokio::test]
+async fn one_that_died_and_one_that_was_to_be_forgotten_teach_nothing() {
+    let house = House::open(|_| {}).await;
+    let school = School::open(&house);
+    let plan = greedy(&house, Script { misfortune: Some((2, Misfortune::Kill)), unlucky_until: 1, ..endless() });
+    let mut ticket = house.ask(&plan).await;
+    let second = house.until_worker(&plan, |worker| worker.worker.incarnation.0 == 2 && worker.state == "busy").await;
+    first_delta(&mut ticket).await;
+    assert_eq!(second.restarts, 1);
+    house.until_worker(&plan, |worker| worker.account.measured > 40 << 20).await;
+    school.forget.send(plan.model.id.clone()).await.unwrap();
+    // It has been taken in once the place for another is free.
+    for _ in 0..learn::FORGET_LEN_MAX {
+        school.forget.send(harness::id("other")).await.unwrap();
+    }
+    drop(ticket);
+    assert_eq!(school.close(house, &plan).await, None);
 }

@@ -11,6 +11,7 @@ mod house;
 mod memory;
 mod nest;
 mod nth_failure;
+mod own_limit;
 mod process;
 mod relief;
 mod resume;

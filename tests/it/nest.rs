@@ -116,6 +116,25 @@ async fn each_worker_lives_in_a_group_with_its_budget_and_the_group_goes_with_it
 }
 
 #[tokio::test]
+async fn a_model_s_own_limit_is_that_of_its_group_as_well() {
+    let root = tempfile::tempdir().unwrap();
+    let (house, tree) = nested(root.path(), "oom_kill 0\n").await;
+    let mut plan = house.plan("tight", &endless());
+    plan.memory = harness::plan(&plan.model, 1, 100 << 20).memory;
+    plan.terms.limit = Some(200_000_000);
+    let mut ticket = house.ask(&plan).await;
+    first_delta(&mut ticket).await;
+    let folder = tree.made.lock().unwrap().last().unwrap().clone();
+    assert_eq!(
+        std::fs::read_to_string(folder.join("memory.max")).unwrap(),
+        "220000000",
+        "the mark at which it is killed"
+    );
+    drop(ticket);
+    house.close().await;
+}
+
+#[tokio::test]
 async fn a_kernel_that_takes_its_time_keeps_nobody_waiting_but_the_worker_that_moves() {
     let root = tempfile::tempdir().unwrap();
     let (house, tree) = nested(root.path(), "oom_kill 0\n").await;

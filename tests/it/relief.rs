@@ -9,26 +9,26 @@ use ollmlx_supervisor::scheduler::{Cause, Event, Fate, KeepAlive, Mono, Push, Sc
 
 use crate::world::{Answer, Standing, World};
 
-fn world(limit: u64) -> World {
+pub(crate) fn world(limit: u64) -> World {
     World::new(SchedulerConfig { memory_limit: Some(limit), ..SchedulerConfig::default() }, 1)
 }
 
-fn model(name: &str) -> Arc<ModelRef> {
+pub(crate) fn model(name: &str) -> Arc<ModelRef> {
     harness::model(name, PathBuf::from(name))
 }
 
 /// A request of so many tokens, and the worker that has it or loads for it.
-fn ask(world: &mut World, name: &str, bytes: u64, tokens: u32) -> RequestId {
+pub(crate) fn ask(world: &mut World, name: &str, bytes: u64, tokens: u32) -> RequestId {
     world.next_answer = Answer::of(tokens, None);
     world.arrive(harness::plan(&model(name), 2048, bytes), false, Some(KeepAlive::ForMs(600_000)))
 }
 
-fn worker(world: &World, name: &str) -> WorkerId {
+pub(crate) fn worker(world: &World, name: &str) -> WorkerId {
     let id = harness::id(name);
     world.processes.keys().find(|worker| worker.model == id).expect("it lives").clone()
 }
 
-fn load(world: &mut World, name: &str) {
+pub(crate) fn load(world: &mut World, name: &str) {
     let worker = worker(world, name);
     while !world.processes[&worker].ready {
         world.proceed(&worker);
@@ -36,7 +36,7 @@ fn load(world: &mut World, name: &str) {
 }
 
 /// Loaded and without work.
-fn idle(world: &mut World, name: &str, bytes: u64) -> WorkerId {
+pub(crate) fn idle(world: &mut World, name: &str, bytes: u64) -> WorkerId {
     ask(world, name, bytes, 0);
     load(world, name);
     let worker = worker(world, name);
@@ -47,23 +47,23 @@ fn idle(world: &mut World, name: &str, bytes: u64) -> WorkerId {
 }
 
 /// In the middle of an endless answer.
-fn busy(world: &mut World, name: &str, bytes: u64) -> WorkerId {
+pub(crate) fn busy(world: &mut World, name: &str, bytes: u64) -> WorkerId {
     ask(world, name, bytes, u32::MAX);
     load(world, name);
     worker(world, name)
 }
 
-fn state(world: &World, name: &str) -> &'static str {
+pub(crate) fn state(world: &World, name: &str) -> &'static str {
     world.scheduler.snapshot(world.now).of(&harness::id(name)).map_or("absent", |view| view.state)
 }
 
-fn reap(world: &mut World, worker: &WorkerId) {
+pub(crate) fn reap(world: &mut World, worker: &WorkerId) {
     while world.processes.contains_key(worker) {
         world.proceed(worker);
     }
 }
 
-fn later(world: &mut World, ms: u64) {
+pub(crate) fn later(world: &mut World, ms: u64) {
     world.now = Mono(world.now.0 + ms * 1_000_000);
 }
 
@@ -236,6 +236,31 @@ fn a_model_that_takes_more_than_the_limit_in_its_load_is_refused_with_numbers() 
 }
 
 #[test]
+fn what_is_too_large_each_time_is_tried_ever_more_rarely() {
+    let mut world = world(1000);
+    let rest_s = |world: &mut World| {
+        world.reports = Some(1001);
+        ask(world, "huge", 600, 5);
+        load(world, "huge");
+        world.reports = None;
+        let huge = worker(world, "huge");
+        reap(world, &huge);
+        let until = world.scheduler.snapshot(world.now).workers[0].rests_until.expect("it rests");
+        until.since(world.now) / 1_000_000_000
+    };
+    let rests: Vec<u64> = (0..9)
+        .map(|_| {
+            let rest_s = rest_s(&mut world);
+            world.jump();
+            rest_s
+        })
+        .collect();
+    assert_eq!(rests, [60, 120, 240, 480, 960, 1920, 3600, 3600, limits::TOO_LARGE_REST_S_MAX]);
+    world.pardon(&harness::id("huge"));
+    assert_eq!(rest_s(&mut world), limits::QUARANTINE_S, "a person wants it tried");
+}
+
+#[test]
 fn row_20_what_leaks_is_replaced_while_it_idles_and_nobody_waits_for_that() {
     const MIB: u64 = 1 << 20;
     let mut world = World::new(SchedulerConfig::default(), 1);
@@ -280,7 +305,8 @@ fn what_needs_more_than_planned_gets_it_where_it_can_be_had() {
     }
     reap(&mut world, &other);
     let needs = worker(&world, "needs");
-    assert_eq!(world.processes[&needs].holds, 560);
+    let process = &world.processes[&needs];
+    assert_eq!((process.holds, process.plan.spec.memory_limit_bytes), (560, 560), "and is told so");
 }
 
 #[test]

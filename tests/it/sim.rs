@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ollmlx_proto::{FailureKind, WorkerId};
-use ollmlx_supervisor::catalog::ModelRef;
+use ollmlx_supervisor::catalog::{Correction, ModelRef};
 use ollmlx_supervisor::scheduler::{Cause, Event, KeepAlive, LoadPlan, Mono, SchedulerConfig, Shrink};
 
 use crate::fits;
@@ -66,7 +66,7 @@ impl<'a> Models<'a> {
         let context = [256, 512, 1024][luck.below(3) as usize];
         let least = if luck.one_in(3) { context } else { 1 + luck.below(context.into()) as u32 };
         let mut plan = fits::plan_of(model, 1 + luck.below(4) as u16, context, least);
-        plan.terms.learned_permille = [1000, 1000, 1300, 2000][luck.below(4) as usize];
+        plan.terms.learned = Correction { permille: [0, 0, 300, 1000][luck.below(4) as usize], bytes: u64::MAX };
         let lower = luck.one_in(3).then(|| 20 + luck.below(130));
         plan.terms.limit = limit.into_iter().chain(lower).min();
         plan.terms.priority = priority.min(luck.below(4) as i32 - 1);

@@ -31,7 +31,7 @@ pub(crate) struct Together {
 fn is_shared(cause: &Cause) -> bool {
     match cause {
         Cause::Asked | Cause::Leaked | Cause::SpawnFailed(_) | Cause::HelloRefused(_) => false,
-        Cause::OverBudget | Cause::OutOfMemory | Cause::TooLarge { .. } => false,
+        Cause::OverBudget | Cause::OverOwnLimit { .. } | Cause::OutOfMemory | Cause::TooLarge { .. } => false,
         Cause::LoadFailed(failure) => failure.retry != Retry::Never,
         _ => true,
     }

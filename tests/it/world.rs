@@ -311,7 +311,7 @@ impl World {
                 self.processes.get_mut(&worker).expect("only processes are continued").stopped = false;
             }
             Effect::Incident { number, models, .. } => self.together.told(number, models),
-            Effect::Transition { worker, from, to, cause } => {
+            Effect::Transition { worker, from, to, cause, .. } => {
                 assert_ne!(from, to);
                 if let Some(cause) = cause.filter(|_| matches!(to, "absent" | "backoff" | "quarantined")) {
                     let ready = self.processes.iter().filter(|(_, process)| process.ready);
@@ -481,7 +481,8 @@ impl World {
             let ready = Ready { slots, context_tokens, memory, device, accelerator_bytes: 0 };
             let need = process.measured.max(memory.total());
             self.together.is_ready(&worker.model);
-            if self.limit.is_none_or(|limit| need <= limit) {
+            let own = process.plan.terms.limit;
+            if [self.limit, own].into_iter().flatten().all(|limit| need <= limit) {
                 process.floor = process.floor.max(memory.total());
                 process.holds = process.holds.max(process.floor);
                 if !process.sampled {

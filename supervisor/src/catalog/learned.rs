@@ -2,10 +2,15 @@
 //! that follows from it.
 //!
 //! Kept is the most that was measured for a model loaded in one way, together with the estimate of that time: another
-//! estimate means another formula, and what was measured then says nothing. A process that takes less lets it fade.
+//! estimate means another formula, and what was measured then says nothing. A process that takes less lets it fade. For a
+//! way that was never measured, the latest other one counts.
 //!
 //! Decision: an estimate is only ever raised. Rejected: lowering it as well, since a process that had little to do says
 //! nothing about what full windows take, and what is set aside must hold when they are full.
+//!
+//! Decision: only processes that ended as they were asked to teach something, and what was learned is no reason to refuse a
+//! model whose estimate fits (see `scheduler::fit`). Rejected: learning from all, with which one leak makes a model
+//! unloadable for good, since nothing that doesn't run can fade.
 //!
 //! The file may be missing, damaged or hostile: it is then ignored. At most [`LEARNED_MAX`] entries, the latest.
 
@@ -21,8 +26,8 @@ use super::store::read_bounded;
 
 /// Format of the file; another number is not read.
 const VERSION: u64 = 1;
-/// Most that an estimate is raised to, in thousandths.
-pub const PERMILLE_MAX: u32 = 2000;
+/// Most that is added to an estimate, in thousandths.
+const ADDED_PERMILLE_MAX: u32 = 1000;
 /// Part of the difference that is forgotten with a process that took less.
 const FADE: u64 = 8;
 /// Longest word for a type of caches.
@@ -43,6 +48,31 @@ pub struct Loaded {
     pub kv_type: String,
     /// Estimated bytes.
     pub estimate: u64,
+}
+
+/// What is added to an estimate, since earlier processes took more than theirs. Both bounds hold, so that it is exact for
+/// the way to load that it comes from, in proportion for smaller ones, and no more in bytes for larger ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Correction {
+    /// At most this part of the estimate, in thousandths.
+    pub permille: u32,
+    /// At most this many bytes.
+    pub bytes: u64,
+}
+
+impl Correction {
+    fn of(loaded: &Loaded, measured: u64) -> Self {
+        let bytes = measured.saturating_sub(loaded.estimate);
+        let permille = (u128::from(bytes) * 1000).div_ceil(u128::from(loaded.estimate.max(1)));
+        Self { permille: u32::try_from(permille).unwrap_or(u32::MAX).min(ADDED_PERMILLE_MAX), bytes }
+    }
+
+    /// Bytes to add to this estimate.
+    #[must_use]
+    pub fn on(self, estimate: u64) -> u64 {
+        let part = u128::from(estimate) * u128::from(self.permille) / 1000;
+        u64::try_from(part).unwrap_or(u64::MAX).min(self.bytes)
+    }
 }
 
 /// What is known, latest last.
@@ -100,12 +130,17 @@ impl Learned {
         self.0.iter().find(|(known, _)| known == loaded).map(|(_, bytes)| *bytes)
     }
 
-    /// What to set aside, in thousandths of the estimate: from 1000 to [`PERMILLE_MAX`].
+    /// What to add to the estimate. Where nothing was measured for just this way to load, the latest other one of the same
+    /// model counts whose estimate `is_current`, that is made by the present formula.
     #[must_use]
-    pub fn permille(&self, loaded: &Loaded) -> u32 {
-        let Some(measured) = self.measured(loaded).filter(|_| loaded.estimate > 0) else { return 1000 };
-        let permille = (u128::from(measured) * 1000).div_ceil(u128::from(loaded.estimate));
-        u32::try_from(permille).unwrap_or(PERMILLE_MAX).clamp(1000, PERMILLE_MAX)
+    pub fn correction(&self, loaded: &Loaded, is_current: impl Fn(&Loaded) -> bool) -> Correction {
+        let alike = |known: &Loaded| {
+            let Loaded { slots, context_tokens, estimate, .. } = *known;
+            Loaded { slots, context_tokens, estimate, ..loaded.clone() } == *known && is_current(known)
+        };
+        let exact = self.0.iter().find(|(known, _)| known == loaded);
+        let found = exact.or_else(|| self.0.iter().rev().find(|(known, _)| alike(known)));
+        found.map_or_else(Correction::default, |(known, bytes)| Correction::of(known, *bytes))
     }
 
     /// A process took so much. Says whether that is news.
@@ -123,6 +158,13 @@ impl Learned {
         let faded = known - (known - bytes) / FADE;
         self.put(loaded.clone(), faded);
         faded != known
+    }
+
+    /// Whatever is known of a model is out of date. Says whether that is news.
+    pub fn forget(&mut self, model: &ModelId) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(known, _)| known.model != *model);
+        self.0.len() != before
     }
 
     fn put(&mut self, loaded: Loaded, bytes: u64) {
@@ -164,18 +206,41 @@ mod tests {
         Loaded { model, slots: 4, context_tokens: 4096, batch_tokens: 512, kv_type: "f16".to_owned(), estimate }
     }
 
+    fn need(learned: &Learned, loaded: &Loaded) -> u64 {
+        loaded.estimate + learned.correction(loaded, |known| known.estimate != 999).on(loaded.estimate)
+    }
+
     #[test]
     fn the_most_that_was_measured_raises_the_estimate_within_bounds() {
         let mut learned = Learned::default();
         let model = loaded(1, 1000);
-        assert_eq!(learned.permille(&model), 1000);
-        assert!(learned.took(&model, 700) && learned.permille(&model) == 1000, "it is never lowered");
+        assert_eq!(need(&learned, &model), 1000);
+        assert!(learned.took(&model, 700) && need(&learned, &model) == 1000, "it is never lowered");
         assert!(learned.took(&model, 1201) && !learned.took(&model, 1200));
-        assert_eq!(learned.permille(&model), 1201);
+        assert_eq!(need(&learned, &model), 1201);
         assert!(learned.took(&model, u64::MAX));
-        assert_eq!(learned.permille(&model), PERMILLE_MAX);
-        assert_eq!(learned.permille(&loaded(1, 1001)), 1000, "another estimate is another formula");
-        assert_eq!(learned.permille(&Loaded { slots: 1, ..model }), 1000, "another way to load it");
+        assert_eq!(need(&learned, &model), 2000);
+        assert!(learned.forget(&model.model) && !learned.forget(&model.model));
+        assert_eq!(need(&learned, &model), 1000);
+    }
+
+    #[test]
+    fn what_was_never_measured_goes_by_the_latest_other_way_to_load() {
+        let mut learned = Learned::default();
+        let small = Loaded { slots: 1, ..loaded(1, 1000) };
+        learned.took(&Loaded { slots: 8, ..loaded(1, 9000) }, 18_000);
+        learned.took(&small, 1100);
+        assert_eq!(need(&learned, &loaded(1, 4000)), 4100, "as much more for a larger one");
+        assert_eq!(need(&learned, &Loaded { slots: 2, ..loaded(1, 500) }), 550, "in proportion for a smaller one");
+        assert_eq!(need(&learned, &small), 1100);
+        assert_eq!(
+            need(&learned, &Loaded { kv_type: "q8_0".to_owned(), ..small.clone() }),
+            1000,
+            "another engine's way"
+        );
+        assert_eq!(need(&learned, &loaded(2, 1000)), 1000, "another model");
+        learned.took(&Loaded { slots: 2, ..loaded(1, 999) }, 1998);
+        assert_eq!(need(&learned, &loaded(1, 4000)), 4100, "another estimate is another formula");
     }
 
     #[test]
@@ -188,7 +253,7 @@ mod tests {
         for _ in 0..100 {
             learned.ended(&model, 1000);
         }
-        assert!(learned.permille(&model) <= 1007 && !learned.ended(&model, 1000));
+        assert!(need(&learned, &model) <= 1007 && !learned.ended(&model, 1000));
     }
 
     #[test]

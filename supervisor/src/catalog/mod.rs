@@ -34,7 +34,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 pub use blob::BlobWriter;
-pub use learned::{Learned, Loaded};
+pub use learned::{Correction, Learned, Loaded};
 pub use model::{Backend, Details, ModelRef, StoredMessage};
 pub use resolve::human_number;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ollmlx_proto::limits::{FAREWELL_MS, UPGRADE_DRAIN_MS};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::error::CliError;
 use super::serve::Leaving;
@@ -52,9 +52,10 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     let metrics = Arc::new(http::metrics::Metrics::new(deaths_out));
     let path = learned_path(&config);
     let (learned, learned_out) = watch::channel(Learned::read(&path));
+    let (forget, forgotten) = mpsc::channel(http::learn::FORGET_LEN_MAX);
     // Ends with the driver as well.
-    tokio::spawn(http::learn::follow(handle.snapshots(), learned, path));
-    let told = http::Told { learned: learned_out, upgrade };
+    let learning = tokio::spawn(http::learn::follow(handle.snapshots(), learned, path, forgotten));
+    let told = http::Told { learned: learned_out, forget, upgrade };
     let state = Arc::new(AppState::new(handle.clone(), catalog, http_config(&config, address), metrics, told));
     let (closing, closed) = watch::channel(http::Door::Open);
     let mut door = tokio::spawn(http::serve(listener, state, closed));
@@ -94,6 +95,8 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     if !door.is_finished() && tokio::time::timeout(Duration::from_millis(FAREWELL_MS), &mut door).await.is_err() {
         door.abort();
     }
+    // What the last processes took is worth the moment that a small file takes.
+    let _written = tokio::time::timeout(Duration::from_millis(FAREWELL_MS), learning).await;
     Ok(())
 }
 

@@ -37,8 +37,8 @@ impl Housing {
     }
 }
 
-/// What a control group may take for a budget: with headroom, since a plan is an estimate, but not more than the mark at
-/// which the memory ladder kills.
+/// What a control group may take for a budget: with headroom, since a plan is an estimate, but not more than the mark of
+/// this limit, everybody's or the model's own, at which its worker is killed.
 fn cell_max(budget_bytes: u64, limit: u64) -> u64 {
     let headroom = (budget_bytes / 100).saturating_mul(limits::CELL_HEADROOM_PERCENT);
     let [_, _, _, _, [kill_permille, _]] = limits::MEMORY_MARKS_PERMILLE;
@@ -49,9 +49,15 @@ fn cell_max(budget_bytes: u64, limit: u64) -> u64 {
 impl Task {
     /// Begins to make a group for a process that was just started. Answered with [`Report::Housed`]. The process id is used
     /// until the receiver hears an end.
-    pub(super) fn house(&mut self, worker: &WorkerId, pid: u32, bytes: u64) -> (Housing, oneshot::Receiver<()>) {
+    pub(super) fn house(
+        &mut self,
+        worker: &WorkerId,
+        pid: u32,
+        bytes: u64,
+        limit: Option<u64>,
+    ) -> (Housing, oneshot::Receiver<()>) {
         let (using, unused) = oneshot::channel();
-        let (Some(limit), Some(nest)) = (self.config.scheduler.memory_limit, self.config.nest.clone()) else {
+        let (Some(limit), Some(nest)) = (limit, self.config.nest.clone()) else {
             return (Housing::Nowhere, unused);
         };
         self.cells += 1;
@@ -89,8 +95,8 @@ impl Task {
 
     /// A worker that is ready may take what it was found to need, and no longer whatever others leave free.
     pub(super) fn widen(&mut self, worker: &WorkerId, bytes: u64) {
-        let Some(limit) = self.config.scheduler.memory_limit else { return };
-        let Some(cell) = self.processes.get(worker).and_then(|process| process.housing.cell()).cloned() else { return };
+        let Some(process) = self.processes.get(worker) else { return };
+        let (Some(limit), Some(cell)) = (process.limit, process.housing.cell().cloned()) else { return };
         let worker = worker.clone();
         self.tasks.spawn_blocking(move || {
             if let Err(error) = cell.limit(cell_max(bytes, limit)) {

@@ -4,6 +4,7 @@ use ollmlx_proto::{Failure, FailureKind, RequestId, ToWorker, WorkerId};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::oom::OomKills;
 use super::task::{Place, Process, Task};
 use crate::os::{memory, rng};
 use crate::scheduler::{Cause, Effect, Event, LoadPlan, Mono, Push, Step};
@@ -56,7 +57,7 @@ impl Task {
             Effect::Fail { request, failure } => self.fail(request, failure),
             Effect::Cancel { worker, request } => self.send(&worker, ToWorker::Cancel(request)),
             Effect::Push { worker, push } => self.push(&worker, push),
-            Effect::Trim { worker } => self.send(&worker, ToWorker::Trim),
+            Effect::Trim { worker } => self.trim(&worker),
             Effect::Relief { from, to, measured_bytes, limit_bytes } => {
                 relief(from, to, measured_bytes, limit_bytes);
             }
@@ -67,7 +68,9 @@ impl Task {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, "worker was stopped and is told to go on");
                 self.shove(&worker, Shove::Continue);
             }
-            Effect::Transition { worker, from, to, cause } => self.transition(&worker, from, to, cause),
+            Effect::Transition { worker, from, to, cause, reason } => {
+                self.transition(&worker, (from, to), cause, reason);
+            }
             Effect::Never { what } => error!(event = what, "the impossible happened"),
             Effect::Finished => self.finished = true,
         }
@@ -80,9 +83,12 @@ impl Task {
         let pid = started.pid;
         let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
-        let (housing, housed) = self.house(worker, pid, cell_bytes);
+        let limit = [self.config.scheduler.memory_limit, plan.terms.limit].into_iter().flatten().min();
+        let (housing, housed) = self.house(worker, pid, cell_bytes, limit);
         let weights = plan.spec.weights.first().cloned();
-        let oom_kills = memory::oom_kill_count();
+        if self.processes.is_empty() {
+            self.oom_kills = OomKills::begin(self.now(), memory::oom_kill_count());
+        }
         let process = Process {
             pid,
             token,
@@ -90,10 +96,12 @@ impl Task {
             phase,
             link: None,
             reported: 0,
+            sampled: 0,
+            trimming: None,
+            limit,
             is_accelerated: false,
             weights,
             housing,
-            oom_kills,
         };
         self.processes.insert(worker.clone(), process);
         let reports = self.reports_in.clone();
@@ -146,11 +154,27 @@ impl Task {
         }
     }
 
-    fn transition(&mut self, worker: &WorkerId, from: &'static str, to: &'static str, cause: Option<Cause>) {
+    fn trim(&mut self, worker: &WorkerId) {
+        if let Some(process) = self.processes.get_mut(worker) {
+            let observed_bytes = process.sampled;
+            process.trimming = Some(observed_bytes);
+            let (model, incarnation) = (&worker.model, worker.incarnation.0);
+            info!(%model, incarnation, observed_bytes, "worker was asked to drop its caches");
+        }
+        self.send(worker, ToWorker::Trim);
+    }
+
+    fn transition(
+        &mut self,
+        worker: &WorkerId,
+        (from, to): (&'static str, &'static str),
+        cause: Option<Cause>,
+        reason: Option<&'static str>,
+    ) {
         let pid = self.processes.get(worker).map(|process| process.pid);
         let (model, incarnation) = (&worker.model, worker.incarnation.0);
         match cause.filter(|cause| *cause != Cause::Asked) {
-            None => info!(%model, incarnation, pid, state_from = from, state_to = to, "worker changed"),
+            None => info!(%model, incarnation, pid, state_from = from, state_to = to, reason, "worker changed"),
             Some(cause) => {
                 let cause = cause.words();
                 warn!(%model, incarnation, pid, state_from = from, state_to = to, cause, "worker changed");

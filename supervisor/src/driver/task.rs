@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use ollmlx_proto::{Failure, Request, RequestId, ToWorker, WorkerId, limits, version};
+use ollmlx_proto::{Failure, MemoryReport, Request, RequestId, ToWorker, WorkerId, limits, version};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -15,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::DriverConfig;
 use super::cells::Housing;
 use super::handle::{Command, Inbox};
+use super::oom::OomKills;
 use crate::os::clock::Clock;
 use crate::os::process::Exit;
 use crate::os::{memory, process};
@@ -43,14 +43,18 @@ pub(super) struct Process {
     pub(super) link: Option<Link>,
     /// Its own count, in bytes.
     pub(super) reported: u64,
+    /// What was last measured of it, in bytes.
+    pub(super) sampled: u64,
+    /// The same when it was asked to drop its caches, until it says that it has.
+    pub(super) trimming: Option<u64>,
+    /// Bytes that it may take: the limit of all, or its model's own; `None` is no limit.
+    pub(super) limit: Option<u64>,
     /// Whether a part of what it takes is on an accelerator.
     pub(super) is_accelerated: bool,
     /// The files it maps, told by the first of them.
     pub(super) weights: Option<PathBuf>,
     /// Its control group, where it has one.
     pub(super) housing: Housing,
-    /// Processes that the system had killed for want of memory when this one started.
-    pub(super) oom_kills: Option<u64>,
 }
 
 pub(super) struct Link {
@@ -107,6 +111,7 @@ pub(super) struct Task {
     pauses: u64,
     /// When the memory of the workers was last looked at.
     sampled: Option<Mono>,
+    pub(super) oom_kills: OomKills,
 }
 
 impl Task {
@@ -128,6 +133,7 @@ impl Task {
             cells: 0,
             pauses: 0,
             sampled: None,
+            oom_kills: OomKills::default(),
         }
     }
 
@@ -260,10 +266,9 @@ impl Task {
             }
             Report::Unhealthy => Event::Misbehaved { worker, cause: Cause::Unhealthy },
             Report::LinkClosed => Event::LinkClosed { worker },
-            Report::Memory(bytes) => {
-                let Some(process) = self.processes.get_mut(&worker) else { return };
-                process.reported = bytes;
-                return self.sample_one(&worker);
+            Report::Memory(memory) => {
+                self.remembered(&worker, memory);
+                Event::MemoryReported { worker, memory }
             }
             Report::Ended { request, summary } => {
                 if self.requests.get(&request).is_some_and(|record| !matches!(record.place, Place::AtLink)) {
@@ -291,13 +296,13 @@ impl Task {
             }
             Report::Exited { exit, log_tail } => {
                 let process = self.processes.get_mut(&worker);
-                let (oom_kills, in_cell) = process.map_or((None, false), |process| {
+                let in_cell = process.is_some_and(|process| {
                     process.pid = 0;
-                    (process.oom_kills, process.housing.cell().is_some_and(|cell| cell.was_killed()))
+                    process.housing.cell().is_some_and(|cell| cell.was_killed())
                 });
                 let cause = match exit {
                     Exit::Signal(KILL) if in_cell => Cause::OutOfMemory,
-                    exit => cause_of(exit, oom_kills, memory::oom_kill_count()),
+                    exit => self.oom_kills.cause_of(exit, memory::oom_kill_count()),
                 };
                 self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
                 // Only now: those that ran have been told through its link.
@@ -308,6 +313,19 @@ impl Task {
             }
         };
         self.step(event);
+    }
+
+    /// Its own count came: of its own accord, or since it has dropped its caches.
+    fn remembered(&mut self, worker: &WorkerId, memory: MemoryReport) {
+        let Some(process) = self.processes.get_mut(worker) else { return };
+        process.reported = memory.total();
+        let trimming = process.trimming.take();
+        self.sample_one(worker);
+        if let (Some(before), Some(process)) = (trimming, self.processes.get(worker)) {
+            let (observed_bytes, freed_bytes) = (process.sampled, before.saturating_sub(process.sampled));
+            let (model, incarnation) = (&worker.model, worker.incarnation.0);
+            info!(%model, incarnation, observed_bytes, freed_bytes, "worker dropped its caches");
+        }
     }
 
     /// Someone said hello: is it the one we started?
@@ -363,7 +381,9 @@ impl Task {
     }
 
     fn sample(&mut self) {
-        self.sampled = Some(self.now());
+        let now = self.now();
+        self.sampled = Some(now);
+        self.oom_kills.look(now, memory::oom_kill_count());
         let workers: Vec<WorkerId> = self.processes.keys().cloned().collect();
         for worker in workers {
             self.sample_one(&worker);
@@ -390,6 +410,9 @@ impl Task {
         // Its own word, which is about what it set aside and not about what it touched, counts where the system sees less.
         let blind = process.is_accelerated || !memory::SEES_ALL;
         let bytes = if blind { measured.max(process.reported) } else { measured };
+        if let Some(process) = self.processes.get_mut(worker) {
+            process.sampled = bytes;
+        }
         self.step(Event::MemorySampled { worker: worker.clone(), bytes });
     }
 
@@ -413,34 +436,9 @@ impl Task {
     }
 }
 
-/// Why a process ended. A SIGKILL while the system's count of those it killed for want of memory grew is taken for one
-/// of them; where the system keeps no count, for somebody's.
-fn cause_of(exit: Exit, oom_kills_before: Option<u64>, oom_kills: Option<u64>) -> Cause {
-    match exit {
-        Exit::Code(code) => Cause::Exited { code },
-        Exit::Signal(signal) if signal == Signal::SIGKILL as i32 && oom_kills > oom_kills_before => Cause::OutOfMemory,
-        Exit::Signal(signal) => Cause::Signalled { signal },
-    }
-}
-
 async fn at(deadline: Option<Mono>, clock: Clock) {
     match deadline {
         Some(Mono(ns)) => sleep_until(Instant::from_std(clock.instant_of(ns))).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sigkill_is_the_system_s_where_its_count_of_such_has_grown() {
-        let killed = Exit::Signal(Signal::SIGKILL as i32);
-        assert_eq!(cause_of(killed, Some(3), Some(4)), Cause::OutOfMemory);
-        assert_eq!(cause_of(killed, Some(3), Some(3)), Cause::Signalled { signal: 9 });
-        assert_eq!(cause_of(killed, None, None), Cause::Signalled { signal: 9 });
-        assert_eq!(cause_of(Exit::Signal(11), Some(3), Some(4)), Cause::Signalled { signal: 11 });
-        assert_eq!(cause_of(Exit::Code(3), Some(3), Some(4)), Cause::Exited { code: 3 });
     }
 }

@@ -89,6 +89,9 @@ pub fn judge(
     let smaller = (plan.need() > room.at_most && ask.slots.is_none())
         .then(|| plan.shrunk(snapshot.shrink, room.at_most))
         .flatten();
+    if smaller.is_none() {
+        plan = plan.capped(room.at_most);
+    }
     let verdict = room.verdict(smaller.as_ref().unwrap_or(&plan), snapshot, ask);
     let (card, pass) = (&model.card.memory, (wish.batch_tokens, wish.kv_type.as_str()));
     let fits = |total: u64| plan.learned(total) <= room.at_most;

@@ -1,19 +1,20 @@
 //! Watches what the workers take and remembers the most of it, so that the next plan for the same model knows.
 //!
-//! Kept is the larger of the worker's report and the system's count, at its peak, from the moment a worker is ready. The
-//! file is written when there is news, one write after another; a write that fails is a warning and no more.
+//! Kept is what was measured at its peak, once a process has ended as it was asked to. One that died unasked, above all for
+//! its memory, says nothing of what its model needs; nor does one whose model a person had restarted. The file is written
+//! when there is news, one write after another; a write that fails is a warning and no more.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ollmlx_proto::WorkerId;
-use tokio::sync::watch;
+use ollmlx_proto::{ModelId, WorkerId};
+use tokio::sync::{mpsc, watch};
 
 use crate::catalog::{Learned, Loaded};
 use crate::scheduler::{Snapshot, WorkerView};
 
-/// Growth of a peak that is worth a write, in thousandths.
-const NEWS_PERMILLE: u64 = 10;
+/// Models to be forgotten that wait for a write to end.
+pub const FORGET_LEN_MAX: usize = 16;
 
 /// A living process.
 #[derive(Clone, Debug)]
@@ -21,8 +22,8 @@ struct Seen {
     loaded: Loaded,
     /// The most so far.
     peak: u64,
-    /// The most that was told.
-    told: u64,
+    /// Whether it is to teach nothing.
+    is_void: bool,
 }
 
 /// Those that live, and what they took.
@@ -32,23 +33,31 @@ struct Watch(BTreeMap<WorkerId, Seen>);
 impl Watch {
     /// Looks at a moment. Says whether there is news.
     fn look(&mut self, snapshot: &Snapshot, learned: &mut Learned) -> bool {
-        let mut news = false;
         let mut gone = std::mem::take(&mut self.0);
         for view in snapshot.workers.iter().filter(|view| view.pid.is_some()) {
-            let fresh = || loaded(view).map(|loaded| Seen { loaded, peak: 0, told: 0 });
+            let fresh = || loaded(view).map(|loaded| Seen { loaded, peak: 0, is_void: false });
             let Some(mut seen) = gone.remove(&view.worker).or_else(fresh) else { continue };
-            seen.peak = seen.peak.max(view.account.measured());
-            if seen.peak > seen.told.saturating_add(seen.told / 1000 * NEWS_PERMILLE) {
-                seen.told = seen.peak;
-                news |= learned.took(&seen.loaded, seen.peak);
-            }
+            seen.peak = seen.peak.max(view.account.measured);
             self.0.insert(view.worker.clone(), seen);
         }
-        for seen in gone.into_values() {
-            news |= learned.ended(&seen.loaded, seen.peak);
+        let mut news = false;
+        for (worker, seen) in gone {
+            if !seen.is_void && !died(&worker, snapshot) {
+                news |= learned.ended(&seen.loaded, seen.peak);
+            }
         }
         news
     }
+
+    fn forget(&mut self, model: &ModelId) {
+        self.0.iter_mut().filter(|(worker, _)| worker.model == *model).for_each(|(_, seen)| seen.is_void = true);
+    }
+}
+
+/// Whether a process that is gone ended unasked.
+fn died(worker: &WorkerId, snapshot: &Snapshot) -> bool {
+    let deaths = snapshot.deaths_of(&worker.model);
+    deaths.is_some_and(|deaths| deaths.deaths.iter().any(|record| record.worker == *worker))
 }
 
 /// How it was loaded; nothing before it is ready.
@@ -65,12 +74,27 @@ fn loaded(view: &WorkerView) -> Option<Loaded> {
     })
 }
 
-/// Learns until the driver is gone.
-pub async fn follow(mut snapshots: watch::Receiver<Snapshot>, learned: watch::Sender<Learned>, path: PathBuf) {
+/// Learns until the driver is gone. `forget` names models whose past a person wants forgotten.
+pub async fn follow(
+    mut snapshots: watch::Receiver<Snapshot>,
+    learned: watch::Sender<Learned>,
+    path: PathBuf,
+    mut forget: mpsc::Receiver<ModelId>,
+) {
     let mut watch = Watch::default();
     let mut known = learned.borrow().clone();
-    while snapshots.changed().await.is_ok() {
-        let news = watch.look(&snapshots.borrow_and_update(), &mut known);
+    loop {
+        let news = tokio::select! {
+            // Both are cancel-safe.
+            changed = snapshots.changed() => match changed {
+                Ok(()) => watch.look(&snapshots.borrow_and_update(), &mut known),
+                Err(_driver_gone) => return,
+            },
+            Some(model) = forget.recv() => {
+                watch.forget(&model);
+                known.forget(&model)
+            }
+        };
         if !news {
             continue;
         }

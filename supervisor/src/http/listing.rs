@@ -99,7 +99,7 @@ fn account(view: &WorkerView) -> Value {
     let parts = |report: MemoryReport| json!({"weights": report.weights, "caches": report.kv, "compute": report.compute, "total": report.total()});
     json!({
         "budget": account.planned,
-        "measured": account.measured(),
+        "measured": account.measured,
         "estimated": parts(account.estimate),
         "learned": account.planned.saturating_sub(account.estimate.total()),
         "reported": parts(account.ready),

@@ -312,10 +312,8 @@ impl Text {
         });
         let budget = "Set aside for a worker: the estimate and what earlier ones took above it.";
         self.by_model(snapshot, "ollmlx_worker_memory_budget_bytes", "gauge", budget, |view| view.account.planned);
-        let measured = "What a worker takes, by its report or the system's count, whichever is larger.";
-        self.by_model(snapshot, "ollmlx_worker_memory_measured_bytes", "gauge", measured, |view| {
-            view.account.measured()
-        });
+        let measured = "What a worker takes, by the system's count; by its report where there is none.";
+        self.by_model(snapshot, "ollmlx_worker_memory_measured_bytes", "gauge", measured, |view| view.account.measured);
         self.by_model(snapshot, "ollmlx_worker_in_flight", "gauge", "Requests a worker computes.", |view| {
             view.in_flight as u64
         });

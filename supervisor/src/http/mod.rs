@@ -25,6 +25,7 @@ mod stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ollmlx_proto::ModelId;
 use tokio::sync::Semaphore;
 
 use crate::catalog::{Catalog, Learned};
@@ -72,6 +73,7 @@ pub struct AppState {
     pub config: HttpConfig,
     /// What models took before.
     learned: tokio::sync::watch::Receiver<Learned>,
+    forget: tokio::sync::mpsc::Sender<ModelId>,
     /// Why the last upgrade failed.
     upgrade: tokio::sync::watch::Receiver<Option<String>>,
     guard: guard::Guard,
@@ -85,6 +87,8 @@ pub struct AppState {
 pub struct Told {
     /// What models took before.
     pub learned: tokio::sync::watch::Receiver<Learned>,
+    /// For models of which that is to be forgotten.
+    pub forget: tokio::sync::mpsc::Sender<ModelId>,
     /// Why the last upgrade failed.
     pub upgrade: tokio::sync::watch::Receiver<Option<String>>,
 }
@@ -99,7 +103,7 @@ impl AppState {
         metrics: Arc<metrics::Metrics>,
         told: Told,
     ) -> Self {
-        let Told { learned, upgrade } = told;
+        let Told { learned, forget, upgrade } = told;
         let guard = guard::Guard::new(&config);
         let budget = ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
         Self {
@@ -107,6 +111,7 @@ impl AppState {
             catalog,
             config,
             learned,
+            forget,
             upgrade,
             guard,
             metrics,

@@ -138,8 +138,13 @@ pub(super) fn load_plan(model: &Arc<ModelRef>, config: &HttpConfig, learned: &Le
         kv_type: wish.kv_type.clone(),
         estimate: memory.total(),
     };
+    // Whether the present formula makes its estimate.
+    let is_current = |known: &Loaded| {
+        let Loaded { slots, context_tokens, batch_tokens, kv_type, estimate, .. } = known;
+        model.card.memory.estimate(*slots, *context_tokens, *batch_tokens, kv_type).total() == *estimate
+    };
     let terms = Terms {
-        learned_permille: learned.permille(&loaded),
+        learned: learned.correction(&loaded, is_current),
         limit: wish.share.memory_limit,
         priority: wish.share.priority,
         context_least: wish.context_tokens,

@@ -153,11 +153,11 @@ impl Ledger {
     }
 }
 
-fn part(limit: u64, permille: u64) -> u64 {
+pub(super) fn part(limit: u64, permille: u64) -> u64 {
     u64::try_from(u128::from(limit) * u128::from(permille) / 1_000).unwrap_or(u64::MAX)
 }
 
-fn permille(bytes: u64, limit: u64) -> u64 {
+pub(super) fn permille(bytes: u64, limit: u64) -> u64 {
     u64::try_from(u128::from(bytes) * 1_000 / u128::from(limit.max(1))).unwrap_or(u64::MAX)
 }
 

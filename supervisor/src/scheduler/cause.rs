@@ -31,11 +31,14 @@ impl Cause {
             Self::LinkLost => "closed its connection".to_owned(),
             Self::SpawnFailed(why) => format!("could not be started: {why}"),
             Self::OverBudget => "took more memory than there is".to_owned(),
+            Self::OverOwnLimit { took, limit } => {
+                format!("took more memory ({}) than its own limit allows ({})", size(*took), size(*limit))
+            }
             Self::Leaked => {
                 "kept much more memory than planned, and was replaced while it had nothing to do".to_owned()
             }
             Self::OutOfMemory => "killed by the system for want of memory".to_owned(),
-            Self::TooLarge { need, limit } => can_never_fit(*need, *limit, u64::MAX).public,
+            Self::TooLarge { need, limit, own } => can_never_fit(*need, *limit, *own).public,
         }
     }
 
@@ -56,6 +59,7 @@ impl Cause {
             Self::LinkLost => "link-lost",
             Self::SpawnFailed(_) => "spawn-failed",
             Self::OverBudget => "over-budget",
+            Self::OverOwnLimit { .. } => "over-own-limit",
             Self::Leaked => "leak-recycle",
             Self::OutOfMemory => "out-of-memory",
             Self::TooLarge { .. } => "too-large",
@@ -64,7 +68,7 @@ impl Cause {
 
     /// Whether it was ended for its memory, which says nothing of what its requests are like.
     pub(super) fn is_memory(&self) -> bool {
-        matches!(self, Self::OverBudget | Self::OutOfMemory | Self::TooLarge { .. })
+        matches!(self, Self::OverBudget | Self::OverOwnLimit { .. } | Self::OutOfMemory | Self::TooLarge { .. })
     }
 
     /// Whether somebody outside ended it: what a process computes can bring SIGSEGV or SIGABRT upon it, never these. Our own
@@ -141,8 +145,8 @@ pub(super) fn load_failed(cause: &Cause, log_tail: &str) -> Failure {
     if let Cause::LoadFailed(failure) = cause {
         return failure.clone();
     }
-    if let Cause::TooLarge { need, limit } = cause {
-        return can_never_fit(*need, *limit, u64::MAX);
+    if let Cause::TooLarge { need, limit, own } = cause {
+        return can_never_fit(*need, *limit, *own);
     }
     let kind = if *cause == Cause::LoadStalled { FailureKind::LoadStalled } else { FailureKind::LoadFailed };
     let text = format!(

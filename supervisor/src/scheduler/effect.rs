@@ -113,7 +113,7 @@ pub enum Effect {
         /// Which.
         worker: WorkerId,
     },
-    /// For the log and the metrics: a worker changed state.
+    /// For the log: a worker changed state.
     Transition {
         /// Which.
         worker: WorkerId,
@@ -121,8 +121,10 @@ pub enum Effect {
         from: &'static str,
         /// State name after.
         to: &'static str,
-        /// Why it ended, where it did.
+        /// Why it goes, where something is wrong with it; and why it ended, where it did.
         cause: Option<Cause>,
+        /// Why it is to go, where it is asked to.
+        reason: Option<&'static str>,
     },
     /// An event that can't happen did (I4): logged as an error; tests assert there is none.
     Never {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ollmlx_proto::{Failure, MemoryReport, ModelId, Request, RequestId, WorkerId};
 
-use crate::catalog::ModelRef;
+use crate::catalog::{Correction, ModelRef};
 
 /// Nanoseconds since the supervisor started: the only time the core sees. Unlike `std::time::Instant` it can be
 /// written down, so that a log of `(Mono, Event)` is a reproducer.
@@ -52,9 +52,9 @@ pub struct LoadPlan {
 /// What decides, beside the estimate, over a model's room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// What earlier processes took, in thousandths of the estimate; at least 1000.
-    pub learned_permille: u32,
-    /// Bytes that this model may take, where it has a limit of its own.
+    /// What earlier processes took above their estimate.
+    pub learned: Correction,
+    /// Bytes that this model may take, where it has a limit of its own; held while its process lives, see `own_limit`.
     pub limit: Option<u64>,
     /// Models of a lower one make room first.
     pub priority: i32,
@@ -66,7 +66,7 @@ pub struct Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { learned_permille: 1000, limit: None, priority: 0, context_least: u32::MAX, shrunk: false }
+        Self { learned: Correction::default(), limit: None, priority: 0, context_least: u32::MAX, shrunk: false }
     }
 }
 
@@ -124,18 +124,27 @@ pub enum Cause {
     LinkLost,
     /// The process could not be started.
     SpawnFailed(String),
-    /// It took more memory than it may.
+    /// It took more memory than there is.
     OverBudget,
+    /// It took more memory than its model's own limit allows.
+    OverOwnLimit {
+        /// Bytes it took.
+        took: u64,
+        /// Bytes it may take.
+        limit: u64,
+    },
     /// It kept much more than it may while it had nothing to do.
     Leaked,
     /// The system killed it, since memory ran out: the machine's, or what its control group may take.
     OutOfMemory,
-    /// It took more than the whole limit before it could answer anything.
+    /// It took more than the whole limit, or its model's own, before it could answer anything.
     TooLarge {
         /// Bytes it took.
         need: u64,
-        /// Bytes there are.
+        /// Bytes there are; `u64::MAX` is no limit.
         limit: u64,
+        /// Bytes that its model may take, likewise.
+        own: u64,
     },
 }
 
@@ -263,7 +272,14 @@ pub enum Event {
         /// Last lines of its standard error.
         log_tail: String,
     },
-    /// Its own word or the system's, whichever is larger, in bytes.
+    /// Its own word came, after the one with which it was ready.
+    MemoryReported {
+        /// Which.
+        worker: WorkerId,
+        /// What it says.
+        memory: MemoryReport,
+    },
+    /// As the system counts; where that sees only a part, its own word, if that is larger.
     MemorySampled {
         /// Which.
         worker: WorkerId,

@@ -8,6 +8,10 @@
 //! not evicted, and who can't be loaded beside it is refused and told so. Rejected: evicting it last, which surprises
 //! whoever pinned it, at a moment when nobody looks. Where every model stays for ever by default, none is pinned.
 //!
+//! Decision: what was learned of a model makes it smaller where that is allowed, and is else forgotten as far as it doesn't
+//! fit: the estimate alone decides whether a model is refused. Rejected: refusing it for what earlier processes took, with
+//! which a leak of the past keeps a model out for good.
+//!
 //! Made smaller are slots first, since they change no answer, then the window, down to what the request needs.
 
 use std::cmp::Reverse;
@@ -18,6 +22,7 @@ use super::event::{KeepAlive, LoadPlan, Shrink};
 use super::lifecycle::State;
 use super::model::Model;
 use super::{Scheduler, cause};
+use crate::catalog::Correction;
 
 impl LoadPlan {
     /// Bytes that are set aside for it: the estimate, and what is known from earlier processes.
@@ -29,8 +34,20 @@ impl LoadPlan {
     /// An estimate with what earlier processes took above theirs.
     #[must_use]
     pub fn learned(&self, estimate: u64) -> u64 {
-        let permille = u128::from(self.terms.learned_permille.max(1000));
-        u64::try_from(u128::from(estimate) * permille / 1000).unwrap_or(u64::MAX)
+        estimate.saturating_add(self.terms.learned.on(estimate))
+    }
+
+    /// The same plan with no more of what was learned than there is room for, where the estimate fits.
+    #[must_use]
+    pub fn capped(&self, available: u64) -> Self {
+        let mut plan = self.clone();
+        if self.need() > available
+            && let Some(left) = available.checked_sub(self.memory.total())
+        {
+            plan.terms.learned.bytes = left;
+            plan.spec.memory_limit_bytes = plan.need();
+        }
+        plan
     }
 
     /// The same model with other slots and another window.
@@ -44,9 +61,22 @@ impl LoadPlan {
         plan
     }
 
-    /// The largest smaller plan that takes no more than this.
+    /// The largest smaller plan that takes no more than this; where what was learned leaves none, by the estimate alone.
     #[must_use]
     pub fn shrunk(&self, shrink: Shrink, available: u64) -> Option<Self> {
+        let by_estimate = || {
+            let learned = self.terms.learned;
+            let mut plan = self.clone();
+            plan.terms.learned = Correction::default();
+            let mut plan = plan.fewer(shrink, available)?;
+            plan.terms.learned = learned;
+            Some(plan.capped(available))
+        };
+        let fits_as_it_is = self.memory.total() <= available;
+        self.fewer(shrink, available).or_else(|| if fits_as_it_is { None } else { by_estimate() })
+    }
+
+    fn fewer(&self, shrink: Shrink, available: u64) -> Option<Self> {
         let (spec, memory) = (&self.spec, &self.model.card.memory);
         let (batch, fits) = ((spec.batch_tokens, spec.kv_type.as_str()), |total| self.learned(total) <= available);
         if shrink == Shrink::Nothing {
@@ -76,6 +106,7 @@ impl Scheduler {
         let pins = self.models.iter().filter(|other| other.id != model.id && self.is_pinned(other));
         let pinned = pins.fold(0_u64, |sum, other| sum.saturating_add(self.ledger.of(&other.id).bytes()));
         let available = self.ledger.limit().map_or(u64::MAX, |limit| limit.saturating_sub(pinned));
+        let available = available.min(plan.terms.limit.unwrap_or(u64::MAX));
         plan.need().max(appetite.min(available))
     }
 
@@ -109,7 +140,7 @@ impl Scheduler {
         Ok(self.smaller(&plan)?.map_or(plan, Box::new))
     }
 
-    /// The smaller plan that can be loaded in the place of this one; `None` where this one can.
+    /// The smaller or more modest plan that can be loaded in the place of this one; `None` where this one can.
     pub(super) fn smaller(&self, plan: &LoadPlan) -> Result<Option<LoadPlan>, Failure> {
         let stays = |model: &&Model| {
             self.is_pinned(model) && model.id != plan.model.id && model.state.has_process() && !model.state.is_leaving()
@@ -129,6 +160,10 @@ impl Scheduler {
         }
         if let Some(smaller) = plan.shrunk(self.config.shrink, available) {
             return Ok(Some(smaller));
+        }
+        let capped = plan.capped(available);
+        if capped.need() <= available {
+            return Ok(Some(capped));
         }
         let never = need > own.min(limit);
         Err(if never { cause::can_never_fit(need, limit, own) } else { cause::pinned(need, limit, &held()) })

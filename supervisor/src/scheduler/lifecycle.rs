@@ -62,8 +62,12 @@ pub enum DrainReason {
     Reload,
     /// It was asked for, or its time is over.
     Unload,
+    /// Memory is short, and it has nothing to do.
+    Relief,
     /// It holds more memory than there is.
     OverBudget,
+    /// It holds more memory than its model's own limit allows.
+    OverOwnLimit,
     /// The server leaves.
     Leaving,
 }
@@ -72,7 +76,27 @@ impl DrainReason {
     /// Whether its requests may take as long as they live.
     #[must_use]
     pub fn is_patient(self) -> bool {
-        matches!(self, Self::Room | Self::Reload | Self::Unload)
+        matches!(self, Self::Room | Self::Reload | Self::Unload | Self::Relief)
+    }
+
+    /// Whether it must go for its memory, and soon.
+    #[must_use]
+    pub fn is_hurry(self) -> bool {
+        matches!(self, Self::OverBudget | Self::OverOwnLimit)
+    }
+
+    /// For the log.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Room => "another model needs its place",
+            Self::Reload => "it is to be loaded anew",
+            Self::Unload => "it was asked to unload",
+            Self::Relief => "memory is short and it has nothing to do",
+            Self::OverBudget => "memory is short and it takes the most above its budget",
+            Self::OverOwnLimit => "it is above its own limit",
+            Self::Leaving => "the server leaves",
+        }
     }
 }
 
@@ -349,8 +373,8 @@ fn settled(rest: Rest) -> (State, Action) {
 
 fn drain_deadline(reason: DrainReason, now: Mono, timeouts: &Timeouts) -> Mono {
     now.plus_ms(match reason {
-        DrainReason::Room | DrainReason::Reload | DrainReason::Unload => timeouts.silence_ms,
-        DrainReason::OverBudget => timeouts.relief_ms,
+        DrainReason::Room | DrainReason::Reload | DrainReason::Unload | DrainReason::Relief => timeouts.silence_ms,
+        DrainReason::OverBudget | DrainReason::OverOwnLimit => timeouts.relief_ms,
         DrainReason::Leaving => timeouts.drain_ms,
     })
 }

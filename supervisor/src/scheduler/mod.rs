@@ -15,6 +15,7 @@
 //! | `incident` | workers that die together: told as one, started one by one |
 //! | `poison` | requests that killed their workers |
 //! | `ladder`, `relief` | how near the memory limit is, and what is done about it |
+//! | `own_limit` | the same of one model's own limit |
 //! | `settle` | transitions, and what a death means for those concerned |
 //!
 //! Invariants: memory is reserved from `Wanted` until the process is reaped (I1); one process per model, one
@@ -39,6 +40,7 @@ mod ladder;
 mod level;
 pub mod lifecycle;
 mod model;
+mod own_limit;
 mod poison;
 mod queue;
 pub mod record;
@@ -47,7 +49,7 @@ mod room;
 mod settle;
 pub mod snapshot;
 
-use ollmlx_proto::{ModelId, Ready, RequestId, WorkerId, limits};
+use ollmlx_proto::{MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
 
 pub use effect::{Effect, Outbox, Push};
 pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono, Shrink, Terms};
@@ -185,6 +187,7 @@ impl Scheduler {
             Event::Gained { worker, request } => self.gained(&worker, request),
             Event::LinkClosed { worker } => self.told(&worker, Input::LinkClosed, Some(Cause::LinkLost), out),
             Event::Exited { worker, cause, log_tail } => self.ended(&worker, cause, &log_tail, out),
+            Event::MemoryReported { worker, memory } => self.reported(&worker, memory, out),
             Event::MemorySampled { worker, bytes } => self.sampled(&worker, bytes, out),
             Event::PressureSampled { permille } if self.config.heeds_pressure => self.pressed(permille, out),
             Event::PressureSampled { .. } => {}
@@ -265,11 +268,12 @@ impl Scheduler {
             return self.apply(at, Input::Ready { expires_at }, Some(cause), out);
         }
         let need = self.ledger.of(&worker.model).measured().max(ready.memory.total());
-        if let Some(limit) = self.ledger.limit()
-            && need > limit
-        {
-            return self.apply(at, Input::Kill, Some(Cause::TooLarge { need, limit }), out);
+        let too_large = self.too_large(at, need);
+        if too_large.is_some() {
+            return self.apply(at, Input::Kill, too_large, out);
         }
+        let model = &mut self.models[at];
+        model.too_large = 0;
         ready.slots = ready.slots.min(limits::SLOTS_MAX);
         model.last_used = self.now;
         model.load_ns = self.now.since(model.started).max(1);
@@ -279,6 +283,15 @@ impl Scheduler {
         model.ready = Some(ready);
         model.incident = None;
         self.apply(at, Input::Ready { expires_at }, None, out);
+        self.relieve(out);
+    }
+
+    /// Its own word counts from when it is ready, and is said again then.
+    fn reported(&mut self, worker: &WorkerId, memory: MemoryReport, out: &mut Outbox) {
+        let Some(at) = self.living(worker) else { return };
+        let Some(ready) = &mut self.models[at].ready else { return };
+        ready.memory = memory;
+        self.ledger.report(&worker.model, memory.total());
         self.relieve(out);
     }
 
@@ -371,7 +384,7 @@ impl Scheduler {
         let Ok(at) = self.find(model) else { return };
         self.models[at].tally.clear();
         self.models[at].cpu_level = None;
-        (self.models[at].memory_deaths, self.models[at].appetite) = (0, None);
+        (self.models[at].memory_deaths, self.models[at].appetite, self.models[at].too_large) = (0, None, 0);
         self.apply(at, Input::Pardoned, None, out);
     }
 

@@ -8,6 +8,7 @@ use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId};
 use super::backoff::DeathTally;
 use super::event::{Cause, KeepAlive, LoadPlan, Mono};
 use super::incident::Membership;
+use super::ladder::Ladder;
 use super::lifecycle::State;
 use super::queue::{Queue, Waiting, serves};
 use super::record::{Deaths, ModelDeaths};
@@ -64,6 +65,10 @@ pub(super) struct Model {
     pub(super) appetite: Option<u64>,
     /// Bytes that its present process was found to take when it was ready.
     pub(super) ready_bytes: u64,
+    /// Where it stands with its own limit.
+    pub(super) own_ladder: Ladder,
+    /// Processes in a row that took more than the whole limit in their load.
+    pub(super) too_large: u32,
     /// Lower CPU level that its processes are told to use, since one died in its start at a better one.
     pub(super) cpu_level: Option<&'static str>,
 }
@@ -96,12 +101,19 @@ impl Model {
             memory_deaths: 0,
             appetite: None,
             ready_bytes: 0,
+            own_ladder: Ladder::default(),
+            too_large: 0,
             cpu_level: None,
         }
     }
 
     pub(super) fn worker(&self) -> WorkerId {
         WorkerId { model: self.id.clone(), incarnation: self.incarnation }
+    }
+
+    /// Bytes that its present process may take, where it has a limit of its own.
+    pub(super) fn own_limit(&self) -> Option<u64> {
+        self.plan.as_ref().and_then(|plan| plan.terms.limit)
     }
 
     /// When an idle worker goes, counted from now.

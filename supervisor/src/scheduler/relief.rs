@@ -8,8 +8,9 @@
 //! takes as much as it likes.
 //!
 //! Decision: a model that is larger than the whole limit while it loads, or when it is ready, is given up at once and rests
-//! like one that failed too often; whoever waits is told the numbers. Rejected: three attempts, each of which presses
-//! everybody else out.
+//! like one that failed too often, each time for twice as long; whoever waits is told the numbers. Rejected: three attempts,
+//! each of which presses everybody else out; and to remember for good what it took, which one load in a bad moment would
+//! make as large as that.
 
 use ollmlx_proto::limits;
 
@@ -30,6 +31,7 @@ impl Scheduler {
             self.took(before, step, out);
         }
         self.give_up_what_never_fits(out);
+        self.hold_own_limits(out);
         if step >= Step::Trim {
             self.trim(out);
         } else {
@@ -65,15 +67,22 @@ impl Scheduler {
         out.push(Effect::Relief { from, to, measured_bytes, limit_bytes });
     }
 
-    /// A load that alone is over the limit can only fail.
+    /// A load that alone is over a limit can only fail.
     fn give_up_what_never_fits(&mut self, out: &mut Outbox) {
-        let Some(limit) = self.ledger.limit() else { return };
         for at in 0..self.models.len() {
             let need = self.ledger.of(&self.models[at].id).measured();
-            if matches!(self.models[at].state, State::Loading { .. }) && need > limit {
-                self.apply(at, Input::Kill, Some(Cause::TooLarge { need, limit }), out);
+            let too_large = self.too_large(at, need);
+            if matches!(self.models[at].state, State::Loading { .. }) && too_large.is_some() {
+                self.apply(at, Input::Kill, too_large, out);
             }
         }
+    }
+
+    /// What one dies of that needs so much for its load alone; nothing where it may take that.
+    pub(super) fn too_large(&self, at: usize, need: u64) -> Option<Cause> {
+        let limit = self.ledger.limit().unwrap_or(u64::MAX);
+        let own = self.models[at].own_limit().unwrap_or(u64::MAX);
+        (need > limit.min(own)).then_some(Cause::TooLarge { need, limit, own })
     }
 
     /// Once for each time that it gets worse: a house that is full as planned is not to lose its caches for ever.
@@ -128,7 +137,7 @@ impl Scheduler {
             idle.extend(more);
         }
         for victim in idle {
-            self.apply(victim.at, Input::Drain { reason: DrainReason::Room }, None, out);
+            self.apply(victim.at, Input::Drain { reason: DrainReason::Relief }, None, out);
         }
     }
 
@@ -216,7 +225,7 @@ pub(super) fn is_going(state: State) -> bool {
 }
 
 /// Whether it computes, and can be told to stop that.
-fn works(state: State) -> bool {
+pub(super) fn works(state: State) -> bool {
     match state {
         State::Loading { .. } | State::Busy { .. } => true,
         State::Draining { reason, .. } => reason.is_patient(),
@@ -229,7 +238,7 @@ fn mark(step: Step, which: usize) -> u64 {
     limits::MEMORY_MARKS_PERMILLE[index][which]
 }
 
-fn enter_mark(step: Step) -> u64 {
+pub(super) fn enter_mark(step: Step) -> u64 {
     mark(step, 0)
 }
 

@@ -22,6 +22,7 @@
 use ollmlx_proto::{Failure, Incarnation, RequestId, WorkerId, limits};
 
 use super::event::Cause;
+use super::ladder::Ladder;
 use super::level;
 use super::lifecycle::{self, Action, DrainReason, Input, Rest, Rung, State};
 use super::model::Running;
@@ -45,17 +46,13 @@ pub(super) fn cause_of_elapsed(state: State) -> Option<Cause> {
         State::Loading { .. } => Some(Cause::LoadStalled),
         State::Idle { .. } => Some(Cause::Asked),
         State::Busy { .. } => Some(Cause::Silent),
-        State::Draining { reason: DrainReason::OverBudget, .. } => Some(Cause::OverBudget),
+        State::Draining { reason, .. } if reason.is_hurry() => None,
         State::Draining { reason: DrainReason::Leaving, .. } => Some(Cause::Asked),
         State::Draining { .. } => Some(Cause::Silent),
         State::Exiting { .. } | State::Absent | State::Spawning | State::Backoff { .. } | State::Quarantined { .. } => {
             None
         }
     }
-}
-
-fn is_over(state: State) -> bool {
-    matches!(state, State::Draining { reason: DrainReason::OverBudget, .. })
 }
 
 fn after(rest: Rest) -> After {
@@ -82,8 +79,9 @@ struct Death<'a> {
 impl Scheduler {
     /// Makes a transition and does what it asks for. The cause is kept if this is what makes the worker leave.
     pub(super) fn apply(&mut self, at: usize, input: Input, cause: Option<Cause>, out: &mut Outbox) {
+        let from = self.models[at].state;
+        let over = self.over(at, from);
         let model = &mut self.models[at];
-        let from = model.state;
         let Some((to, action)) = lifecycle::next(from, input, self.now, &self.config.timeouts) else {
             return out.never(format!("{}: {input:?} in {from:?}", model.worker()));
         };
@@ -95,24 +93,29 @@ impl Scheduler {
             self.prepare(at);
         }
         let model = &mut self.models[at];
-        let hurries = matches!(to, State::Draining { reason: DrainReason::OverBudget, .. });
+        let hurries = matches!(to, State::Draining { reason, .. } if reason.is_hurry());
         if (hurries || matches!(to, State::Exiting { .. })) && !matches!(from, State::Exiting { .. }) {
             // Those that end in a hurry were there as well.
             let before = model.left_from.map_or(0, |(_, count)| count);
             model.left_from = Some((from.name(), before.max(model.running.len())));
         }
-        if matches!(to, State::Exiting { .. }) && model.cause.is_none() {
-            model.cause = Some(match (from, cause) {
+        let mut told = cause.clone();
+        if matches!(to, State::Exiting { .. }) {
+            let why = match (over, cause) {
                 // What ends its link in this state is most likely the system, for the same reason.
-                (State::Draining { reason: DrainReason::OverBudget, .. }, None | Some(Cause::LinkLost)) => {
-                    Cause::OverBudget
-                }
+                (Some(over), None | Some(Cause::LinkLost)) => over,
                 (_, cause) => cause.unwrap_or(Cause::Asked),
-            });
+            };
+            told = Some(model.cause.get_or_insert(why).clone());
         }
         if from.name() != to.name() && action != Action::Settle {
-            let cause = if matches!(to, State::Exiting { .. }) { model.cause.clone() } else { None };
-            out.push(Effect::Transition { worker: model.worker(), from: from.name(), to: to.name(), cause });
+            let reason = match input {
+                Input::Drain { reason } => Some(reason.words()),
+                Input::Elapsed if matches!(from, State::Idle { .. }) => Some("its keep-alive is over"),
+                _ => None,
+            };
+            let (worker, from, to) = (model.worker(), from.name(), to.name());
+            out.push(Effect::Transition { worker, from, to, cause: told, reason });
         }
         let worker = model.worker();
         match action {
@@ -142,9 +145,13 @@ impl Scheduler {
 
     /// A new incarnation: its number, its plan, its memory.
     fn prepare(&mut self, at: usize) {
-        let plan = self.next_plan(at);
+        let mut plan = self.next_plan(at);
         let planned = plan.as_ref().map_or(0, |plan| self.need_of(at, plan));
+        if let Some(plan) = &mut plan {
+            plan.spec.memory_limit_bytes = planned;
+        }
         let model = &mut self.models[at];
+        model.own_ladder = Ladder::default();
         model.incarnation = Incarnation(model.incarnation.0.saturating_add(1));
         model.plan = plan;
         if let (Some(plan), Some(level)) = (&mut model.plan, model.cpu_level) {
@@ -170,6 +177,15 @@ impl Scheduler {
         }
     }
 
+    /// What one dies of that is drained for its memory.
+    fn over(&self, at: usize, state: State) -> Option<Cause> {
+        match state {
+            State::Draining { reason: DrainReason::OverBudget, .. } => Some(Cause::OverBudget),
+            State::Draining { reason: DrainReason::OverOwnLimit, .. } => self.over_own_limit(at),
+            _ => None,
+        }
+    }
+
     fn failure_of_held(&self, why: &Cause, log_tail: &str) -> Failure {
         match why {
             Cause::Asked if self.leaving => cause::shutting_down(),
@@ -187,18 +203,21 @@ impl Scheduler {
             return out.never(format!("{worker}: {exit:?} in {from:?}"));
         }
         let lingers = matches!(from, State::Exiting { rung: Rung::Linger, .. });
-        let why = match model.cause.take() {
-            Some(known) if !(lingers && known == Cause::LinkLost) => known,
+        let known = model.cause.take();
+        let why = match (known, self.over(at, from)) {
+            (Some(known), _) if !(lingers && known == Cause::LinkLost) => known,
             // The system's way to say the same.
-            _ if is_over(from) && matches!(exit, Cause::Signalled { .. } | Cause::OutOfMemory) => Cause::OverBudget,
+            (_, Some(over)) if matches!(exit, Cause::Signalled { .. } | Cause::OutOfMemory) => over,
             // Its own end says more than the end of its link.
             _ => exit,
         };
+        let model = &mut self.models[at];
         model.cause = Some(why.clone());
         let was_loading = model.ready.is_none();
         let (state, aboard) = model.left_from.take().unwrap_or((from.name(), model.running.len()));
         let guilty = self.guilty(at, &why, aboard);
-        let rest = if guilty.is_some() { Rest::None } else { self.rest_after(at, &why) };
+        let answered = aboard == 0 && matches!(why, Cause::OverOwnLimit { .. });
+        let rest = if guilty.is_some() || answered { Rest::None } else { self.rest_after(at, &why) };
         let alone = aboard.max(self.models[at].running.len()) == 1;
         let gives_more = self.remember_appetite(at, &why);
         let requests = self.let_go(at, Death { why: &why, log_tail, rest, guilty, alone, gives_more }, out);
@@ -228,7 +247,8 @@ impl Scheduler {
         let model = &mut self.models[at];
         model.cause = None;
         let to = model.state.name();
-        out.push(Effect::Transition { worker: worker.clone(), from: from.name(), to, cause: Some(why.clone()) });
+        let (worker, from, cause, reason) = (worker.clone(), from.name(), Some(why.clone()), None);
+        out.push(Effect::Transition { worker, from, to, cause, reason });
         if why != Cause::Asked {
             self.fail_waiting_after(at, &why, was_loading, log_tail, out);
         }
@@ -240,8 +260,11 @@ impl Scheduler {
     fn remember_appetite(&mut self, at: usize, why: &Cause) -> bool {
         let (holding, limit) = (self.ledger.of(&self.models[at].id), self.ledger.limit().unwrap_or(u64::MAX));
         let model = &mut self.models[at];
+        let limit = limit.min(model.own_limit().unwrap_or(u64::MAX));
         match why {
-            Cause::OverBudget | Cause::OutOfMemory => model.memory_deaths = model.memory_deaths.saturating_add(1),
+            Cause::OverBudget | Cause::OverOwnLimit { .. } | Cause::OutOfMemory => {
+                model.memory_deaths = model.memory_deaths.saturating_add(1)
+            }
             Cause::Asked => (model.memory_deaths, model.appetite) = (0, None),
             _ => return false,
         }
@@ -325,8 +348,13 @@ impl Scheduler {
             Cause::Asked | Cause::Leaked => Rest::None,
             _ if self.leaving => Rest::None,
             Cause::LoadFailed(_) if why.is_permanent() => Rest::Backoff(self.now.plus_ms(PERMANENT_REST_MS)),
-            Cause::HelloRefused(_) | Cause::TooLarge { .. } => {
-                Rest::Quarantine(self.now.plus_ms(ollmlx_proto::limits::QUARANTINE_S * 1000))
+            Cause::HelloRefused(_) => Rest::Quarantine(self.now.plus_ms(limits::QUARANTINE_S * 1000)),
+            // Its own limit may be that of one request, and is no reason to refuse all others.
+            Cause::TooLarge { need, limit, .. } if need > limit => {
+                let doublings = model.too_large.min(u64::BITS / 2);
+                model.too_large = model.too_large.saturating_add(1);
+                let rest_s = limits::QUARANTINE_S.saturating_mul(1 << doublings).min(limits::TOO_LARGE_REST_S_MAX);
+                Rest::Quarantine(self.now.plus_ms(rest_s * 1000))
             }
             _ if why.is_from_outside() => model.tally.record_kill(self.now, &mut self.rng),
             _ => model.tally.record(self.now, &mut self.rng),
@@ -338,10 +366,14 @@ impl Scheduler {
         let model = &mut self.models[at];
         let all = why.is_permanent() || matches!(model.state, State::Quarantined { .. });
         let from_outside = why.is_from_outside();
+        // Others may do with a higher limit, or none.
+        let is_too_large =
+            |own: Option<u64>| matches!(why, Cause::TooLarge { need, .. } if own.is_some_and(|own| own < *need));
         let failed = model.queue.take(|waiting| {
             waiting.loads_failed += u32::from(was_loading && !from_outside);
             waiting.kills += u32::from(was_loading && from_outside);
-            all || waiting.loads_failed >= LOADS_FAILED_MAX || waiting.kills >= KILLS_MAX
+            let hopeless = all || is_too_large(waiting.plan.terms.limit);
+            hopeless || waiting.loads_failed >= LOADS_FAILED_MAX || waiting.kills >= KILLS_MAX
         });
         let failure = match model.state {
             State::Quarantined { until } if !was_loading => {

@@ -118,24 +118,18 @@ pub struct Account {
     pub estimate: MemoryReport,
     /// Set aside: the estimate and what earlier processes took above theirs.
     pub planned: u64,
-    /// As the worker said when it was ready, in parts.
+    /// As the worker says, in parts.
     pub ready: MemoryReport,
     /// As it says.
     pub reported: u64,
     /// As the system says.
     pub sampled: u64,
+    /// What it is known to take: as the system says, or the worker where the system has not said anything.
+    pub measured: u64,
     /// The model's own limit.
     pub limit: Option<u64>,
     /// Whether slots or window are smaller than was asked for.
     pub shrunk: bool,
-}
-
-impl Account {
-    /// What was measured: the larger of report and sample.
-    #[must_use]
-    pub fn measured(&self) -> u64 {
-        self.reported.max(self.sampled)
-    }
 }
 
 /// The id of a model with no process at all is enough to ask for one.
@@ -224,6 +218,7 @@ impl Scheduler {
             ready: model.ready.as_ref().map(|ready| ready.memory).unwrap_or_default(),
             reported: holding.reported,
             sampled: holding.sampled,
+            measured: holding.measured(),
             ..Account::default()
         };
         let Some(plan) = &model.plan else { return known };

@@ -208,7 +208,7 @@ impl Reader {
             FromWorker::LoadProgress { done, total } => self.report(Report::LoadProgress { done, total }).await,
             FromWorker::Ready(ready) => self.report(Report::Ready(ready)).await,
             FromWorker::LoadFailed(failure) => self.report(Report::LoadFailed(failure)).await,
-            FromWorker::Memory(report) => self.report(Report::Memory(report.total())).await,
+            FromWorker::Memory(report) => self.report(Report::Memory(report)).await,
             // A thread that only says so is no engine that lives.
             FromWorker::Progress { steps } if demux.steps.replace(steps) == Some(steps) => {}
             FromWorker::Progress { .. } => self.heard(demux).await,

@@ -19,7 +19,7 @@ pub mod sink;
 pub mod socket;
 pub mod spawn;
 
-use ollmlx_proto::{Failure, Ready, RequestId, WorkerId};
+use ollmlx_proto::{Failure, MemoryReport, Ready, RequestId, WorkerId};
 
 use crate::os::process::Exit;
 use sink::Summary;
@@ -40,8 +40,8 @@ pub enum Report {
     Ready(Ready),
     /// The load failed.
     LoadFailed(Failure),
-    /// Its own count of its memory, in bytes.
-    Memory(u64),
+    /// Its own count of its memory.
+    Memory(MemoryReport),
     /// Its engine lives; at most once an interval.
     Heard,
     /// A request ended on the worker's side.
