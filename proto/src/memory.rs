@@ -68,6 +68,8 @@ pub struct MemoryModel {
     pub per_score: u64,
     /// Most tokens that are computed at once, whatever is asked for; 0: a whole window at once.
     pub batch_max: u32,
+    /// Most windows that caches are made for, however many slots there are; 0: one for each.
+    pub windows_max: u16,
 }
 
 impl MemoryModel {
@@ -76,7 +78,8 @@ impl MemoryModel {
     pub fn estimate(&self, slots: u16, context_tokens: u32, batch_tokens: u32, kv_type: &str) -> MemoryReport {
         let slots = u64::from(slots);
         let context = u64::from(context_tokens.min(self.context_max.max(1)));
-        let elements = self.kv.iter().fold(0_u64, |sum, cells| sum.saturating_add(cells.total(slots, context)));
+        let windows = if self.windows_max == 0 { slots } else { slots.min(self.windows_max.into()) };
+        let elements = self.kv.iter().fold(0_u64, |sum, cells| sum.saturating_add(cells.total(windows, context)));
         let of_32 = self.kv_bytes_of_32.get(kv_type).or_else(|| self.kv_bytes_of_32.get("f16")).copied().unwrap_or(64);
         let batch = match self.batch_max {
             0 => context,
@@ -180,6 +183,7 @@ mod tests {
             per_batch_token: 2,
             per_score: 1,
             batch_max: 512,
+            windows_max: 0,
         }
     }
 
@@ -191,6 +195,13 @@ mod tests {
         assert_eq!(report.compute, 7 + 2 * 3 + 512 * 2 + 512 * 4000);
         assert_eq!(model().estimate(2, 4000, 2048, "q8_0").kv, 2 * (4096 * 68 + 1024 * 34 + 5));
         assert_eq!(model().estimate(2, 4000, 2048, "unknown"), report);
+    }
+
+    #[test]
+    fn slots_may_share_one_window() {
+        let shared = MemoryModel { windows_max: 1, ..model() };
+        assert_eq!(shared.estimate(4, 4000, 512, "f16").kv, model().estimate(1, 4000, 512, "f16").kv + 3 * 5);
+        assert_eq!(shared.estimate(4, 4000, 512, "f16").compute, model().estimate(4, 4000, 512, "f16").compute);
     }
 
     #[test]

@@ -60,7 +60,7 @@ enum Command {
     /// struck; else SIGKILL is sent in their place. SIGKILL and SIGTERM from outside are never held against a request.
     #[command(verbatim_doc_comment)]
     Chaos(Chaos),
-    /// What models were expected to take against what they took with every slot filled (Linux).
+    /// What models were expected to take against what they took with every slot filled, or as many inputs embedded (Linux).
     Estimate(Estimate),
     /// Models that do not fit together take turns for a long time; what grows, fails or is left behind (Linux).
     Soak(Soak),
@@ -155,12 +155,15 @@ struct Estimate {
     /// GGUF files and MLX folders.
     #[arg(long, required = true, num_args = 1..)]
     model: Vec<PathBuf>,
-    /// Windows of a slot, in tokens.
+    /// Windows of a slot, in tokens; longer than the model's own are that.
     #[arg(long, value_delimiter = ',', default_values_t = [512, 2048, 8192])]
     contexts: Vec<u32>,
     /// Numbers of slots.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 8])]
     slots: Vec<usize>,
+    /// Have models that generate embed instead; those for embeddings always do.
+    #[arg(long)]
+    embed: bool,
     /// Threads of an engine.
     #[arg(long, default_value_t = 2)]
     threads: usize,

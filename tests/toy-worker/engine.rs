@@ -9,7 +9,7 @@ use std::sync::Arc;
 use harness::toy::Weights;
 use ollmlx_proto::{Capability, Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::{ChatSource, template_capabilities};
-use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
+use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 
 const BEGIN: TokenId = 256;
@@ -152,7 +152,11 @@ impl Engine for Toy {
         true
     }
 
-    fn embed(&mut self, _inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn embed_begin(&mut self, _inputs: Vec<Vec<TokenId>>) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported("a toy has no vectors".to_owned()))
+    }
+
+    fn embed_step(&mut self) -> Result<EmbedStep, EngineError> {
         Err(EngineError::Unsupported("a toy has no vectors".to_owned()))
     }
 

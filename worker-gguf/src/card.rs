@@ -13,7 +13,7 @@ use crate::gguf::kv_cost::is_encoder;
 use crate::gguf::shards::Model;
 use crate::gguf::types::file_type_label;
 use crate::gguf::{Array, Header, Value};
-use crate::memory::{Layout, memory_model};
+use crate::memory::{Kind, Layout, memory_model};
 
 /// Whether llama.cpp is built with a GPU here: Metal.
 const HAS_GPU: bool = cfg!(target_os = "macos");
@@ -49,7 +49,7 @@ fn card(model: &Model) -> ModelCard {
         vocab_size: narrow(header.vocab_size()),
         weight_bytes: model.weight_bytes(),
         // Where there is a GPU, everything is put on it unless a load order says otherwise.
-        memory: memory_model(model, Layout::of(model, HAS_GPU), HAS_GPU, false),
+        memory: memory_model(model, Layout::of(model, HAS_GPU), HAS_GPU, Kind::of(header, false)),
         capabilities: capabilities(header),
         chat_template,
         metadata: metadata(header, parameter_count),

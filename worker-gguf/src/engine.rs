@@ -18,12 +18,11 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, SlotId, TokenId};
-use ollmlx_worker_kit::engine::{Engine, EngineError, EngineFacts, SlotInput};
+use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, EngineFacts, SlotInput};
 
-use self::embed::Embedder;
+use self::embed::{Embedder, Underway};
 pub use self::load::load;
 use self::slots::Slots;
-use crate::cpu::Runtime;
 
 /// Bytes of a text to tokenise; llama.cpp counts in 31 bits, and some of its tokenizers need many times the text.
 const TEXT_BYTES_MAX: usize = ollmlx_proto::limits::RENDERED_BYTES_MAX;
@@ -32,19 +31,19 @@ const TEXT_BYTES_MAX: usize = ollmlx_proto::limits::RENDERED_BYTES_MAX;
 #[derive(Debug)]
 pub struct GgufEngine {
     facts: EngineFacts,
-    runtime: &'static Runtime,
     /// Leaked on purpose: a context borrows its model, and both live as long as the process, which serves this model
     /// and no other. A struct that owns both would need unsafe code.
     model: &'static LlamaModel,
-    /// `None` for embedding models, which have their own.
+    /// `None` for models that look both ways.
     generator: Option<Generator>,
     embedder: Embedder,
+    embeddings: Option<Underway>,
     memory: MemoryReport,
     /// Kept for as long as the context uses it.
     _adapter: Option<LlamaLoraAdapter>,
 }
 
-/// What generation needs.
+/// What generation needs, and embeddings of models that look back only.
 #[derive(Debug)]
 struct Generator {
     context: LlamaContext<'static>,
@@ -158,8 +157,8 @@ impl Engine for GgufEngine {
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {
         match &mut self.generator {
             Some(_) if batch.is_empty() => Ok(()),
-            Some(generator) => generator.forward(batch),
-            None => Err(EngineError::Unsupported("this model makes embeddings and can't generate".into())),
+            Some(generator) if !self.facts.embedding => generator.forward(batch),
+            _ => Err(EngineError::Unsupported("this model makes embeddings and can't generate".into())),
         }
     }
 
@@ -183,11 +182,25 @@ impl Engine for GgufEngine {
         self.generator.as_mut().is_some_and(copy)
     }
 
-    fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn embed_begin(&mut self, inputs: Vec<Vec<TokenId>>) -> Result<(), EngineError> {
+        self.embeddings = None;
         if let Some(generator) = &mut self.generator {
             generator.slots.clear(&mut generator.context);
         }
-        self.embedder.embed(self.runtime, self.model, self.facts.vocab.len(), inputs)
+        self.embeddings = Some(Underway::new(inputs, (self.facts.context_tokens, self.facts.vocab.len()))?);
+        Ok(())
+    }
+
+    fn embed_step(&mut self) -> Result<EmbedStep, EngineError> {
+        let Some(mut work) = self.embeddings.take() else {
+            return Err(EngineError::Failed("no embeddings have begun".into()));
+        };
+        if !work.is_done() {
+            self.embedder.step(self.generator.as_mut(), &mut work)?;
+        }
+        let told = work.told();
+        self.embeddings = matches!(told, EmbedStep::Part { .. }).then_some(work);
+        Ok(told)
     }
 
     fn trim(&mut self) {

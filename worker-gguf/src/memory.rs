@@ -3,16 +3,23 @@
 
 use ollmlx_proto::{KvCells, MemoryModel};
 
+use crate::card::is_embedding;
 use crate::gguf::kv_cost::{is_encoder, kv_cost};
 use crate::gguf::shards::Model;
+use crate::gguf::{Header, Value};
 
 /// Tokens of a micro-batch, what one pass over the weights computes. Larger ones are no faster on a CPU, and buffers
 /// grow with it.
 pub const MICRO_BATCH_TOKENS: u32 = 512;
 /// llama.cpp rounds a stream up to this many cells.
 pub const CELLS_MULTIPLE: u32 = 256;
-/// Longest input of an embedding model: it is computed in one piece, and buffers grow with its length.
+/// Longest input of a model that looks both ways: it is computed in one piece, and buffers grow with its length.
 pub const EMBED_TOKENS_MAX: u32 = 8192;
+/// Tokens of an input that are computed at once where it can be parted: hardly slower than a whole micro-batch on a CPU,
+/// and a sign of life comes the sooner.
+pub const EMBED_CHUNK_TOKENS: u32 = 128;
+/// The same where every token's hidden state is wanted, each of which brings a row of logits along.
+pub const MEAN_CHUNK_TOKENS: u32 = 32;
 /// Bytes of activations per token of a micro-batch and unit of width: hidden state, norm, query, key, value, feed
 /// forward up, gate and product (up to four times as wide), 32-bit, as far as they live at once.
 const ACTIVATION_BYTES: u64 = 4 * 10;
@@ -24,6 +31,12 @@ const PROCESS_BYTES: u64 = 22 << 20;
 const VOCABULARY_ENTRY_BYTES: u64 = 270;
 /// Bytes per token of a micro-batch and cell of a slot: the mask of attention, 32-bit.
 const MASK_BYTES: u64 = 4;
+/// The same three for an encoder, which keeps no cache, samples nothing, and whose vocabulary has no merges.
+const ENCODER_PROCESS_BYTES: u64 = 20 << 20;
+const ENCODER_VOCABULARY_ENTRY_BYTES: u64 = 100;
+const ENCODER_ACTIVATION_BYTES: u64 = 4 * 8;
+/// Bytes per pair of tokens of an encoder's input: the mask of attention, 32-bit, and its 16-bit copy.
+const ENCODER_MASK_BYTES: u64 = 6;
 
 /// How slots lie in the cache.
 ///
@@ -49,48 +62,97 @@ impl Layout {
     }
 }
 
+/// What a model is for, which decides how it is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It continues text, and embeds on the side.
+    Generator,
+    /// It embeds and looks back only: inputs are computed in parts, in one window that all share.
+    Embedder,
+    /// It embeds and looks both ways: inputs are computed whole.
+    Encoder,
+}
+
+impl Kind {
+    /// By a header, and whether a load order says that the model is for embeddings.
+    #[must_use]
+    pub fn of(header: &Header, embedding: bool) -> Self {
+        match (embedding || is_embedding(header), looks_both_ways(header)) {
+            (false, _) => Self::Generator,
+            (true, false) => Self::Embedder,
+            (true, true) => Self::Encoder,
+        }
+    }
+}
+
+/// Whether a token sees those after it.
+#[must_use]
+pub fn looks_both_ways(header: &Header) -> bool {
+    is_encoder(header.architecture()) || matches!(header.arch("attention.causal"), Some(Value::Bool(false)))
+}
+
 /// The coefficients of a model.
 #[must_use]
-pub fn memory_model(files: &Model, layout: Layout, offload: bool, embedding: bool) -> MemoryModel {
+pub fn memory_model(files: &Model, layout: Layout, offload: bool, kind: Kind) -> MemoryModel {
     let header = &files.header;
     let cost = kv_cost(header);
-    let embedding = embedding || is_encoder(header.architecture());
     let trained = header.arch_number("context_length").and_then(|it| u32::try_from(it).ok()).unwrap_or(u32::MAX);
+    let shared = layout == Layout::Shared || kind != Kind::Generator;
     let cells = |bytes: u64, window_tokens: u64| KvCells {
         // The cost is for 16 bits.
         elements: bytes / 2,
         window_tokens,
         slack_tokens: if window_tokens == 0 { 0 } else { MICRO_BATCH_TOKENS.into() },
         multiple: CELLS_MULTIPLE.into(),
-        shared: layout == Layout::Shared,
+        shared,
     };
     let mut kv = vec![cells(cost.per_token, 0)];
     if cost.window_tokens > 0 {
         kv.push(cells(cost.per_window_token, cost.window_tokens));
     }
     let vocabulary = header.vocab_size();
+    let width = header.arch_number("embedding_length").unwrap_or_default();
+    let fixed = PROCESS_BYTES.saturating_add(vocabulary.saturating_mul(VOCABULARY_ENTRY_BYTES));
     // llama.cpp reserves logits for a whole micro-batch; on a CPU only the rows in use are ever touched.
     let logits = vocabulary.saturating_mul(4);
     let (theirs, logits_per_token) = if offload { (0, logits) } else { (logits, 0) };
-    // The sampler spoils what it works on, so each slot has a copy.
-    let per_slot = theirs.saturating_add(logits);
-    let width = header.arch_number("embedding_length").unwrap_or_default();
-    MemoryModel {
+    let activations = width.saturating_mul(ACTIVATION_BYTES);
+    let common = MemoryModel {
         weights: files.weight_bytes(),
-        kv: if embedding { Vec::new() } else { kv },
+        kv,
         kv_bytes_of_32: [("f16", 64), ("bf16", 64), ("f32", 128), ("q8_0", 34), ("q4_0", 18)]
             .map(|(word, bytes)| (word.to_owned(), bytes))
             .into(),
-        state_per_slot: if embedding { 0 } else { cost.state },
-        context_max: if embedding { trained.min(EMBED_TOKENS_MAX) } else { trained },
-        fixed: PROCESS_BYTES.saturating_add(vocabulary.saturating_mul(VOCABULARY_ENTRY_BYTES)),
-        per_slot: if embedding { 0 } else { per_slot },
-        per_batch_token: width.saturating_mul(ACTIVATION_BYTES).saturating_add(if embedding {
-            0
-        } else {
-            logits_per_token
-        }),
-        per_score: if embedding { 0 } else { MASK_BYTES },
-        batch_max: if embedding { 0 } else { MICRO_BATCH_TOKENS },
+        state_per_slot: cost.state,
+        context_max: trained,
+        fixed,
+        // The sampler spoils what it works on, so each slot has a copy.
+        per_slot: theirs.saturating_add(logits),
+        per_batch_token: activations.saturating_add(logits_per_token),
+        per_score: MASK_BYTES,
+        batch_max: MICRO_BATCH_TOKENS,
+        windows_max: 0,
+    };
+    match kind {
+        Kind::Generator => common,
+        Kind::Embedder => MemoryModel {
+            // Where the mean is wanted, a few tokens bring their logits along, computed and copied.
+            fixed: fixed.saturating_add(logits.saturating_mul(2 * u64::from(MEAN_CHUNK_TOKENS))),
+            per_slot: theirs,
+            batch_max: EMBED_CHUNK_TOKENS,
+            windows_max: 1,
+            ..common
+        },
+        Kind::Encoder => MemoryModel {
+            context_max: trained.min(EMBED_TOKENS_MAX),
+            fixed: ENCODER_PROCESS_BYTES.saturating_add(vocabulary.saturating_mul(ENCODER_VOCABULARY_ENTRY_BYTES)),
+            per_slot: 0,
+            // Beside each token's vector llama.cpp keeps room for its logits, and fills it with zeros.
+            per_batch_token: width.saturating_mul(ENCODER_ACTIVATION_BYTES + 4).saturating_add(logits),
+            per_score: ENCODER_MASK_BYTES,
+            batch_max: 0,
+            windows_max: 1,
+            ..common
+        },
     }
 }

@@ -11,7 +11,7 @@ use mlx_rs::{Array, memory, transforms};
 use ollmlx_proto::limits::{MLX_BUFFER_CACHE_BYTES, MLX_BUFFER_CACHE_BYTES_MIN};
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::ChatSource;
-use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
+use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
 
 use crate::card::{self, Description};
 use crate::config::Config;
@@ -28,6 +28,8 @@ use crate::weights::{Placement, Weights, load_failed};
 /// Up to this many rows OpenBLAS is faster with one thread: it splits the rows (measured on two cores: 8 rows of
 /// 576 by 3072 take 0.38 ms with one thread and 0.92 ms with two).
 const ONE_THREAD_ROWS: usize = 16;
+/// Tokens times layers of a text that are computed between two signs of life, a layer at least.
+const EMBED_STEP: usize = 64;
 /// Batches between two emptyings of MLX's buffer cache, which fragments as caches grow (mlx-lm does it every 256).
 const BATCHES_PER_CLEAR: u64 = 256;
 
@@ -68,12 +70,32 @@ pub struct MlxEngine {
     tokenizer: Tokenizer,
     slots: Vec<SlotCache>,
     shapes: Vec<KvShape>,
+    embeddings: Option<Underway>,
     logits: Vec<f32>,
     /// Row of the logits of each input, where it asked for them.
     rows: Vec<Option<usize>>,
     weight_bytes: u64,
     batches: u64,
     on_cpu: bool,
+}
+
+/// Embeddings that have begun.
+struct Underway {
+    inputs: Vec<Vec<TokenId>>,
+    /// Of the first inputs.
+    vectors: Vec<Vec<f32>>,
+    /// Hidden states of the next input, and layers behind them; `None` before the first.
+    states: Option<(Array, usize)>,
+}
+
+impl Underway {
+    fn told(mut self) -> (EmbedStep, Option<Self>) {
+        if self.vectors.len() == self.inputs.len() {
+            return (EmbedStep::Vectors(std::mem::take(&mut self.vectors)), None);
+        }
+        let done_tokens = self.inputs.iter().take(self.vectors.len()).map(Vec::len).sum();
+        (EmbedStep::Part { done_tokens }, Some(self))
+    }
 }
 
 fn failed(error: &Exception) -> EngineError {
@@ -135,6 +157,7 @@ impl MlxEngine {
             tokenizer,
             slots,
             shapes,
+            embeddings: None,
             logits: Vec::new(),
             rows: Vec::new(),
             weight_bytes,
@@ -236,6 +259,33 @@ impl MlxEngine {
         for span in &spans {
             self.slots[span.slot].tokens += span.to - span.from;
         }
+        Ok(())
+    }
+
+    /// Some layers of the next input; evaluated, so that their graph and its buffers are gone.
+    fn embed_some(&self, work: &mut Underway) -> Result<(), Exception> {
+        let Model::Encoder(encoder) = &self.model else {
+            return Err(Exception::custom("only an embedding model embeds"));
+        };
+        let Some(input) = work.inputs.get(work.vectors.len()) else { return Ok(()) };
+        let (states, from) = match work.states.take() {
+            Some(states) => states,
+            None => {
+                let tokens: Vec<i32> = input.iter().map(|&token| token as i32).collect();
+                (encoder.begin(&tokens)?, 0)
+            }
+        };
+        let layers = encoder.spec().layers as usize;
+        let to = from.saturating_add((EMBED_STEP / input.len().max(1)).max(1)).min(layers);
+        let states = encoder.layers(states, from..to)?;
+        if to < layers {
+            states.eval()?;
+            work.states = Some((states, to));
+            return Ok(());
+        }
+        let vector = encoder.pool(&states)?;
+        let values = vector.try_as_slice::<f32>().map_err(|error| Exception::custom(error.to_string()))?;
+        work.vectors.push(values.to_vec());
         Ok(())
     }
 
@@ -398,23 +448,30 @@ impl Engine for MlxEngine {
         good
     }
 
-    fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn embed_begin(&mut self, inputs: Vec<Vec<TokenId>>) -> Result<(), EngineError> {
         self.clear_slots();
-        let Model::Encoder(encoder) = &self.model else {
+        self.embeddings = None;
+        let Model::Encoder(_) = &self.model else {
             return Err(EngineError::Unsupported("this model does not support embeddings".to_owned()));
         };
-        let mut vectors = Vec::with_capacity(inputs.len());
-        for input in inputs {
+        for input in &inputs {
             let bad = input.iter().any(|&token| token as usize >= self.facts.vocab.len());
             if bad || input.is_empty() || input.len() > self.facts.context_tokens as usize {
                 return Err(EngineError::NoRoom);
             }
-            let tokens: Vec<i32> = input.iter().map(|&token| token as i32).collect();
-            let vector = encoder.embed(&tokens).map_err(|error| failed(&error))?;
-            let values = vector.try_as_slice::<f32>().map_err(|error| EngineError::Failed(error.to_string()))?;
-            vectors.push(values.to_vec());
         }
-        Ok(vectors)
+        self.embeddings = Some(Underway { vectors: Vec::with_capacity(inputs.len()), inputs, states: None });
+        Ok(())
+    }
+
+    fn embed_step(&mut self) -> Result<EmbedStep, EngineError> {
+        let Some(mut work) = self.embeddings.take() else {
+            return Err(EngineError::Failed("no embeddings have begun".to_owned()));
+        };
+        self.embed_some(&mut work).map_err(|error| failed(&error))?;
+        let (told, rest) = work.told();
+        self.embeddings = rest;
+        Ok(told)
     }
 
     fn trim(&mut self) {

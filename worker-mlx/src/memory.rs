@@ -19,6 +19,9 @@ use crate::model::decoder::DecoderSpec;
 const PROCESS_BYTES: u64 = 60 << 20;
 /// Heap per entry of the vocabulary: the tokenizer's tables and ours.
 const VOCABULARY_ENTRY_BYTES: u64 = 700;
+/// The same two for an encoder, whose vocabulary has no merges and whose products need fewer of BLAS's buffers.
+const ENCODER_PROCESS_BYTES: u64 = 20 << 20;
+const ENCODER_VOCABULARY_ENTRY_BYTES: u64 = 380;
 /// Hidden states that live at once in one layer of one batch.
 const HIDDEN_COPIES: u64 = 8;
 /// Parts of a model that text generation never takes.
@@ -134,6 +137,9 @@ pub fn memory_model(checkpoint: &Checkpoint, spec: &ModelSpec, config: &Map<Stri
     match spec {
         ModelSpec::Decoder(spec) => add_decoder(&mut model, spec, float),
         ModelSpec::Encoder(spec) => {
+            model.fixed = ENCODER_PROCESS_BYTES
+                .saturating_add(vocabulary.saturating_mul(ENCODER_VOCABULARY_ENTRY_BYTES))
+                .saturating_add(transient);
             let width = size(spec.hidden).saturating_mul(HIDDEN_COPIES).saturating_add(2 * size(spec.feed_forward));
             model.per_batch_token = width.saturating_mul(float);
             model.per_score = 2 * size(spec.heads) * float;

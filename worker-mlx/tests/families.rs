@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ollmlx_proto::{Capability, LoadSpec, ModelCard, SlotId};
-use ollmlx_worker_kit::engine::{Backend, Engine, EngineError, SlotInput};
+use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, SlotInput};
 use ollmlx_worker_mlx::engine::{MlxBackend, MlxEngine, Unpacking};
 use serde_json::Value;
 
@@ -312,6 +312,14 @@ fn embeddings_are_those_of_the_reference() {
         assert_close("bert", "vector", got, want);
         println!("bert               vector within {:.1e}", distance(got, want));
     }
+    // A long text is parted between its layers.
+    let long: Vec<u32> = (0..engine.facts().context_tokens).map(|index| 1 + index % 9).collect();
+    let whole = engine.embed(&[inputs[0].clone(), long.clone()]).unwrap();
+    assert_close("bert", "before a long text", &whole[0], &want[0]);
+    engine.embed_begin(vec![long.clone(), long]).unwrap();
+    assert_eq!(engine.embed_step(), Ok(EmbedStep::Part { done_tokens: 0 }));
+    assert_close("bert", "after one that was given up", &engine.embed(&inputs[..1]).unwrap()[0], &want[0]);
+    assert!(engine.embed_step().is_err(), "nothing is begun");
     assert!(matches!(engine.forward(&[input(0, &[1])]), Err(EngineError::Unsupported(_))));
     let mut decoder = load("llama");
     assert!(matches!(decoder.embed(&inputs), Err(EngineError::Unsupported(_))));

@@ -29,7 +29,7 @@ use ollmlx_proto::{
     Failure, FailureKind, FinishReason, Finished, Output, Progress, Request, RequestId, SlotId, Started, TokenId, Work,
 };
 
-use self::embed::EmbedJob;
+use self::embed::{EmbedJob, Embeds};
 use self::job::{Clock, Ending, Job};
 use self::prompt::{Prepared, Renderer};
 use self::slots::{Placement, Replay, Slot, place};
@@ -72,7 +72,7 @@ pub struct Batcher<E> {
     /// Turned away because too many wait.
     refused: Vec<RequestId>,
     slots: Vec<Slot>,
-    embeds: Vec<EmbedJob>,
+    embeds: Embeds,
     scratch: Scratch,
     steps: u64,
     /// Plans made so far; says whose turn it is to be first.
@@ -110,7 +110,7 @@ impl<E: Engine> Batcher<E> {
             arrivals: VecDeque::new(),
             refused: Vec::new(),
             slots,
-            embeds: Vec::new(),
+            embeds: Embeds::default(),
             scratch: Scratch::default(),
             steps: 0,
             plans: 0,
@@ -153,9 +153,7 @@ impl<E: Engine> Batcher<E> {
         for job in self.slots.iter_mut().filter_map(|slot| slot.job.as_mut()).filter(|job| job.id == id) {
             job.cancelled = true;
         }
-        for job in self.embeds.iter_mut().filter(|job| job.id == id) {
-            job.cancelled = true;
-        }
+        self.embeds.cancel(id);
     }
 
     /// Computes nothing more for a request, or goes on with it. Embeddings, which wait for all that runs, wait for no paused
@@ -212,12 +210,7 @@ impl<E: Engine> Batcher<E> {
             }
             !arrival.cancelled
         });
-        self.embeds.retain(|job| {
-            if job.cancelled {
-                out.push((job.id, cancelled(&job.clock)));
-            }
-            !job.cancelled
-        });
+        self.embeds.end_cancelled(out);
         for slot in 0..self.slots.len() {
             if self.slots[slot].job.as_ref().is_some_and(|job| job.cancelled) {
                 self.finish(slot, Ending::because(FinishReason::Cancelled), out);
@@ -465,7 +458,7 @@ impl<E: Engine> Batcher<E> {
     fn embed(&mut self, out: &mut Outputs) -> Result<(), Failure> {
         self.slots.iter_mut().for_each(Slot::forget);
         self.steps += 1;
-        embed::step(&mut self.engine, &mut self.embeds, out)
+        self.embeds.step(&mut self.engine, out)
     }
 }
 

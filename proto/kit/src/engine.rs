@@ -76,12 +76,33 @@ pub trait Engine {
     /// the cache can't do that; `to` is empty then.
     fn copy_prefix(&mut self, from: SlotId, to: SlotId, tokens: u32) -> bool;
 
-    /// One vector per input, not normalised, each input at most [`EngineFacts::context_tokens`] tokens long and not
-    /// empty. Uses and clears all slots, so nothing may run meanwhile.
+    /// Begins one vector per input, not normalised; each input is at most [`EngineFacts::context_tokens`] tokens long and
+    /// not empty. What an earlier call began is given up. Uses and clears all slots, so nothing may run until
+    /// [`Engine::embed_step`] has brought the vectors or an error, or nobody wants them any more.
     ///
     /// # Errors
-    /// The model has no embeddings, or the computation failed.
-    fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError>;
+    /// The model has no embeddings, or an input is none that it can compute.
+    fn embed_begin(&mut self, inputs: Vec<Vec<TokenId>>) -> Result<(), EngineError>;
+
+    /// Computes a part of what was begun: so little, wherever the model lets an input be parted, that a sign of life and a
+    /// cancel between two parts come in time.
+    ///
+    /// # Errors
+    /// The computation failed, or nothing is begun; nothing is begun any more.
+    fn embed_step(&mut self) -> Result<EmbedStep, EngineError>;
+
+    /// The vectors in one go.
+    ///
+    /// # Errors
+    /// As [`Engine::embed_begin`] and [`Engine::embed_step`].
+    fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.embed_begin(inputs.to_vec())?;
+        loop {
+            if let EmbedStep::Vectors(vectors) = self.embed_step()? {
+                return Ok(vectors);
+            }
+        }
+    }
 
     /// Memory is short: gives back what is only kept for reuse, buffers of empty slots among it. What runs is not touched.
     fn trim(&mut self);
@@ -99,7 +120,7 @@ pub struct EngineFacts {
     pub context_tokens: u32,
     /// Most tokens of one [`Engine::forward`].
     pub batch_tokens: u32,
-    /// Whether this is an embedding model: only [`Engine::embed`] works.
+    /// Whether this is an embedding model: only [`Engine::embed_begin`] works.
     pub embedding: bool,
     /// Where it computes, for `ollmlx ps`.
     pub device: String,
@@ -120,6 +141,18 @@ pub struct SlotInput<'a> {
     pub tokens: &'a [TokenId],
     /// Whether the logits after the last of them are wanted.
     pub logits: bool,
+}
+
+/// How far embeddings have come.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EmbedStep {
+    /// There is more to compute.
+    Part {
+        /// Tokens computed so far, the inputs in their order.
+        done_tokens: usize,
+    },
+    /// One vector per input; nothing is begun any more.
+    Vectors(Vec<Vec<f32>>),
 }
 
 /// Why a computation failed.

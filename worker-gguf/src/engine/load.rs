@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
-use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::params::LlamaModelParams;
@@ -17,20 +16,21 @@ use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryReport, SlotId};
 use ollmlx_worker_kit::chat::ChatSource;
 use ollmlx_worker_kit::engine::{Engine as _, EngineFacts, LoadProgress, SlotInput};
 
-use super::embed::Embedder;
+use super::embed::{Embedder, Pooling, Whole};
 use super::slots::{Abilities, Slots};
 use super::{Generator, GgufEngine, vocab};
 use crate::cpu::{self, Runtime};
 use crate::ffi;
 use crate::gguf::Header;
-use crate::gguf::kv_cost::{is_encoder, kv_cost};
+use crate::gguf::kv_cost::kv_cost;
 use crate::gguf::shards::Model;
-use crate::memory::{CELLS_MULTIPLE, EMBED_TOKENS_MAX, Layout, MICRO_BATCH_TOKENS, memory_model};
+use crate::memory::{
+    CELLS_MULTIPLE, EMBED_CHUNK_TOKENS, EMBED_TOKENS_MAX, Kind, Layout, MICRO_BATCH_TOKENS, looks_both_ways,
+    memory_model,
+};
 
 /// Where the order does not say how many tokens a forward pass has.
 const BATCH_TOKENS: u32 = 512;
-/// Inputs of an embedding model that are computed together.
-const EMBED_SEQUENCES: u32 = 64;
 /// Progress reports under way; one that finds no room is dropped.
 const PROGRESS_QUEUE_LEN_MAX: usize = 16;
 /// What the order and the model say together.
@@ -40,7 +40,7 @@ struct Plan {
     batch_tokens: u32,
     threads: i32,
     kv_type: KvCacheType,
-    embedding: bool,
+    kind: Kind,
     offload: bool,
     layout: Layout,
 }
@@ -75,11 +75,11 @@ pub(super) fn load_as(
 
 fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failure> {
     let header = &files.header;
-    let embedding = spec.embedding || is_encoder(header.architecture());
+    let kind = Kind::of(header, spec.embedding);
     // Beyond what the model was trained for, learned positions do not exist and rotary ones mean nothing.
     let trained = header.arch_number("context_length").and_then(|it| u32::try_from(it).ok()).unwrap_or(u32::MAX);
     let mut context_tokens = spec.context_tokens.clamp(CONTEXT_TOKENS_MIN, trained.max(CONTEXT_TOKENS_MIN));
-    if embedding {
+    if kind == Kind::Encoder {
         context_tokens = context_tokens.min(EMBED_TOKENS_MAX);
     }
     let threads = if spec.threads == 0 { cpu::thread_count() } else { spec.threads };
@@ -90,12 +90,17 @@ fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failu
         slots,
         context_tokens,
         // A batch holds at least one token of each slot.
-        batch_tokens: asked.clamp(slots.into(), BATCH_TOKENS_MAX),
+        batch_tokens: match kind {
+            // Nor do several inputs together take more than one that is as long as can be.
+            Kind::Encoder => asked.clamp(1, BATCH_TOKENS_MAX).min(context_tokens),
+            Kind::Generator | Kind::Embedder => asked.clamp(slots.into(), BATCH_TOKENS_MAX),
+        },
         threads: threads.into(),
         kv_type: kv_type(&spec.kv_type)?,
-        embedding,
+        kind,
         offload,
-        layout: Layout::of(files, offload),
+        // The inputs of an embedding model share one window.
+        layout: if kind == Kind::Generator { Layout::of(files, offload) } else { Layout::Shared },
     })
 }
 
@@ -203,10 +208,11 @@ fn assemble(
     let header = &files.header;
     let vocab = Arc::new(vocab::vocab(model, header));
     let no_context = || refused("a context for the model", &files.path, "no context");
-    let mut embedder = embedder(model, &plan, header, adapter.is_some());
-    let mut generator = None;
-    if plan.embedding {
-        embedder.context = Some(embedder.open(runtime, model, plan.context_tokens).ok_or_else(no_context)?);
+    let (mut generator, mut embedder) = (None, Embedder::Parts(pooling(header, plan.kind)));
+    if plan.kind == Kind::Encoder {
+        let sizes = (plan.context_tokens, plan.threads);
+        let whole = Whole::open(runtime, model, sizes, pooling(header, plan.kind)).ok_or_else(no_context)?;
+        embedder = Embedder::Whole(whole);
     } else {
         let context = model.new_context(&runtime.backend, context_params(&plan)).map_err(|_| no_context())?;
         generator = Some(Generator {
@@ -218,15 +224,22 @@ fn assemble(
             context_tokens: plan.context_tokens as usize,
             context,
         });
+        if looks_both_ways(header) {
+            // llama.cpp ends the process where such an input is longer than a micro-batch.
+            embedder = Embedder::Nothing("this model does not support embeddings");
+        }
     }
     if let Some(adapter) = &mut adapter {
-        let context = generator.as_mut().map(|it| &mut it.context).or(embedder.context.as_mut());
-        let context: &mut LlamaContext<'_> = context.expect("one of the two was just made");
+        let context = match (&mut generator, &mut embedder) {
+            (Some(generator), _) => &mut generator.context,
+            (None, Embedder::Whole(whole)) => &mut whole.context,
+            (None, Embedder::Parts(_) | Embedder::Nothing(_)) => return Err(no_context()),
+        };
         context
             .lora_adapter_set(adapter, 1.0)
             .map_err(|error| Failure::new(FailureKind::LoadFailed, format!("the adapter does not fit: {error}")))?;
     }
-    let memory = memory_model(files, plan.layout, plan.offload, plan.embedding).estimate(
+    let memory = memory_model(files, plan.layout, plan.offload, plan.kind).estimate(
         plan.slots,
         plan.context_tokens,
         plan.batch_tokens,
@@ -237,7 +250,7 @@ fn assemble(
         slots: plan.slots,
         context_tokens: plan.context_tokens,
         batch_tokens: plan.batch_tokens,
-        embedding: plan.embedding,
+        embedding: plan.kind != Kind::Generator,
         device,
         accelerator_bytes,
         vocab,
@@ -247,7 +260,7 @@ fn assemble(
             architecture: header.architecture().to_owned(),
         },
     };
-    Ok(GgufEngine { facts, runtime, model, generator, embedder, memory, _adapter: adapter })
+    Ok(GgufEngine { facts, model, generator, embedder, embeddings: None, memory, _adapter: adapter })
 }
 
 fn context_params(plan: &Plan) -> LlamaContextParams {
@@ -256,11 +269,14 @@ fn context_params(plan: &Plan) -> LlamaContextParams {
         Layout::Shared => plan.context_tokens,
         Layout::Streams => plan.context_tokens.next_multiple_of(CELLS_MULTIPLE),
     };
-    let cells = u32::from(plan.slots).saturating_mul(window);
-    LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(cells))
+    let (windows, micro_batch) = match plan.kind {
+        Kind::Generator => (plan.slots, MICRO_BATCH_TOKENS),
+        Kind::Embedder | Kind::Encoder => (1, EMBED_CHUNK_TOKENS),
+    };
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(u32::from(windows).saturating_mul(window)))
         .with_n_batch(plan.batch_tokens)
-        .with_n_ubatch(plan.batch_tokens.min(MICRO_BATCH_TOKENS))
+        .with_n_ubatch(plan.batch_tokens.min(micro_batch))
         .with_n_seq_max(plan.slots.into())
         .with_n_threads(plan.threads)
         .with_n_threads_batch(plan.threads)
@@ -268,28 +284,22 @@ fn context_params(plan: &Plan) -> LlamaContextParams {
         .with_type_v(plan.kv_type)
         .with_kv_unified(plan.layout == Layout::Shared)
         .with_swa_full(false)
-        .with_no_perf(true)
+        .with_no_perf(true);
+    match plan.kind {
+        Kind::Generator => params,
+        // The engine pools, since a sequence comes in parts.
+        Kind::Embedder | Kind::Encoder => params.with_pooling_type(LlamaPoolingType::None),
+    }
 }
 
-fn embedder(model: &LlamaModel, plan: &Plan, header: &Header, adapted: bool) -> Embedder {
-    let stated = header.arch_number("pooling_type").unwrap_or_default();
-    let pooling = match stated {
-        1 => Some(LlamaPoolingType::Mean),
-        2 => Some(LlamaPoolingType::Cls),
-        3 => Some(LlamaPoolingType::Last),
+fn pooling(header: &Header, kind: Kind) -> Pooling {
+    match header.arch_number("pooling_type").unwrap_or_default() {
+        1 => Pooling::Mean,
+        2 => Pooling::First,
+        3 => Pooling::Last,
         // A model that looks both ways: all tokens know the same. One that looks back: the last knows most.
-        _ if is_encoder(header.architecture()) => Some(LlamaPoolingType::Mean),
-        _ => None,
-    };
-    // A recurrent state is computed one sequence after the other anyway.
-    let sequences = if model.is_recurrent() || model.is_hybrid() { 1 } else { EMBED_SEQUENCES };
-    Embedder {
-        context: None,
-        context_tokens: plan.context_tokens.min(EMBED_TOKENS_MAX),
-        sequences,
-        pooling,
-        threads: plan.threads,
-        adapted,
+        _ if kind == Kind::Encoder => Pooling::Mean,
+        _ => Pooling::Last,
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
+use llama_cpp_2::llama_batch::LlamaBatch;
 use ollmlx_proto::{FailureKind, LoadSpec, SlotId};
-use ollmlx_worker_kit::engine::{Engine, EngineError, SlotInput};
+use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, SlotInput};
 use ollmlx_worker_kit::vocab::TokenKind;
 
 use super::GgufEngine;
@@ -184,12 +186,92 @@ fn generative_model_embeds() {
     forward(&mut engine, 0, &[1]);
 }
 
+/// The vector of an input that is computed in one piece, in a context of its own.
+fn in_one_piece(engine: &GgufEngine, pooling: LlamaPoolingType, input: &[u32]) -> Vec<f32> {
+    let runtime = crate::cpu::start("").unwrap();
+    let params = LlamaContextParams::default()
+        .with_n_ctx(std::num::NonZeroU32::new(512))
+        .with_n_batch(512)
+        .with_n_ubatch(512)
+        .with_embeddings(true)
+        .with_pooling_type(pooling);
+    let mut context = engine.model.new_context(&runtime.backend, params).unwrap();
+    let mut batch = LlamaBatch::new(512, 1);
+    let tokens: Vec<_> = input.iter().map(|token| super::to_llama(*token)).collect();
+    batch.add_sequence(&tokens, 0, true).unwrap();
+    context.decode(&mut batch).unwrap();
+    context.embeddings_seq_ith(0).unwrap().to_vec()
+}
+
+#[test]
+fn an_input_computed_in_parts_has_the_vector_of_the_whole() {
+    let inputs: [Vec<u32>; 5] = [
+        (0..500).map(|index| 4 + index * 7 % 260).collect(),
+        vec![1, 20, 21],
+        vec![9],
+        (0..129).map(|index| 4 + index * 3 % 260).collect(),
+        (0..128).map(|index| 4 + index * 5 % 260).collect(),
+    ];
+    let kinds = [
+        (None, LlamaPoolingType::Last),
+        (Some(1), LlamaPoolingType::Mean),
+        (Some(2), LlamaPoolingType::Cls),
+        (Some(3), LlamaPoolingType::Last),
+    ];
+    for (stated, pooling) in kinds {
+        let writer = stated.map_or(tiny_llama(), |stated| tiny_llama().number("llama.pooling_type", stated));
+        let (spec, _folder) = spec(&writer);
+        let spec = LoadSpec { context_tokens: 512, batch_tokens: 512, ..spec };
+        let mut engine = load(&spec, &mut |_, _| true).unwrap();
+        assert_eq!(engine.facts().embedding, stated.is_some());
+        engine.embed_begin(inputs.to_vec()).unwrap();
+        let (mut parts, mut done) = (0, 0);
+        let vectors = loop {
+            match engine.embed_step().unwrap() {
+                EmbedStep::Vectors(vectors) => break vectors,
+                EmbedStep::Part { done_tokens } => {
+                    assert!(done_tokens > done, "{pooling:?}");
+                    (parts, done) = (parts + 1, done_tokens);
+                }
+            }
+        };
+        let parts_min = if pooling == LlamaPoolingType::Cls { 4 } else { 5 };
+        assert!(parts >= parts_min, "{pooling:?}: {parts} parts");
+        for (input, vector) in inputs.iter().zip(&vectors) {
+            assert_close(vector, &in_one_piece(&engine, pooling, input));
+        }
+        assert!(engine.embed_step().is_err(), "nothing is begun any more");
+    }
+}
+
+#[test]
+fn embeddings_that_are_given_up_leave_no_trace() {
+    let mut engine = engine(Layout::Streams);
+    let expected = forward(&mut engine, 0, &[1, 20, 21]);
+    let alone = engine.embed(&[vec![1, 90]]).unwrap();
+    engine.embed_begin(vec![(1..100).collect()]).unwrap();
+    assert!(matches!(engine.embed_step(), Ok(EmbedStep::Part { .. })));
+    assert_close(&engine.embed(&[vec![1, 90]]).unwrap()[0], &alone[0]);
+    engine.embed_begin(vec![(1..100).collect()]).unwrap();
+    assert!(matches!(engine.embed_step(), Ok(EmbedStep::Part { .. })));
+    engine.truncate(SlotId(0), 0);
+    assert_close(&forward(&mut engine, 0, &[1, 20, 21]), &expected);
+}
+
+#[test]
+fn a_generative_model_that_looks_both_ways_refuses_to_embed() {
+    let (spec, _folder) = spec(&tiny_llama().flag("llama.attention.causal", false));
+    let mut engine = load(&spec, &mut |_, _| true).unwrap();
+    assert!(matches!(engine.embed(&[vec![1, 5]]), Err(EngineError::Unsupported(_))));
+}
+
 #[test]
 fn embedding_model_only_embeds() {
     let (mut spec, _folder) = spec(&tiny_llama().number("llama.pooling_type", 3));
     spec.embedding = true;
     let mut engine = load(&spec, &mut |_, _| true).unwrap();
     assert!(engine.facts().embedding);
+    assert_eq!(engine.memory().kv, 256 * 2 * 2 * 16 * 2, "one window of 128, rounded up, whatever the slots");
     assert_eq!(engine.embed(&[vec![1, 5], vec![7]]).unwrap().len(), 2);
     let input = SlotInput { slot: SlotId(0), tokens: &[1], logits: true };
     assert!(matches!(engine.forward(&[input]), Err(EngineError::Unsupported(_))));

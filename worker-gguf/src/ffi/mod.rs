@@ -1,4 +1,5 @@
-//! The calls to llama.cpp that the safe crate lacks: loading one named backend module, and its log.
+//! The calls to llama.cpp that the safe crate lacks: loading one named backend module, its log, and hidden states beside
+//! logits.
 //!
 //! Must not know what the engine does with them. C types stay here; a panic never crosses the boundary.
 
@@ -8,6 +9,10 @@ use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
 use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use llama_cpp_2::DecodeError;
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::llama_batch::LlamaBatch;
 
 /// Error lines kept for the failure text of a load.
 const ERRORS_KEPT_MAX: usize = 8;
@@ -49,6 +54,32 @@ pub fn load_backend(path: &CStr) -> bool {
     // because `crate::cpu` calls this inside a `OnceLock` initialiser.
     let registered = unsafe { llama_cpp_sys_2::ggml_backend_load(path.as_ptr()) };
     !registered.is_null()
+}
+
+/// Computes a batch of a context made for generation, after which the hidden state of each of its tokens can be read with
+/// `embeddings_ith`. Each of them brings a row of logits along.
+///
+/// # Errors
+/// As `decode`. Where the safe crate hides its context so well that this can't be asked for, nothing can be read afterwards.
+pub fn decode_hidden(context: &mut LlamaContext<'_>, batch: &mut LlamaBatch<'_>) -> Result<(), DecodeError> {
+    let Some(raw) = raw(context) else { return context.decode(batch) };
+    // JUSTIFICATION: the safe crate lets a context be made for embeddings, which needs one more cache, but not be switched.
+    // SAFETY: the context lives and is borrowed for this thread alone; the call sets a flag that the next batch heeds.
+    unsafe { llama_cpp_sys_2::llama_set_embeddings(raw, true) };
+    let decoded = context.decode(batch);
+    // JUSTIFICATION: as above.
+    // SAFETY: as above; what the batch computed stays to be read.
+    unsafe { llama_cpp_sys_2::llama_set_embeddings(raw, false) };
+    decoded
+}
+
+/// The context itself, whose address the safe crate tells in its debugging form only.
+fn raw(context: &mut LlamaContext<'_>) -> Option<*mut llama_cpp_sys_2::llama_context> {
+    let text = format!("{context:?}");
+    let (_, digits) = text.split_once("context: 0x")?;
+    let end = digits.find(|character: char| !character.is_ascii_hexdigit()).unwrap_or(digits.len());
+    let address = usize::from_str_radix(&digits[..end], 16).ok().filter(|address| *address != 0)?;
+    Some(std::ptr::with_exposed_provenance_mut(address))
 }
 
 /// Gives pages of the heap that hold nothing back to the system, where the C library can.

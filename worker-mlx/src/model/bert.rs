@@ -1,6 +1,8 @@
 //! BERT text encoders: one vector per text.
 //!
-//! Texts are computed one after the other, in one lazy graph: attention sees the whole text, there is no cache.
+//! Texts are computed one after the other: attention sees the whole text, there is no cache.
+
+use std::ops::Range;
 
 use crate::quant::Result;
 use mlx_rs::Array;
@@ -202,17 +204,29 @@ impl Bert {
         &self.spec
     }
 
-    /// The vector of one text, `[hidden]`; lazy.
+    /// The hidden states of one text before the first layer, `[tokens, hidden]`; lazy, as all of the following.
     ///
     /// # Errors
     /// MLX refused the shapes or the memory.
-    pub fn embed(&self, tokens: &[i32]) -> Result<Array> {
+    pub fn begin(&self, tokens: &[i32]) -> Result<Array> {
         let count = tokens.len() as i32;
         let words = self.words.rows(&Array::from_slice(tokens, &[count]))?;
-        let mut h = self.norm.apply(&add(words, self.positions.try_index(0..count)?)?)?;
-        for layer in &self.layers {
-            h = layer.apply(&h, &self.spec)?;
-        }
+        self.norm.apply(&add(words, self.positions.try_index(0..count)?)?)
+    }
+
+    /// The hidden states after some of the layers.
+    ///
+    /// # Errors
+    /// As [`Bert::begin`].
+    pub fn layers(&self, h: Array, which: Range<usize>) -> Result<Array> {
+        self.layers[which].iter().try_fold(h, |h, layer| layer.apply(&h, &self.spec))
+    }
+
+    /// The vector of a text after the last layer, `[hidden]`.
+    ///
+    /// # Errors
+    /// As [`Bert::begin`].
+    pub fn pool(&self, h: &Array) -> Result<Array> {
         let pooled = match self.spec.pooling {
             Pooling::Mean => h.mean_axis(0, false)?,
             Pooling::First => h.try_index(0)?,

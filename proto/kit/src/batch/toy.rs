@@ -12,7 +12,7 @@ use ollmlx_proto::{
 };
 
 use crate::chat::ChatSource;
-use crate::engine::{Engine, EngineError, EngineFacts, SlotInput};
+use crate::engine::{EmbedStep, Engine, EngineError, EngineFacts, SlotInput};
 use crate::vocab::{TokenKind, Vocab};
 
 pub(crate) const BOS: TokenId = 256;
@@ -44,6 +44,10 @@ pub(crate) struct Toy {
     /// Panics in the next forward pass.
     pub(crate) explode: bool,
     pub(crate) trims: usize,
+    /// Tokens of one step of embeddings.
+    pub(crate) embed_tokens: usize,
+    /// The inputs under way and their tokens that are done.
+    pub(crate) embedding: Option<(Vec<Vec<TokenId>>, usize)>,
 }
 
 impl Toy {
@@ -84,6 +88,8 @@ impl Toy {
             script: None,
             explode: false,
             trims: 0,
+            embed_tokens: usize::MAX / 2,
+            embedding: None,
         }
     }
 
@@ -202,8 +208,9 @@ impl Engine for Toy {
         self.can_copy
     }
 
-    fn embed(&mut self, inputs: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>, EngineError> {
+    fn embed_begin(&mut self, inputs: Vec<Vec<TokenId>>) -> Result<(), EngineError> {
         self.caches.iter_mut().for_each(Vec::clear);
+        self.embedding = None;
         if let Some(Some(error)) = self.failures.pop_front() {
             return Err(error);
         }
@@ -211,13 +218,28 @@ impl Engine for Toy {
             return Err(EngineError::NoRoom);
         }
         assert!(inputs.iter().all(|input| (1..=self.facts.context_tokens as usize).contains(&input.len())));
+        self.embedding = Some((inputs, 0));
+        Ok(())
+    }
+
+    fn embed_step(&mut self) -> Result<EmbedStep, EngineError> {
+        let (inputs, done) = self.embedding.as_mut().expect("embeddings have begun");
+        let total: usize = inputs.iter().map(Vec::len).sum();
+        *done += self.embed_tokens;
+        if *done < total {
+            self.caches[0].push(0);
+            return Ok(EmbedStep::Part { done_tokens: *done });
+        }
+        self.caches.iter_mut().for_each(Vec::clear);
         let nan = self.nan_after;
         let vector = |input: &Vec<TokenId>| {
             let first = if nan.is_some_and(|nan| input.contains(&nan)) { f32::NAN } else { input.len() as f32 };
             vec![first, input.iter().sum::<u32>() as f32, 3.0, *input.last().expect("not empty") as f32]
         };
         self.passes.push(inputs.iter().map(|input| (0, input.len())).collect());
-        Ok(inputs.iter().map(vector).collect())
+        let vectors = inputs.iter().map(vector).collect();
+        self.embedding = None;
+        Ok(EmbedStep::Vectors(vectors))
     }
 
     fn trim(&mut self) {
