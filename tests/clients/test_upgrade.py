@@ -179,12 +179,14 @@ class Upgrade(unittest.TestCase):
         self.assertGreater(told["held_by_predecessor"], 0)
         self.assertIn("held by the server being replaced", self.server.cli("ps", "-v").stdout)
         other = Streamer(self.server, LONG | {"model": "base", "options": {"num_predict": 8}})
-        peak = 0
+        peak, beside = 0, False
         while stream.is_alive() or other.is_alive():
             peak = max(peak, self.held((old, new)))
+            beside |= bool(other.lines) and stream.is_alive()
             (stream if stream.is_alive() else other).join(0.05)
         self.assertLess(peak, limit * 102 // 100, f"limit {limit}")
         self.assertGreater(peak, 50e6)
+        self.assertFalse(beside, "the other model waits for the old server's")
         self.assertTrue(stream.lines[-1].get("done") and other.lines[-1].get("done"), (stream.lines[-1], other.lines[-1]))
         house.until("without the old server", 30, lambda: old not in house.processes())
         house.until("nothing held", 10, lambda: self.server.call("GET", "/api/ps")[1]["memory"]["predecessor"] == 0)
