@@ -241,6 +241,8 @@ pub const INSPECT_REFUSAL_MS: u64 = 10_000;
 pub const CARDS_MAX: usize = 256;
 /// Bytes of these as JSON; a hostile file may bring large facts.
 pub const CARDS_BYTES_MAX: usize = 16 * MIB;
+/// Least memory limit, of a model or of all, in bytes: no model is that small, so it is a number without its unit.
+pub const MEMORY_LIMIT_BYTES_MIN: u64 = 1_000_000;
 /// Farthest that a model's priority may be from 0.
 pub const PRIORITY_MAX: i32 = 1000;
 /// Ways to load a model of which it is remembered what they took.

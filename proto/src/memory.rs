@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::MemoryReport;
+use crate::limits::MEMORY_LIMIT_BYTES_MIN;
 
 /// Cells of a key-value cache that a group of layers keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,9 +160,47 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
         "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
         _ => return None,
     };
+    if unit.trim().is_empty() && number.contains('.') {
+        // There is no part of a byte; it may have been meant as a share.
+        return None;
+    }
     let number: f64 = number.parse().ok()?;
     let bytes = number * factor;
     (bytes.is_finite() && bytes < 9e18).then_some(bytes as u64)
+}
+
+/// What the limit of a single model must be, for errors.
+pub const MODEL_LIMIT_RULE: &str = "a number of bytes from 1MB on, such as 2GB (shares and auto are for the limit of all \
+                                    models together; for no limit of its own, leave it out)";
+
+/// The memory limit of a single model; `None` for what is none.
+#[must_use]
+pub fn parse_model_limit(text: &str) -> Option<u64> {
+    parse_bytes(text).filter(|bytes| *bytes >= MEMORY_LIMIT_BYTES_MIN)
+}
+
+/// Bytes that are needed, for people: in the units of Ollama's tables, and never less than they are.
+#[must_use]
+pub fn bytes_needed(bytes: u64) -> String {
+    in_units(bytes, u64::div_ceil)
+}
+
+/// Bytes that there are, likewise, and never more than they are. So a need that is greater reads as greater.
+#[must_use]
+pub fn bytes_allowed(bytes: u64) -> String {
+    in_units(bytes, |bytes, part| bytes / part)
+}
+
+/// To a hundredth of a GB, or a tenth of what is smaller.
+fn in_units(bytes: u64, divide: impl Fn(u64, u64) -> u64) -> String {
+    let units = [(1_000_000_000_000, 100, "TB"), (1_000_000_000, 100, "GB"), (1_000_000, 10, "MB"), (1_000, 10, "KB")];
+    let Some((factor, parts, unit)) = units.into_iter().find(|(factor, _, _)| bytes >= *factor) else {
+        return format!("{bytes} B");
+    };
+    let count = divide(bytes, factor / parts);
+    let digits = if parts == 100 { 2 } else { 1 };
+    let text = format!("{}.{:0digits$}", count / parts, count % parts);
+    format!("{} {unit}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 #[cfg(test)]
@@ -232,6 +271,32 @@ mod tests {
         assert_eq!(model.most_slots(3, 2048, (512, "f16"), |total| total <= need(5, 2048)), Some(3));
         assert_eq!(model.most_slots(0, 2048, (512, "f16"), |_| true), None);
         assert_eq!(model.most_slots(u16::MAX, 1, (512, "f16"), |_| true), Some(u16::MAX));
+    }
+
+    #[test]
+    fn the_limit_of_a_model_has_a_least_and_parts_of_a_byte_are_none() {
+        assert_eq!(parse_model_limit("1MB"), Some(MEMORY_LIMIT_BYTES_MIN));
+        for text in ["999999", "0", "0GB", "80", "0.8", ".9", "1000000.5", "50%", "auto", "none", "-1", ""] {
+            assert_eq!(parse_model_limit(text), None, "{text}");
+        }
+        assert_eq!((parse_bytes("0.5"), parse_bytes("0.5MB"), parse_bytes("0")), (None, Some(500_000), Some(0)));
+    }
+
+    #[test]
+    fn a_need_that_is_greater_reads_as_greater() {
+        for (bytes, needed, allowed) in [
+            (0, "0 B", "0 B"),
+            (999, "999 B", "999 B"),
+            (1_000, "1 KB", "1 KB"),
+            (500_000_000, "500 MB", "500 MB"),
+            (500_000_001, "500.1 MB", "500 MB"),
+            (535_822_336, "535.9 MB", "535.8 MB"),
+            (1_000_000_001, "1.01 GB", "1 GB"),
+            (12_345_678_901, "12.35 GB", "12.34 GB"),
+            (1_500_000_000_000, "1.5 TB", "1.5 TB"),
+        ] {
+            assert_eq!((bytes_needed(bytes).as_str(), bytes_allowed(bytes).as_str()), (needed, allowed), "{bytes}");
+        }
     }
 
     #[test]

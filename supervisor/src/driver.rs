@@ -32,7 +32,7 @@ pub use handle::{Handle, Ticket};
 
 use crate::os::nest::Nest;
 use crate::os::{clock::Clock, rng};
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{Mono, Scheduler, SchedulerConfig};
 use crate::worker::link::LinkConfig;
 use crate::worker::socket::Door;
 
@@ -101,7 +101,9 @@ pub async fn start(config: DriverConfig) -> io::Result<(Handle, Driver)> {
     tracing::info!(seed, "driver started");
     let door = Door::open(config.runtime_dir.as_deref(), seed)?;
     let clock = Clock::start();
-    let (handle, inbox) = handle::pair(clock);
-    let task = tokio::spawn(task::Task::new(config, clock, seed, door.path(), inbox).run(door));
+    let scheduler = Scheduler::new(config.scheduler.clone(), seed);
+    // Limits and the like are known before anything happens.
+    let (handle, inbox) = handle::pair(clock, scheduler.snapshot(Mono(clock.now_ns())));
+    let task = tokio::spawn(task::Task::new(config, clock, scheduler, door.path(), inbox).run(door));
     Ok((handle, Driver { task }))
 }

@@ -73,8 +73,9 @@ class CommandLine(unittest.TestCase):
         text = self.ok("ps", "-v").stdout
         self.assertRegex(text, r"^NAME +BACKEND +STATE +PID +SLOTS +QUEUED +DEVICE +RESTARTS +LAST DEATH +MEMORY +RESTS UNTIL \n")
         self.assertRegex(text, r"(?m)^short:latest +gguf +(idle|busy) +\d+ +")
-        self.assertRegex(text, r"(?m)^NAME +WEIGHTS +CACHES +COMPUTE +LEARNED +BUDGET +REPORTED +SAMPLED +MEASURED +LIMIT +PRIORITY +SMALLER $")
-        self.assertRegex(text, r"(?m)^short:latest +\d+ MB +\d+ MB +\d+ MB +.* \d+% +- +0 +no +$")
+        self.assertRegex(text, r"(?m)^NAME +WEIGHTS +CACHES +COMPUTE +LEARNED +BUDGET +REPORTED +SAMPLED +OF BUDGET +OWN LIMIT +PRIORITY +SMALLER $")
+        self.assertRegex(text, r"(?m)^short:latest +\d+ MB +\d+ MB +\d+ MB +.* \d+% +none +0 +no +$")
+        self.assertRegex(text, r"\n\S+ [MG]B of the limit of \S+ [MG]B set aside, \S+ [MG]B measured, memory ladder: calm\n$")
 
     def test_show_has_its_sections(self):
         text = self.ok("show", "short").stdout

@@ -74,12 +74,16 @@ class Fit(unittest.TestCase):
     def test_paths_and_strangers(self):
         self.assertTrue(self.fit(house.FILES[self.backend]["smol"])["fits"])
         done = self.server.cli("fit", "ghost")
-        self.assertEqual((done.returncode, done.stdout), (1, ""))
-        self.assertIn("not found", done.stderr)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (2, "", "Error: model 'ghost' not found\n"))
         done = self.server.cli("fit", "smol", "--kv-type", "f17")
-        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.returncode, 2)
         self.assertIn("f16, q8_0 or q4_0", done.stderr)
-        self.assertEqual(self.server.cli("fit", "smol", "--slots", "0").returncode, 1)
+        for words in (["smol", "--slots", "0"], ["smol", "--bogus"], []):
+            self.assertEqual(self.server.cli("fit", *words).returncode, 2, words)
+        done = self.server.cli("fit", "hf.co/owner/name-GGUF:Q4_K_M")
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertIn("can't pull models yet; a local file can be given by its path, to download it: hf download owner/name-GGUF",
+                      done.stderr)
         self.assertEqual(self.server.call("POST", "/api/ollmlx/fit", {"model": "smol", "num_ctx": 0})[0], 400)
         self.assertEqual(self.server.call("POST", "/api/ollmlx/fit", {})[0], 400)
 
@@ -88,10 +92,55 @@ class Fit(unittest.TestCase):
         told = self.fit("smol", env=env)
         self.assertEqual((told["offline"], told["verdict"], told["held"]), (True, "now", []))
         self.assertEqual(told["needs"]["weights"], self.fit("smol")["needs"]["weights"])
+        done = self.server.cli("fit", "nosuch", env=env)
+        self.assertEqual((done.returncode, done.stderr), (2, "Error: model 'nosuch' not found\n"))
         done = self.server.cli("fit", "smol", env=env | {"OLLMLX_MEMORY_LIMIT": "10MB", "OLLMLX_MEMORY_SHRINK": "none"})
         self.assertEqual(done.returncode, 1)
         self.assertIn("nothing, as no server runs", done.stdout)
         self.assertIn("never fits", done.stderr)
+
+    def test_a_fresh_server_knows_its_limit(self):
+        server = self.limited(20_000_000_000)
+        told = self.fit("smol", server=server)
+        self.assertEqual((told["verdict"], told["limit"]), ("now", 20_000_000_000))
+        self.assertEqual(server.call("GET", "/api/ps")[1]["memory"]["limit"], 20_000_000_000)
+        self.assertIn("0 B of the limit of 20 GB set aside, memory ladder: calm", server.cli("ps", "-v").stdout)
+        self.assertIn(b"ollmlx_memory_limit_bytes 20000000000\n", server.raw("GET", "/metrics")[1])
+        text = server.cli("fit", "smol").stdout
+        self.assertIn("limit     20 GB, that of all models together\n", text)
+        self.assertIn("held      nothing, by other models\n", text)
+
+    def test_what_is_asked_for_and_not_to_be_had_is_said(self):
+        trained = self.fit("smol")["trained_context_length"]
+        text = self.server.cli("fit", "smol", "--ctx", str(4 * trained), "--slots", "65").stdout
+        self.assertIn(f"{4 * trained} tokens were asked for: {trained} is all that it was trained for\n", text)
+        self.assertIn("65 slots were asked for: 64 is the most\n", text)
+
+    def test_limits_that_are_none_are_refused_with_what_may_be_meant(self):
+        refused = (("0.8", "the share 80%"), (".9", "the share 90%"), ("80", "80GB, or the share 80%"), ("2048", "2048MB"))
+        for limit, meant in refused:
+            done = self.server.cli("serve", "--memory-limit", limit)
+            self.assertEqual(done.returncode, 78)
+            self.assertIn(f"must be at least 1MB, not \"{limit}\"; did you mean {meant}?", done.stderr)
+        for line in ("ollmlx_memory_limit 0", "ollmlx_memory_limit 50%", "ollmlx_priority 99999"):
+            path = pathlib.Path(self.server.folder) / "none.modelfile"
+            path.write_text(f"FROM smol\nPARAMETER {line}\n")
+            done = self.server.cli("create", "none", "-f", str(path))
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr, "must be (a number of bytes from 1MB on|a whole number from -1000 to 1000)")
+        for parameters in ({"ollmlx_memory_limit": 0}, {"ollmlx_priority": 99999}):
+            status, answer = self.server.call("POST", "/api/create", {"model": "none", "from": "smol", "stream": False,
+                                              "parameters": parameters})
+            self.assertEqual(status, 400, answer)
+
+    def test_a_request_may_not_want_less_than_its_loaded_model_takes(self):
+        self.assertEqual(self.server.call("POST", "/api/generate", ASK | {"model": "smol"})[0], 200)
+        for limit, expected in (("10MB", 500), ("100GB", 200), (0, 400)):
+            asked = ASK | {"model": "smol", "options": ASK["options"] | {"ollmlx_memory_limit": limit}}
+            status, answer = self.server.call("POST", "/api/generate", asked)
+            self.assertEqual(status, expected, answer)
+            if expected == 500:
+                self.assertRegex(answer["error"], r"takes more memory \(\S+ [MG]B\) than this request's \S+ allows \(10 MB\)")
 
     def test_what_can_never_fit_starts_nothing(self):
         server = self.limited(20_000_000, OLLMLX_MEMORY_SHRINK="context")
@@ -99,7 +148,7 @@ class Fit(unittest.TestCase):
         self.assertEqual((told["verdict"], told["largest"]["context_length_at_one_slot"]), ("never", None))
         status, answer = server.call("POST", "/api/generate", ASK | {"model": "smol"})
         self.assertEqual(status, 500)
-        self.assertRegex(answer["error"], r"^model requires more memory \(\S+ [MG]iB\) than the limit allows \(19 MiB\)")
+        self.assertRegex(answer["error"], r"^model requires more memory \(\S+ [MG]B\) than the limit allows \(20 MB\)")
         self.assertEqual((self.starts(server), server.workers()), (0, []))
 
     def test_slots_are_given_up_and_the_window_too_where_that_is_allowed(self):
@@ -110,6 +159,9 @@ class Fit(unittest.TestCase):
         self.assertEqual(status, 200, answer)
         model = server.call("GET", "/api/ps")[1]["models"][0]
         self.assertEqual((model["slots"], model["context_length"], model["memory"]["made_smaller"]), (3, 4096, True))
+        told = self.fit("smol", server=server)
+        self.assertEqual((told["verdict"], told["made_smaller"], told["loaded"]["slots"]), ("loaded", None, 3))
+        self.assertIn("is loaded, with 3 slots of 4096 tokens", server.cli("fit", "smol").stdout)
         server = self.limited((need(1, 2048) + need(1, 4096)) // 2, OLLMLX_MEMORY_SHRINK="context")
         for _ in range(2):
             status, answer = server.call("POST", "/api/generate", ASK | {"model": "smol"})
@@ -131,7 +183,7 @@ class Fit(unittest.TestCase):
         self.assertEqual((told["verdict"], told["held"][0]["pinned"]), ("pinned", True))
         status, answer = server.call("POST", "/api/generate", ASK | {"model": "base"})
         self.assertEqual(status, 500)
-        self.assertRegex(answer["error"], r"kept for ever: smol:latest \(\d+ bytes\)")
+        self.assertRegex(answer["error"], r"kept for ever: smol:latest \(\S+ [MG]B\)")
         self.assertEqual(self.starts(server), 1)
         server.call("POST", "/api/generate", {"model": "smol", "keep_alive": "5m"})
         self.assertEqual(self.fit("base", server=server)["verdict"], "after_eviction")

@@ -177,7 +177,7 @@ class Memory(unittest.TestCase):
         status, answer = server.call("POST", "/api/generate", ask)
         took = time.monotonic() - begun
         self.assertGreaterEqual(status, 400)
-        self.assertRegex(answer["error"], r"requires more memory \(\S+ [MG]iB\) than the limit allows \(32 MiB\)")
+        self.assertRegex(answer["error"], r"requires more memory \(\S+ [MG]B\) than the limit allows \(33\.5 MB\)")
         self.assertEqual(server.workers(), [])
         print(f"{self.backend}: refused in {took * 1000:.1f} ms")
         self.assertLess(took, 0.1)

@@ -12,6 +12,8 @@ import threading
 import unittest
 
 import house
+from test_faults import Streamer
+from test_memory import resident
 
 LONG = {"model": "smol", "prompt": "Tell me a story.", "options": {"num_predict": 200, "temperature": 0}}
 
@@ -144,6 +146,64 @@ class Upgrade(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertNotEqual(told()["pid"], old)
         self.assertEqual((told()["upgrade_error"], self.slots()), (None, 2))
+
+    def instead(self, **settings):
+        """Another server, whose answers take some seconds."""
+        self.server.stop()
+        self.server = house.Server(models=("smol", "base"), OLLMLX_WORKER_DIR=str(house.BIN), OLLMLX_FAULT="slow=40",
+                                   **settings)
+
+    def need(self, name):
+        told = self.server.cli("fit", name, "--json", env=self.server.env | {"OLLAMA_HOST": f"127.0.0.1:{house.free_port()}"})
+        return json.loads(told.stdout)["needs"]["total"]
+
+    def held(self, servers):
+        """What all workers of these servers take."""
+        pids = set().union(*(house.descendants(pid) for pid in servers if pid))
+        table = house.processes()
+        return sum(resident(pid) for pid in pids if "worker" in table.get(pid, (0, ""))[1])
+
+    def test_both_servers_together_stay_within_the_limit_and_both_answer(self):
+        needs = [self.need(house.FILES["gguf"][name]) for name in ("smol", "base")]
+        limit = max(needs) * 5 // 4
+        self.assertGreater(sum(needs), limit, "they do not fit together")
+        self.instead(OLLMLX_MEMORY_LIMIT=str(limit))
+        old = self.pid()
+        stream = Streamer(self.server, LONG)
+        self.assertTrue(stream.started.wait(house.ANSWER_S))
+        done = self.server.cli("upgrade")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        new = self.pid()
+        told = json.loads(self.server.cli("fit", "base", "--json").stdout)
+        self.assertEqual((told["verdict"], told["fits"]), ("after_others", True))
+        self.assertGreater(told["held_by_predecessor"], 0)
+        self.assertIn("held by the server being replaced", self.server.cli("ps", "-v").stdout)
+        other = Streamer(self.server, LONG | {"model": "base", "options": {"num_predict": 8}})
+        peak, beside = 0, False
+        while stream.is_alive() or other.is_alive():
+            peak = max(peak, self.held((old, new)))
+            beside |= bool(other.lines) and stream.is_alive()
+            (stream if stream.is_alive() else other).join(0.05)
+        self.assertLess(peak, limit * 102 // 100, f"limit {limit}")
+        self.assertGreater(peak, 50e6)
+        self.assertFalse(beside, "the other model waits for the old server's")
+        self.assertTrue(stream.lines[-1].get("done") and other.lines[-1].get("done"), (stream.lines[-1], other.lines[-1]))
+        house.until("without the old server", 30, lambda: old not in house.processes())
+        house.until("nothing held", 10, lambda: self.server.call("GET", "/api/ps")[1]["memory"]["predecessor"] == 0)
+
+    def test_a_replaced_server_keeps_no_idle_model(self):
+        self.instead()
+        self.server.call("POST", "/api/generate", {"model": "base", "keep_alive": -1, "stream": False})
+        stream = Streamer(self.server, LONG)
+        self.assertTrue(stream.started.wait(house.ANSWER_S))
+        self.assertEqual(len(self.server.workers()), 2)
+        self.assertEqual(self.server.cli("upgrade").returncode, 0)
+        new = self.pid()
+        of_old = lambda: set(self.server.workers()) - house.descendants(new)
+        house.until("one worker left", 20, lambda: len(of_old()) == 1)
+        self.assertTrue(stream.is_alive(), "the long answer still runs")
+        stream.join(house.ANSWER_S)
+        self.assertTrue(stream.lines[-1].get("done"), stream.lines[-1])
 
     def test_a_server_of_another_machine_is_not_signalled(self):
         env = self.server.env | {"OLLAMA_HOST": "192.0.2.1:11434"}

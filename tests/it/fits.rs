@@ -27,6 +27,8 @@ struct Desk {
     started: Vec<(WorkerId, Box<LoadPlan>)>,
     /// Why workers were to go.
     reasons: Vec<&'static str>,
+    /// Processes that were told to go take their time.
+    are_slow: bool,
     refused: Vec<(FailureKind, String)>,
 }
 
@@ -36,7 +38,7 @@ impl Desk {
         change(&mut config);
         let scheduler = Scheduler::new(config, 1);
         let (started, reasons, refused) = (Vec::new(), Vec::new(), Vec::new());
-        Self { scheduler, now: Mono(1), next_request: 1, started, reasons, refused }
+        Self { scheduler, now: Mono(1), next_request: 1, started, reasons, are_slow: false, refused }
     }
 
     /// Tells it, and lets every process that it starts be ready at once.
@@ -57,6 +59,7 @@ impl Desk {
                         owed.push(Event::Spawned { worker: worker.clone(), pid: 7 });
                         self.started.push((worker, plan));
                     }
+                    Effect::Push { .. } if self.are_slow => {}
                     Effect::Push { worker, .. } => {
                         let cause = ollmlx_supervisor::scheduler::Cause::Exited { code: 0 };
                         owed.push(Event::Exited { worker, cause, log_tail: String::new() });
@@ -126,7 +129,7 @@ fn what_can_never_fit_is_refused_and_starts_no_worker() {
     desk.load(&plan("large", 4, 800, 800), None);
     assert_eq!(desk.started.len(), 0);
     let [(FailureKind::OutOfMemory, text)] = desk.refused.as_slice() else { panic!("{:?}", desk.refused) };
-    assert!(text.starts_with("model requires more memory (0 MiB) than the limit allows (0 MiB)"), "{text}");
+    assert!(text.starts_with("model requires more memory (3.3 KB) than the limit allows (3.2 KB)"), "{text}");
     let mut own = plan("large", 1, 800, 800);
     own.terms.limit = Some(899);
     desk.load(&own, None);
@@ -245,7 +248,7 @@ fn row_80_pinned_models_stay_and_are_named_with_their_bytes() {
     desk.load(&plan("three", 1, 800, 800), None);
     assert_eq!(desk.loaded(), ["one", "two"]);
     let [(FailureKind::OutOfMemory, text)] = desk.refused.as_slice() else { panic!("{:?}", desk.refused) };
-    assert!(text.contains("kept for ever: one (900 bytes), two (900 bytes)"), "{text}");
+    assert!(text.contains("kept for ever: one (900 B), two (900 B)"), "{text}");
     // Once one is let go there is room.
     desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::ForMs(60_000)));
     desk.load(&plan("three", 1, 800, 800), None);
@@ -433,4 +436,143 @@ async fn one_that_died_and_one_that_was_to_be_forgotten_teach_nothing() {
     }
     drop(ticket);
     assert_eq!(school.close(house, &plan).await, None);
+}
+
+#[tokio::test]
+async fn the_limit_is_known_before_anything_happens() {
+    let house = House::open(|config| config.scheduler.memory_limit = Some(4000)).await;
+    let first = house.handle.snapshot();
+    assert_eq!((first.limit_bytes, first.workers_max > 0, first.pins_hold), (Some(4000), true, true));
+    let learned = Learned::default();
+    let told = fit::judge(&model("m"), &http_config(4), &learned, &first, &Ask::default()).unwrap();
+    assert_eq!((&told["verdict"], &told["limit"]), (&json!("now"), &json!(4000)));
+    house.close().await;
+}
+
+#[test]
+fn what_a_replaced_server_holds_is_nobody_s_and_is_waited_for() {
+    let mut desk = Desk::new(4000, |_| {});
+    desk.tell(Event::ElsewhereHeld { bytes: u64::MAX });
+    assert_eq!(desk.scheduler.snapshot(desk.now).elsewhere_bytes, 4000);
+    desk.load(&plan("m", 4, 800, 800), None);
+    assert_eq!((desk.started.len(), desk.refused.len()), (0, 0), "it waits");
+    desk.tell(Event::ElsewhereHeld { bytes: 701 });
+    assert_eq!(desk.started.len(), 0);
+    desk.tell(Event::ElsewhereHeld { bytes: 700 });
+    assert_eq!((desk.loaded(), desk.refused.len()), (vec!["m".to_owned()], 0));
+    // More there is no reason to let anybody go here.
+    desk.tell(Event::ElsewhereHeld { bytes: 4000 });
+    assert_eq!(desk.loaded(), ["m"]);
+}
+
+#[test]
+fn what_is_held_elsewhere_is_in_no_group_s_ceiling() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { memory_limit: Some(4000), ..SchedulerConfig::default() }, 1);
+    let mut out = Outbox::default();
+    scheduler.step(Mono(1), Event::ElsewhereHeld { bytes: 500 }, &mut out);
+    let plan = Box::new(plan("m", 1, 800, 800));
+    scheduler.step(Mono(2), Event::Arrived { request: RequestId(1), job: Job::Load, plan, keep_alive: None }, &mut out);
+    let ceilings = out.0.iter().filter_map(|effect| match effect {
+        Effect::Spawn { ceiling_bytes, .. } => Some(*ceiling_bytes),
+        _ => None,
+    });
+    assert_eq!(ceilings.collect::<Vec<_>>(), [3500]);
+}
+
+#[test]
+fn a_replaced_server_keeps_no_model_for_later() {
+    let mut desk = Desk::new(u64::MAX, |_| {});
+    desk.load(&plan("idle", 1, 800, 800), Some(KeepAlive::Forever));
+    let busy = Event::Arrived {
+        request: RequestId(77),
+        job: Job::Run(harness::request(77, "")),
+        plan: Box::new(plan("busy", 1, 800, 800)),
+        keep_alive: Some(KeepAlive::Forever),
+    };
+    desk.tell(busy);
+    desk.tell(Event::Replaced);
+    assert_eq!(desk.loaded(), ["busy"]);
+    let (worker, _) = desk.started.last().unwrap().clone();
+    desk.tell(Event::Ended { worker, request: RequestId(77) });
+    desk.tell(Event::DeadlineElapsed);
+    assert_eq!(desk.loaded(), Vec::<String>::new());
+    // Whoever still comes is served, and leaves nothing behind.
+    desk.load(&plan("late", 1, 800, 800), Some(KeepAlive::Forever));
+    desk.tell(Event::DeadlineElapsed);
+    assert_eq!((desk.started.len(), desk.loaded(), desk.refused.len()), (3, Vec::new(), 0));
+}
+
+#[test]
+fn a_request_that_sets_a_lower_limit_than_its_loaded_model_takes_is_refused_with_the_numbers() {
+    let mut desk = Desk::new(4000, |config| config.shrink = Shrink::Slots);
+    desk.load(&plan("m", 2, 800, 800), None);
+    let mut asked = plan("m", 2, 800, 800);
+    asked.terms.limit = Some(1699);
+    desk.load(&asked, None);
+    let [(FailureKind::OutOfMemory, text)] = desk.refused.as_slice() else { panic!("{:?}", desk.refused) };
+    assert!(
+        text.contains("takes more memory (1.7 KB) than this request's ollmlx_memory_limit allows (1.6 KB)"),
+        "{text}"
+    );
+    asked.terms.limit = Some(1700);
+    desk.load(&asked, None);
+    assert_eq!((desk.started.len(), desk.refused.len()), (1, 1), "at the limit it is served");
+    // One that has to be loaded is made smaller for it.
+    asked.terms.limit = Some(1699);
+    desk.tell(Event::Unload { model: asked.model.id.clone() });
+    desk.load(&asked, None);
+    assert_eq!((desk.last_plan(), desk.refused.len()), ((1, 800, 900), 1));
+}
+
+#[test]
+fn a_loaded_model_is_not_said_to_be_made_smaller() {
+    let mut desk = Desk::new(3299, |config| config.shrink = Shrink::Slots);
+    desk.load(&plan("m", 4, 800, 800), None);
+    let told = judged(&desk, &Learned::default(), &Ask::default());
+    let loaded = json!({"slots": 3, "context_length": 800, "budget": 2500});
+    assert_eq!((&told["verdict"], &told["made_smaller"], &told["loaded"]), (&json!("loaded"), &json!(null), &loaded));
+}
+
+#[test]
+fn a_judgement_of_a_model_that_rests_says_why() {
+    let mut desk = Desk::new(4000, |config| config.shrink = Shrink::Slots);
+    let cause = ollmlx_supervisor::scheduler::Cause::TooLarge { need: 5000, limit: 4000 };
+    desk.load(&plan("m", 4, 800, 800), None);
+    let (worker, _) = desk.started.last().unwrap().clone();
+    for _ in 0..3 {
+        let worker = WorkerId { incarnation: desk.started.last().unwrap().0.incarnation, ..worker.clone() };
+        desk.tell(Event::Exited { worker, cause: cause.clone(), log_tail: String::new() });
+        desk.load(&plan("m", 4, 800, 800), None);
+    }
+    let told = judged(&desk, &Learned::default(), &Ask::default());
+    assert_eq!((&told["verdict"], &told["fits"]), (&json!("rests"), &json!(false)), "{told}");
+    assert_eq!(told["rests"]["state"], "quarantined");
+    assert!(told["rests"]["reason"].as_str().unwrap().contains("requires more memory"), "{told}");
+}
+
+#[test]
+fn who_is_on_its_way_out_is_no_pin_and_no_reason_to_wait_for_others() {
+    let mut desk = Desk::new(4000, |_| {});
+    desk.load(&plan("other", 1, 800, 800), Some(KeepAlive::Forever));
+    assert_eq!(verdict(&desk), "pinned");
+    desk.are_slow = true;
+    desk.tell(Event::Restart { model: harness::id("other") });
+    assert!(desk.scheduler.snapshot(desk.now).workers[0].pinned, "it would be one if it stayed");
+    assert_eq!(verdict(&desk), "after_eviction");
+    desk.load(&plan("m", 4, 800, 800), None);
+    assert_eq!(desk.refused.len(), 0, "as a request finds");
+}
+
+#[test]
+fn a_judgement_knows_what_a_replaced_server_holds_and_what_was_asked_for() {
+    let mut desk = Desk::new(4000, |_| {});
+    desk.tell(Event::ElsewhereHeld { bytes: 701 });
+    let ask = Ask { slots: Some(u16::MAX), context_tokens: Some(9000), kv_type: None };
+    let told = judged(&desk, &Learned::default(), &Ask::default());
+    assert_eq!((&told["verdict"], &told["fits"]), (&json!("after_others"), &json!(true)));
+    assert_eq!((&told["held_by_predecessor"], &told["held_bytes"]), (&json!(701), &json!(701)));
+    desk.tell(Event::ElsewhereHeld { bytes: 700 });
+    assert_eq!(verdict(&desk), "now");
+    let told = judged(&desk, &Learned::default(), &ask);
+    assert_eq!(told["asked"], json!({"slots": 65535, "context_length": 9000}));
 }

@@ -80,10 +80,10 @@ async fn a_worker_that_takes_more_than_the_limit_when_it_is_ready_is_given_up_wi
     let plan = plan(&house, "huge", &Script { leak_bytes: 100 * MIB, ..endless() }, 30);
     let answer = house.run(&plan).await;
     assert_eq!(answer.kind(), FailureKind::OutOfMemory);
-    assert!(answer.public().contains("than the limit allows (64 MiB)"), "{}", answer.public());
+    assert!(answer.public().contains("than the limit allows (67.1 MB)"), "{}", answer.public());
     let again = house.run(&plan).await;
     assert_eq!(again.kind(), FailureKind::Quarantined);
-    assert!(again.public().contains("than the limit allows (64 MiB)"), "{}", again.public());
+    assert!(again.public().contains("than the limit allows (67.1 MB)"), "{}", again.public());
     assert_eq!(house.handle.snapshot().of(&plan.model.id).unwrap().worker.incarnation.0, 1, "tried once");
     house.close().await;
 }
@@ -94,7 +94,7 @@ async fn a_model_that_can_never_fit_is_refused_without_a_process() {
     let plan = plan(&house, "never", &Script::default(), 65);
     let answer = house.run(&plan).await;
     assert_eq!(answer.kind(), FailureKind::OutOfMemory);
-    assert!(answer.public().contains("(65 MiB) than the limit allows (64 MiB)"), "{}", answer.public());
+    assert!(answer.public().contains("(68.2 MB) than the limit allows (67.1 MB)"), "{}", answer.public());
     let view = house.handle.snapshot();
     assert!(view.workers.is_empty() && view.deaths.is_empty());
     house.close().await;

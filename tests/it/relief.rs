@@ -228,7 +228,7 @@ fn a_model_that_takes_more_than_the_limit_in_its_load_is_refused_with_numbers() 
         assert_eq!(world.failures, [(request, FailureKind::OutOfMemory)]);
         let deaths = world.scheduler.snapshot(world.now).deaths;
         let words = deaths[0].deaths[0].cause.words();
-        assert_eq!(words, "model requires more memory (150 MiB) than the limit allows (100 MiB)");
+        assert_eq!(words, "model requires more memory (157.3 MB) than the limit allows (104.8 MB)");
         let again = ask(&mut world, "huge", 60 << 20, 5);
         assert_eq!(world.failures.last(), Some(&(again, FailureKind::Quarantined)), "at once");
         assert!(world.processes.is_empty(), "and without a process");

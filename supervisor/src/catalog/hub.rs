@@ -88,6 +88,10 @@ impl HubName {
     }
 }
 
+/// There is nothing that could be looked at without a download, and ollmlx does none.
+const NOT_HERE: &str = "it is neither in the stores nor in the Hugging Face cache, and ollmlx can't pull models yet; a local file \
+                        can be given by its path";
+
 /// Whether the cache has a folder for this repository, whatever is in it.
 pub(crate) fn has(cache: &Path, name: &HubName) -> bool {
     repository(cache, name).is_some()
@@ -95,7 +99,7 @@ pub(crate) fn has(cache: &Path, name: &HubName) -> bool {
 
 /// The model of this name.
 pub(crate) fn find(cache: &Path, name: &HubName, asked: &str) -> Result<LocalModel, CatalogError> {
-    let absent = || name.absent(asked, "it is neither in the stores nor in the Hugging Face cache");
+    let absent = || name.absent(asked, NOT_HERE);
     let home = repository(cache, name).ok_or_else(absent)?;
     let home = home.canonicalize().map_err(|_| absent())?;
     let (snapshot, quantisation) = snapshot(&home, name, asked)?;

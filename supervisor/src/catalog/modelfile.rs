@@ -5,7 +5,8 @@
 
 use std::fmt::Write as _;
 
-use ollmlx_proto::memory::parse_bytes;
+use ollmlx_proto::limits::{MEMORY_LIMIT_BYTES_MIN, PRIORITY_MAX};
+use ollmlx_proto::memory::{MODEL_LIMIT_RULE, parse_model_limit};
 use serde_json::{Map, Number, Value};
 
 use super::model::{Backend, ModelRef, StoredMessage};
@@ -68,6 +69,16 @@ pub enum ModelfileError {
         /// What it is.
         value: String,
     },
+    /// A value of ours that is none.
+    #[error("parameter '{name}' must be {wanted}, not {value:?}")]
+    OutOfRange {
+        /// Which.
+        name: String,
+        /// What it should be.
+        wanted: &'static str,
+        /// What it is.
+        value: String,
+    },
     /// Neither UTF-8 nor UTF-16.
     #[error("Modelfile is neither UTF-8 nor UTF-16 text")]
     Encoding,
@@ -78,9 +89,15 @@ enum Kind {
     Int,
     Float,
     Bool,
-    Bytes,
+    /// The memory limit of a model.
+    Limit,
+    /// -[`PRIORITY_MAX`] to [`PRIORITY_MAX`].
+    Priority,
     Texts,
 }
+
+/// A test compares the numbers with [`PRIORITY_MAX`].
+const PRIORITY_RULE: &str = "a whole number from -1000 to 1000";
 
 /// Every option of a model, with its type.
 const PARAMETERS: [(&str, Kind); 21] = [
@@ -104,8 +121,8 @@ const PARAMETERS: [(&str, Kind); 21] = [
     ("presence_penalty", Kind::Float),
     ("frequency_penalty", Kind::Float),
     // Ours. Ollama drops options that it doesn't know, so such a model works there as well.
-    ("ollmlx_memory_limit", Kind::Bytes),
-    ("ollmlx_priority", Kind::Int),
+    ("ollmlx_memory_limit", Kind::Limit),
+    ("ollmlx_priority", Kind::Priority),
 ];
 
 /// Parameters that a Modelfile may still name, to no effect.
@@ -187,7 +204,7 @@ pub(crate) fn check_role(role: &str) -> Result<(), ModelfileError> {
     if matches!(role, "system" | "user" | "assistant") { Ok(()) } else { Err(ModelfileError::Role) }
 }
 
-/// Whether the known ones among these options have the right types. Unknown ones are kept; requests ignore them.
+/// Whether the known ones among these options have the right types, and ours sensible values. Unknown ones are kept; requests ignore them.
 pub(crate) fn check_parameters(parameters: &Map<String, Value>) -> Result<(), String> {
     for (key, value) in parameters.iter().filter(|(_, value)| !value.is_null()) {
         let wanted = match kind_of(key) {
@@ -195,15 +212,17 @@ pub(crate) fn check_parameters(parameters: &Map<String, Value>) -> Result<(), St
             Some(Kind::Int) if value.is_number() => continue,
             Some(Kind::Float) if value.is_number() => continue,
             Some(Kind::Bool) if value.is_boolean() => continue,
-            Some(Kind::Bytes) if value.is_u64() => continue,
-            Some(Kind::Bytes) if value.as_str().and_then(parse_bytes).is_some() => continue,
+            Some(Kind::Limit) if value.as_u64().is_some_and(|bytes| bytes >= MEMORY_LIMIT_BYTES_MIN) => continue,
+            Some(Kind::Limit) if value.as_str().and_then(parse_model_limit).is_some() => continue,
+            Some(Kind::Priority) if value.as_i64().is_some_and(is_priority) => continue,
             Some(Kind::Texts) => match value {
                 Value::String(_) => continue,
                 Value::Array(list) if list.iter().all(Value::is_string) => continue,
                 Value::Array(_) => "an array of strings",
                 _ => "type array",
             },
-            Some(Kind::Bytes) => "a number of bytes, such as 2GB",
+            Some(Kind::Limit) => return Err(format!("option {key:?} must be {MODEL_LIMIT_RULE}")),
+            Some(Kind::Priority) => return Err(format!("option {key:?} must be {PRIORITY_RULE}")),
             Some(Kind::Int) => "type integer",
             Some(Kind::Float) => "type float32",
             Some(Kind::Bool) => "type boolean",
@@ -320,6 +339,10 @@ fn kind_of(key: &str) -> Option<Kind> {
     PARAMETERS.iter().find(|(name, _)| *name == key).map(|(_, kind)| *kind)
 }
 
+fn is_priority(number: i64) -> bool {
+    (-i64::from(PRIORITY_MAX)..=i64::from(PRIORITY_MAX)).contains(&number)
+}
+
 fn set_parameter(file: &mut Modelfile, key: String, value: String) -> Result<(), ModelfileError> {
     if RETIRED.contains(&key.as_str()) {
         file.warnings.push(format!("warning: parameter {key} is deprecated"));
@@ -336,9 +359,13 @@ fn set_parameter(file: &mut Modelfile, key: String, value: String) -> Result<(),
             });
             Value::Number(number.ok_or_else(|| invalid("float"))?)
         }
-        Kind::Bytes => match parse_bytes(&value) {
+        Kind::Limit => match parse_model_limit(&value) {
             Some(_) => Value::String(value),
-            None => return Err(invalid("bytes")),
+            None => return Err(ModelfileError::OutOfRange { name: key, wanted: MODEL_LIMIT_RULE, value }),
+        },
+        Kind::Priority => match value.parse::<i64>() {
+            Ok(number) if is_priority(number) => Value::from(number),
+            _ => return Err(ModelfileError::OutOfRange { name: key, wanted: PRIORITY_RULE, value }),
         },
         Kind::Bool => Value::Bool(match value.as_str() {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
@@ -486,7 +513,15 @@ mod tests {
         assert_eq!(text(from("PARAMETER num_ctx 1.5")), "invalid int value \"1.5\"");
         assert_eq!(text(from("PARAMETER top_p x")), "invalid float value \"x\"");
         assert_eq!(text(from("PARAMETER top_p NaN")), "invalid float value \"NaN\"");
-        assert_eq!(text(from("PARAMETER ollmlx_memory_limit 2 apples")), "invalid bytes value \"2 apples\"");
+        for value in ["2 apples", "0", "80%", "auto", "999999"] {
+            let told = format!("parameter 'ollmlx_memory_limit' must be {MODEL_LIMIT_RULE}, not {value:?}");
+            assert_eq!(text(from(&format!("PARAMETER ollmlx_memory_limit {value}"))), told);
+        }
+        for value in ["1001", "-1001", "high"] {
+            let told = format!("parameter 'ollmlx_priority' must be a whole number from -1000 to 1000, not {value:?}");
+            assert_eq!(text(from(&format!("PARAMETER ollmlx_priority {value}"))), told);
+        }
+        from(&format!("PARAMETER ollmlx_priority -{PRIORITY_MAX}\nPARAMETER ollmlx_memory_limit 1MB")).unwrap();
         assert_eq!(text(from("PARAMETER use_mmap yes")), "invalid bool value \"yes\"");
         let role = "message role must be one of \"system\", \"user\", or \"assistant\"";
         assert_eq!(text(from("MESSAGE tool x")), role);
@@ -550,8 +585,15 @@ mod tests {
         assert_eq!(check(json!({"stop": [1]})).unwrap_err(), "option \"stop\" must be of an array of strings");
         assert_eq!(check(json!({"ollmlx_memory_limit": "2GB", "ollmlx_priority": -3})), Ok(()));
         assert_eq!(check(json!({"ollmlx_memory_limit": 2_000_000})), Ok(()));
-        let bytes = "option \"ollmlx_memory_limit\" must be of a number of bytes, such as 2GB";
-        assert_eq!(check(json!({"ollmlx_memory_limit": "much"})).unwrap_err(), bytes);
+        let bytes = format!("option \"ollmlx_memory_limit\" must be {MODEL_LIMIT_RULE}");
+        for value in [json!("much"), json!(0), json!("0"), json!(999_999), json!(-1), json!(true)] {
+            assert_eq!(check(json!({"ollmlx_memory_limit": value})).unwrap_err(), bytes);
+        }
+        let priority = "option \"ollmlx_priority\" must be a whole number from -1000 to 1000";
+        for value in [json!(PRIORITY_MAX + 1), json!(99_999), json!("5"), json!(1.5)] {
+            assert_eq!(check(json!({"ollmlx_priority": value})).unwrap_err(), priority);
+        }
+        assert_eq!(check(json!({"ollmlx_priority": -PRIORITY_MAX})), Ok(()));
         assert_eq!(check(json!({"use_mmap": 1})).unwrap_err(), "option \"use_mmap\" must be of type boolean");
     }
 }

@@ -46,7 +46,7 @@ pub enum Subcommands {
     List(ListArgs),
     /// List running models
     Ps(PsArgs),
-    /// Say whether a model fits into memory, before it is loaded (exit status 1: it doesn't)
+    /// Say whether a model fits into memory, before it is loaded (exit status 1: it doesn't, 2: it can't be told)
     Fit(FitArgs),
     /// Tell why a model's processes died, and what comes next
     Why(Inspect),
@@ -333,6 +333,12 @@ pub fn at_most_one(words: Vec<String>) -> Result<Option<String>, CliError> {
 #[must_use]
 pub fn is_server(words: impl Iterator<Item = OsString>) -> bool {
     words.into_iter().nth(1).is_some_and(|word| word == "serve" || word == "start")
+}
+
+/// Whether the command line, which may make no sense, is that of `fit`.
+#[must_use]
+pub fn is_fit(words: impl Iterator<Item = OsString>) -> bool {
+    words.into_iter().nth(1).is_some_and(|word| word == "fit")
 }
 
 /// A clap error in one line, in the words that scripts know.

@@ -10,6 +10,10 @@ use crate::config::ConfigError;
 /// service manager's unit says that it ends there.
 pub const EXIT_SETTINGS: u8 = 78;
 
+/// Exit status of `ollmlx fit` where it can't tell, since 1 is its answer that a model doesn't fit. It is what clap, and grep,
+/// use for errors.
+pub const EXIT_UNTOLD: u8 = 2;
+
 /// Why a command failed.
 #[derive(Debug, Error)]
 pub enum CliError {
@@ -42,6 +46,9 @@ pub enum CliError {
     /// A model doesn't fit.
     #[error("{0}")]
     DoesNotFit(String),
+    /// Whether a model fits could not be told.
+    #[error("{0}")]
+    Untold(Box<CliError>),
     /// The command line makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -115,7 +122,7 @@ impl CliError {
         matches!(self, Self::Refused { status, .. } if *status == http::StatusCode::NOT_FOUND)
     }
 
-    /// The process's exit status: [`EXIT_SETTINGS`], or 1. A port or a folder that another process has, an address that
+    /// The process's exit status: [`EXIT_SETTINGS`], [`EXIT_UNTOLD`], or 1. A port or a folder that another process has, an address that
     /// is not there yet: all that may be better a moment later.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
@@ -123,6 +130,7 @@ impl CliError {
             Self::Config(_) | Self::ServeUsage(_) | Self::Bind { kind: ErrorKind::PermissionDenied, .. } => {
                 EXIT_SETTINGS
             }
+            Self::Untold(_) => EXIT_UNTOLD,
             _ => 1,
         }
     }
@@ -145,5 +153,7 @@ mod tests {
             assert_eq!(bind(kind).exit_status(), 1, "{kind:?}");
         }
         assert_eq!(CliError::ServerDown.exit_status(), 1);
+        assert_eq!(CliError::Untold(Box::new(CliError::ServerDown)).exit_status(), 2);
+        assert_eq!(CliError::DoesNotFit(String::new()).exit_status(), 1);
     }
 }

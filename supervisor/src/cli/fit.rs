@@ -3,6 +3,9 @@
 //! Asks the server, which knows what others hold. Where none listens on this machine, the same judgement is made here from
 //! the settings, as if nothing was loaded.
 
+use std::cmp::Ordering;
+
+use ollmlx_proto::memory::{bytes_allowed, bytes_needed};
 use serde_json::{Value, json};
 
 use super::args::{FitArgs, exactly};
@@ -18,8 +21,16 @@ use crate::scheduler::{KeepAlive, Snapshot};
 /// Prints the judgement.
 ///
 /// # Errors
-/// It doesn't fit, the model is unknown or unreadable, or the server refuses.
+/// It doesn't fit; or it can't be told, since the model is unknown or unreadable or the server refuses, which has another
+/// exit status.
 pub async fn run(client: &Client, config: &Config, args: FitArgs) -> Result<(), CliError> {
+    answer(client, config, args).await.map_err(|error| match error {
+        CliError::DoesNotFit(_) => error,
+        error => CliError::Untold(Box::new(error)),
+    })
+}
+
+async fn answer(client: &Client, config: &Config, args: FitArgs) -> Result<(), CliError> {
     let [name] = exactly(args.names)?;
     let model = model_path::absolute(&name).unwrap_or(name);
     let ask = Ask { context_tokens: args.ctx, slots: args.slots, kv_type: args.kv_type };
@@ -44,7 +55,7 @@ pub async fn run(client: &Client, config: &Config, args: FitArgs) -> Result<(), 
 async fn offline(config: &Config, name: &str, ask: &Ask) -> Result<Value, CliError> {
     let system = |source| CliError::System { step: "find the workers", source };
     let catalog = house::catalog(config, house::worker_dir(config).map_err(system)?, false)?;
-    let model = catalog.resolve(name).await.map_err(|error| CliError::Store(error.to_string()))?;
+    let model = catalog.resolve(name).await.map_err(|error| CliError::Usage(error.to_string()))?;
     let scheduler = house::scheduler_config(config);
     let snapshot = Snapshot {
         limit_bytes: scheduler.memory_limit,
@@ -65,8 +76,26 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
-fn limit(judged: &Value) -> Option<u64> {
-    [&judged["limit"], &judged["model_limit"]].into_iter().filter_map(Value::as_u64).min()
+/// The limit that counts, and whose it is.
+fn limit(judged: &Value) -> Option<(u64, &'static str)> {
+    let of = |key: &str, whose| judged[key].as_u64().map(|bytes| (bytes, whose));
+    let limits = [of("model_limit", "of this model"), of("limit", "of all models together")];
+    limits.into_iter().flatten().min_by_key(|(bytes, _)| *bytes)
+}
+
+/// What was asked for and is not to be had, each a line.
+fn cut(judged: &Value) -> String {
+    let asked = &judged["asked"];
+    let line = |key: &str, what: &str, most: &str| {
+        let (wanted, used) = (asked[key].as_u64().unwrap_or(0), number(&judged[key]));
+        match wanted.cmp(&used) {
+            _ if wanted == 0 => String::new(),
+            Ordering::Equal => String::new(),
+            Ordering::Greater => format!("    {wanted} {what} were asked for: {used} is {most}\n"),
+            Ordering::Less => format!("    {wanted} {what} were asked for: {used} is the least\n"),
+        }
+    };
+    line("context_length", "tokens", "all that it was trained for") + &line("slots", "slots", "the most")
 }
 
 fn story(judged: &Value) -> String {
@@ -79,6 +108,7 @@ fn story(judged: &Value) -> String {
         number(&judged["context_length"]),
         text_of(judged, "kv_type")
     );
+    out += &cut(judged);
     let mut line = |name: &str, text: String| out += &format!("    {name:<10}{text}\n");
     for part in ["weights", "caches", "compute"] {
         line(part, human::bytes(number(&needs[part])));
@@ -87,13 +117,12 @@ fn story(judged: &Value) -> String {
         line("learned", format!("{} more, as its processes took before", human::bytes(number(&needs["learned"]))));
     }
     line("total", human::bytes(number(&needs["total"])));
-    line("limit", limit(judged).map_or_else(|| "none".to_owned(), human::bytes));
+    let bytes_of = |(bytes, whose): (u64, &str)| format!("{}, that {whose}", human::bytes(bytes));
+    line("limit", limit(judged).map_or_else(|| "none".to_owned(), bytes_of));
     if judged["offline"] == json!(true) {
         line("held", "nothing, as no server runs".to_owned());
     } else {
-        let held = holders(judged);
-        let names = if held.is_empty() { String::new() } else { format!(": {held}") };
-        line("held", format!("{}{names}", human::bytes(number(&judged["held_bytes"]))));
+        line("held", held(judged));
     }
     out += &(verdict(judged) + "\n");
     let largest = &judged["largest"];
@@ -113,27 +142,40 @@ fn slots(count: u64) -> String {
     if count == 1 { "1 slot".to_owned() } else { format!("{count} slots") }
 }
 
-fn holders(judged: &Value) -> String {
+/// What others have, and who they are.
+fn held(judged: &Value) -> String {
     let rows = judged["held"].as_array().map_or(&[][..], Vec::as_slice);
     let row = |row: &Value| {
         let state = if row["pinned"] == json!(true) { "kept for ever" } else { text_of(row, "state") };
         format!("{} ({state}, {})", text_of(row, "name"), human::bytes(number(&row["bytes"])))
     };
-    rows.iter().map(row).collect::<Vec<_>>().join(", ")
+    let predecessor = Some(number(&judged["held_by_predecessor"])).filter(|bytes| *bytes > 0);
+    let predecessor = predecessor.map(|bytes| format!("the server being replaced ({})", human::bytes(bytes)));
+    let holders: Vec<String> = rows.iter().map(row).chain(predecessor).collect();
+    if holders.is_empty() {
+        return "nothing, by other models".to_owned();
+    }
+    format!("{}: {}", human::bytes(number(&judged["held_bytes"])), holders.join(", "))
 }
 
 fn verdict(judged: &Value) -> String {
     let smaller = &judged["made_smaller"];
     let told = match text_of(judged, "verdict") {
-        "loaded" => "is loaded like that",
+        "loaded" => return loaded(&judged["loaded"]),
         "now" => "fits now",
         "after_eviction" => "fits once idle models have made room, which they do at once",
+        "after_others" if number(&judged["held_by_predecessor"]) > 0 => {
+            "fits once the server being replaced, or busy models, have ended what they run and made room"
+        }
         "after_others" => "fits once busy models have ended what they run and made room",
+        "rests" => return rests(judged),
         "pinned" => "does not fit beside the models that are kept for ever",
         _ => "never fits",
     };
+    // One that failed before it rests is tried again soon.
+    let told = if judged["rests"].is_null() { told.to_owned() } else { format!("{told}, but {}", rests(judged)) };
     if smaller.is_null() {
-        return told.to_owned();
+        return told;
     }
     format!(
         "{told}, made smaller: {} of {} tokens, {}",
@@ -143,14 +185,32 @@ fn verdict(judged: &Value) -> String {
     )
 }
 
-fn refusal(judged: &Value) -> String {
+fn loaded(loaded: &Value) -> String {
     format!(
-        "{} {}: it needs {} and {} is the limit",
-        text_of(judged, "model"),
-        verdict(judged),
-        human::bytes(number(&judged["needs"]["total"])),
-        limit(judged).map_or_else(|| "no number of bytes".to_owned(), human::bytes)
+        "is loaded, with {} of {} tokens and {} set aside",
+        slots(number(&loaded["slots"])),
+        number(&loaded["context_length"]),
+        human::bytes(number(&loaded["budget"]))
     )
+}
+
+fn rests(judged: &Value) -> String {
+    let rests = &judged["rests"];
+    let what = if text_of(rests, "state") == "quarantined" { "is refused" } else { "its next start waits" };
+    let until = rests["until"].as_str().map_or_else(String::new, |until| format!(" until {until}"));
+    let reason = rests["reason"].as_str().unwrap_or("its processes died");
+    format!("{what}{until}, since it failed: {reason} (ollmlx restart ends that)")
+}
+
+fn refusal(judged: &Value) -> String {
+    let (name, verdict) = (text_of(judged, "model"), verdict(judged));
+    match (text_of(judged, "verdict"), limit(judged)) {
+        ("rests", _) | (_, None) => format!("{name} {verdict}"),
+        (_, Some((bytes, whose))) => {
+            let need = bytes_needed(number(&judged["needs"]["total"]));
+            format!("{name} {verdict}: it needs {need} and {} is the limit {whose}", bytes_allowed(bytes))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -173,7 +233,7 @@ mod tests {
         assert_eq!(
             text,
             "smol:latest (gguf), 4 slots of 4096 tokens, caches f16\n    weights   98 MB\n    caches    377 MB\n    \
-             compute   50 MB\n    total     525 MB\n    limit     1 GB\n    held      300 MB: base:latest (idle, 300 MB)\n\
+             compute   50 MB\n    total     525 MB\n    limit     1 GB, that of all models together\n    held      300 MB: base:latest (idle, 300 MB)\n\
              fits now\nlargest context: 8192 with 4 slots, 8192 with one; most slots of 4096 tokens: 9\n"
         );
         let mut offline = judged();
@@ -189,10 +249,57 @@ mod tests {
         never["verdict"] = json!("never");
         never["model_limit"] = json!(500_000_000);
         never["largest"] = json!({"context_length": null, "context_length_at_one_slot": null, "slots": null});
-        assert_eq!(refusal(&never), "smol:latest never fits: it needs 525 MB and 500 MB is the limit");
+        assert_eq!(refusal(&never), "smol:latest never fits: it needs 525 MB and 500 MB is the limit of this model");
         assert!(story(&never).contains("largest context: nothing with 4 slots, nothing with one"));
         let mut smaller = judged();
         smaller["made_smaller"] = json!({"slots": 1, "context_length": 4096, "total": 300_000_000});
         assert_eq!(verdict(&smaller), "fits now, made smaller: 1 slot of 4096 tokens, 300 MB");
+    }
+
+    #[test]
+    fn what_is_asked_for_and_not_to_be_had_is_said() {
+        let mut asked = judged();
+        asked["asked"] = json!({"slots": 4, "context_length": null});
+        assert_eq!(cut(&asked), "");
+        asked["asked"] = json!({"slots": 65, "context_length": 32768});
+        assert_eq!(
+            cut(&asked),
+            "    32768 tokens were asked for: 4096 is all that it was trained for\n    65 slots were asked for: 4 is the \
+             most\n"
+        );
+        assert!(story(&asked).contains(&cut(&asked)));
+    }
+
+    #[test]
+    fn one_that_is_loaded_or_rests_says_so() {
+        let mut told = judged();
+        told["verdict"] = json!("loaded");
+        told["loaded"] = json!({"slots": 3, "context_length": 4096, "budget": 431_000_000});
+        assert_eq!(verdict(&told), "is loaded, with 3 slots of 4096 tokens and 431 MB set aside");
+        told["rests"] = json!({"state": "quarantined", "until": "12:00", "reason": "model requires more memory"});
+        told["verdict"] = json!("rests");
+        let rests = "smol:latest is refused until 12:00, since it failed: model requires more memory (ollmlx restart ends \
+                     that)";
+        assert_eq!(refusal(&told), rests);
+        told["rests"]["state"] = json!("backoff");
+        told["verdict"] = json!("now");
+        assert!(
+            verdict(&told).starts_with("fits now, but its next start waits until 12:00, since"),
+            "{}",
+            verdict(&told)
+        );
+    }
+
+    #[test]
+    fn what_others_hold_has_names() {
+        let mut told = judged();
+        told["held_by_predecessor"] = json!(200_000_000);
+        told["held_bytes"] = json!(500_000_000);
+        assert_eq!(held(&told), "500 MB: base:latest (idle, 300 MB), the server being replaced (200 MB)");
+        told["verdict"] = json!("after_others");
+        assert!(verdict(&told).contains("the server being replaced"));
+        told["held"] = json!([]);
+        told["held_by_predecessor"] = json!(0);
+        assert_eq!(held(&told), "nothing, by other models");
     }
 }

@@ -1,5 +1,6 @@
 //! Puts the server's parts together: catalogue, driver, door. The one place that knows them all.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::error::CliError;
+use super::estate;
 use super::serve::Leaving;
 use super::service::Pulse;
 use super::version::OWN;
@@ -28,6 +30,10 @@ pub(super) struct World {
     pub(super) upgrade: watch::Receiver<Option<String>>,
     /// Gives signs of life to whoever waits for them.
     pub(super) pulse: Pulse,
+    /// Told what this server holds of the memory.
+    pub(super) held: watch::Sender<u64>,
+    /// Where a predecessor tells what it holds.
+    pub(super) predecessor: Option<UnixStream>,
     /// Called once it serves.
     pub(super) ready: Box<dyn FnOnce() + Send>,
 }
@@ -37,7 +43,7 @@ pub(super) struct World {
 /// # Errors
 /// A part that could not start.
 pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> Result<(), CliError> {
-    let World { mut leaving, upgrade, pulse, ready } = world;
+    let World { mut leaving, upgrade, pulse, held, predecessor, ready } = world;
     let mut further = leaving.clone();
     let system = |step| move |source| CliError::System { step, source };
     let address = listener.local_addr().map_err(system("read the address"))?;
@@ -45,6 +51,14 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
     let catalog = catalog(&config, worker_dir.clone(), !config.noprune)?;
     let (handle, driving) =
         driver::start(driver_config(&config, worker_dir)).await.map_err(system("start the driver"))?;
+    // Ends with the driver.
+    tokio::spawn(estate::follow(handle.snapshots(), estate::settled(leaving.clone()), held));
+    if let Some(line) = predecessor {
+        // Nothing is loaded until it is known what there is.
+        handle.elsewhere_held(estate::EVERYTHING).await;
+        // Ends with the predecessor.
+        tokio::spawn(estate::heed(line, handle.clone()));
+    }
     super::watchdog::watch(handle.clone(), pulse).map_err(system("start the watchdog"))?;
     let (deaths, deaths_out) = watch::channel(http::metrics::DeathCounts::new());
     // Ends with the driver.
@@ -74,6 +88,7 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
                 asked = changed.map_or(Leaving::AtOnce, |leaving| *leaving);
                 if asked == Leaving::Replaced {
                     let _ = closing.send(http::Door::HandedOver);
+                    handle.replaced().await;
                     let patience = Duration::from_millis(UPGRADE_DRAIN_MS);
                     tokio::select! {
                         // Whoever waits or runs is served to the end; then the driver may go.

@@ -1,7 +1,7 @@
 //! The command line: one file per command. All but `serve` and `config` talk to a server over HTTP like any client.
 //!
 //! Errors are one line on standard error that begins with `Error: `, and exit status 1; 78 where settings make no sense,
-//! so that a service manager does not try them again (see [`error`]).
+//! so that a service manager does not try them again, and 2 where `fit`, whose 1 is an answer, can't tell (see [`error`]).
 
 pub mod answer;
 pub mod args;
@@ -33,6 +33,7 @@ pub mod why;
 pub mod wrap;
 
 mod claim;
+mod estate;
 mod house;
 mod images;
 mod repl;
@@ -62,6 +63,9 @@ pub fn main() -> Result<(), CliError> {
             output::print(&error.render().to_string())
         }
         Err(error) if args::is_server(std::env::args_os()) => Err(CliError::ServeUsage(args::one_line(&error))),
+        Err(error) if args::is_fit(std::env::args_os()) => {
+            Err(CliError::Untold(Box::new(CliError::Usage(args::one_line(&error)))))
+        }
         Err(error) => Err(CliError::Usage(args::one_line(&error))),
     }
 }

@@ -87,19 +87,39 @@ fn ledger(answer: &Value, prefix: &str) -> String {
                 known_bytes(&memory["reported"]["total"]),
                 known_bytes(&memory["sampled"]),
                 share,
-                known_bytes(&memory["limit"]),
+                memory["limit"].as_u64().map_or_else(|| "none".to_owned(), human::bytes),
                 model["priority"].as_i64().unwrap_or(0).to_string(),
                 smaller.to_owned(),
             ]
         })
         .collect();
     let header = [
-        "NAME", "WEIGHTS", "CACHES", "COMPUTE", "LEARNED", "BUDGET", "REPORTED", "SAMPLED", "MEASURED", "LIMIT",
-        "PRIORITY", "SMALLER",
+        "NAME",
+        "WEIGHTS",
+        "CACHES",
+        "COMPUTE",
+        "LEARNED",
+        "BUDGET",
+        "REPORTED",
+        "SAMPLED",
+        "OF BUDGET",
+        "OWN LIMIT",
+        "PRIORITY",
+        "SMALLER",
     ];
-    let reserved = human::bytes(answer["memory"]["reserved"].as_u64().unwrap_or(0));
-    let limit = answer["memory"]["limit"].as_u64().map_or_else(|| "no limit".to_owned(), human::bytes);
-    format!("{}{reserved} of {limit} set aside\n", text_table::with_header(&header, &rows))
+    text_table::with_header(&header, &rows) + &total(&answer["memory"])
+}
+
+/// All models together, in a line.
+fn total(memory: &Value) -> String {
+    let bytes = |key: &str| memory[key].as_u64().filter(|bytes| *bytes > 0).map(human::bytes);
+    let reserved = bytes("reserved").unwrap_or_else(|| human::bytes(0));
+    let limit = bytes("limit").map_or_else(|| "no limit".to_owned(), |limit| format!("the limit of {limit}"));
+    let measured = bytes("measured").map_or_else(String::new, |bytes| format!(", {bytes} measured"));
+    let elsewhere = bytes("predecessor");
+    let elsewhere = elsewhere.map_or_else(String::new, |bytes| format!(", {bytes} held by the server being replaced"));
+    let step = memory["step"].as_str().map_or_else(String::new, |step| format!(", memory ladder: {step}"));
+    format!("{reserved} of {limit} set aside{measured}{elsewhere}{step}\n")
 }
 
 /// The processes: also those of models that are not loaded now, since they rest after a death.
@@ -201,16 +221,20 @@ mod tests {
     fn the_ledger_shows_how_a_budget_comes_about() {
         let memory = json!({"budget": 550, "measured": 495, "learned": 50, "sampled": 495, "limit": null,
             "estimated": {"weights": 100, "caches": 300, "compute": 100}, "reported": {"total": 480}});
-        let answer = json!({"memory": {"reserved": 550, "limit": 1000},
+        let answer = json!({"memory": {"reserved": 550, "measured": 495, "limit": 1000, "step": "calm"},
             "models": [{"name": "m:latest", "priority": -2, "memory": memory}, {"name": "rests", "memory": {"budget": 0}}]});
         assert_eq!(
             ledger(&answer, ""),
-            "NAME        WEIGHTS    CACHES    COMPUTE    LEARNED    BUDGET    REPORTED    SAMPLED    MEASURED    LIMIT    \
+            "NAME        WEIGHTS    CACHES    COMPUTE    LEARNED    BUDGET    REPORTED    SAMPLED    OF BUDGET    OWN LIMIT    \
              PRIORITY    SMALLER \n\
-             m:latest    100 B      300 B     100 B      50 B       550 B     480 B       495 B      90%         -        \
+             m:latest    100 B      300 B     100 B      50 B       550 B     480 B       495 B      90%          none         \
              -2          no         \n\
-             550 B of 1 KB set aside\n"
+             550 B of the limit of 1 KB set aside, 495 B measured, memory ladder: calm\n"
         );
+        assert_eq!(total(&json!({"reserved": 0, "limit": null})), "0 B of no limit set aside\n");
+        let replaces = json!({"reserved": 0, "measured": 0, "limit": 1000, "predecessor": 700, "step": "calm"});
+        let line = "0 B of the limit of 1 KB set aside, 700 B held by the server being replaced, memory ladder: calm\n";
+        assert_eq!(total(&replaces), line);
     }
 
     #[test]

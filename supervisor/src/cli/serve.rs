@@ -13,6 +13,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::claim::Claim;
 use super::error::CliError;
+use super::estate;
 use super::house;
 use super::service::Service;
 use super::upgrade;
@@ -86,11 +87,15 @@ async fn serve(config: Config) -> Result<(), CliError> {
     } else {
         Box::new(move || told.ready(address))
     };
-    let successor = upgrade::Successor::new(&listener, claim)?;
+    // Whatever a predecessor holds is told over the line that the lock came through.
+    let predecessor = if config.inherits_socket { estate::line() } else { None };
+    let (held, held_out) = watch::channel(estate::EVERYTHING);
+    let successor = upgrade::Successor::new(&listener, claim, held_out)?;
     let (upgrade_error, upgrade) = watch::channel(None);
     tracing::info!("Listening on {address} (version {OWN})");
     let announcing = tokio::spawn(signals.announce(leaving, successor, service, upgrade_error));
-    let end = house::run(config, listener, house::World { leaving: phase, upgrade, pulse, ready }).await;
+    let end =
+        house::run(config, listener, house::World { leaving: phase, upgrade, pulse, held, predecessor, ready }).await;
     announcing.abort();
     tracing::info!("server stopped");
     end

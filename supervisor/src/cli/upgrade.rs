@@ -6,7 +6,8 @@
 //! [`super::claim`]), and the new one says `ready` there once it serves; only then does the old one stop to
 //! accept. Both hold the same socket all the time, so a connection waits in its queue, and none is refused. A new
 //! program that does not get that far is ended, and the old one goes on; what it says in the place of `ready` is told as
-//! the reason, such as a line of the settings file that makes no sense.
+//! the reason, such as a line of the settings file that makes no sense. Until the old one has ended they divide the memory, see
+//! [`super::estate`].
 //!
 //! Limit: the new server is another process. systemd is told which (see [`super::service`]) and follows it; launchd follows
 //! only the process that it started, and when that ends it ends the new one as well, so there the service has to be
@@ -24,11 +25,13 @@ use ollmlx_proto::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_LINGER_MS, UPGRADE_READ
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use super::args::UpgradeArgs;
 use super::claim::Claim;
 use super::client::Client;
 use super::error::CliError;
+use super::estate;
 use super::output::{print, print_json};
 use crate::config::Sources;
 use crate::os::{descriptor, process};
@@ -58,6 +61,8 @@ pub(super) struct Successor {
     program: PathBuf,
     socket: OwnedFd,
     claim: Claim,
+    /// What this server holds of the memory.
+    held: watch::Receiver<u64>,
 }
 
 impl Successor {
@@ -65,11 +70,11 @@ impl Successor {
     ///
     /// # Errors
     /// The system's.
-    pub(super) fn new(listener: &TcpListener, claim: Claim) -> Result<Self, CliError> {
+    pub(super) fn new(listener: &TcpListener, claim: Claim, held: watch::Receiver<u64>) -> Result<Self, CliError> {
         let system = |step| move |source| CliError::System { step, source };
         let program = std::env::current_exe().map_err(system("find the own program"))?;
         let socket = listener.as_fd().try_clone_to_owned().map_err(system("keep the socket"))?;
-        Ok(Self { program, socket, claim })
+        Ok(Self { program, socket, claim, held })
     }
 
     /// Starts it and waits until it serves; returns its process id.
@@ -93,7 +98,7 @@ impl Successor {
             descriptor::send(&ours, lock)?;
         }
         ours.set_nonblocking(true)?;
-        let said = tokio::net::UnixStream::from_std(ours)?;
+        let (said, tells) = tokio::net::UnixStream::from_std(ours)?.into_split();
         let variables = [("OLLMLX_LISTEN_FD", "0"), ("OLLMLX_LOCK_FD", if lock.is_some() { "1" } else { "" })];
         let socket = self.socket.try_clone()?;
         let mut child = process::start_successor(&self.program, socket, theirs.into(), &variables)?;
@@ -101,6 +106,8 @@ impl Successor {
         let mut word = String::new();
         let heard = tokio::time::timeout(Duration::from_millis(UPGRADE_READY_MS), said.read_line(&mut word)).await;
         if matches!(heard, Ok(Ok(_))) && word == READY {
+            // Ends with this server.
+            tokio::spawn(estate::tell(tells, self.held.clone()));
             return child.id().ok_or_else(|| std::io::Error::other("it was reaped at once").into());
         }
         if heard.is_err() {

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use ollmlx_proto::limits::MEMORY_LIMIT_BYTES_MIN;
+
 use super::value::{ValueError, parse_bytes};
 
 /// The share of `auto` on Linux: the rest is for the system, the server and everybody else.
@@ -52,7 +54,7 @@ impl MemoryLimit {
     /// Reads one.
     ///
     /// # Errors
-    /// It is neither `auto`, `none`, a number of bytes nor a percentage from 1 to 100.
+    /// It is neither `auto`, `none` (or `0`), a number of bytes that something fits, nor a percentage from 1 to 100.
     pub fn parse(text: &str) -> Result<Self, ValueError> {
         let text = text.trim();
         match text.to_ascii_lowercase().as_str() {
@@ -65,10 +67,16 @@ impl MemoryLimit {
             let percent = number.trim_end().parse::<u8>().map_err(|_| invalid())?;
             return if (1..=100).contains(&percent) { Ok(Self::Percent(percent)) } else { Err(invalid()) };
         }
-        Ok(match parse_bytes(text).map_err(|_| invalid())? {
-            0 => Self::Unlimited,
-            bytes => Self::Bytes(bytes),
-        })
+        if text == "0" {
+            return Ok(Self::Unlimited);
+        }
+        let is_bare = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        match parse_bytes(text) {
+            Ok(bytes) if bytes >= MEMORY_LIMIT_BYTES_MIN => Ok(Self::Bytes(bytes)),
+            Err(_) if !is_bare || text.parse::<f64>().is_err() => Err(invalid()),
+            // A part of a byte, or hardly any.
+            _ => Err(ValueError::MemoryLimitTooSmall { text: text.to_owned(), hint: meant(text) }),
+        }
     }
 
     /// What it comes to on this machine. A share of an unknown whole is no limit.
@@ -95,6 +103,19 @@ impl MemoryLimit {
         };
         let bytes = u64::try_from(u128::from(whole) * u128::from(percent) / 100).unwrap_or(u64::MAX);
         EffectiveLimit { bytes: Some(bytes), basis: format!("{self}: {percent}% of {name} ({whole} bytes)") }
+    }
+}
+
+/// What may have been meant by a number without unit or percent sign.
+fn meant(text: &str) -> String {
+    match text.parse::<f64>() {
+        Ok(share) if (0.01..1.0).contains(&share) => format!("; did you mean the share {:.0}%?", share * 100.0),
+        Ok(number) if (1.0..=100.0).contains(&number) && number.fract() == 0.0 => {
+            format!("; did you mean {text}GB, or the share {text}%?")
+        }
+        Ok(number) if (1.0..=100.0).contains(&number) => format!("; did you mean {text}GB?"),
+        Ok(number) if number > 100.0 => format!("; did you mean {text}MB?"),
+        _ => "; no limit is none".to_owned(),
     }
 }
 
@@ -132,6 +153,24 @@ mod tests {
             let error = MemoryLimit::parse(text).unwrap_err();
             assert_eq!(error, ValueError::MemoryLimitInvalid(text.to_owned()), "{text}");
         }
+    }
+
+    #[test]
+    fn a_forgotten_unit_or_percent_sign_is_no_limit_and_not_taken_for_one() {
+        for (text, told) in [
+            ("0.8", "must be at least 1MB, not \"0.8\"; did you mean the share 80%?"),
+            (".9", "must be at least 1MB, not \".9\"; did you mean the share 90%?"),
+            ("0.5", "must be at least 1MB, not \"0.5\"; did you mean the share 50%?"),
+            ("80", "must be at least 1MB, not \"80\"; did you mean 80GB, or the share 80%?"),
+            ("1.5", "must be at least 1MB, not \"1.5\"; did you mean 1.5GB?"),
+            ("2048", "must be at least 1MB, not \"2048\"; did you mean 2048MB?"),
+            ("0.0", "must be at least 1MB, not \"0.0\"; no limit is none"),
+            ("0GB", "must be at least 1MB, not \"0GB\"; no limit is none"),
+            ("999999", "must be at least 1MB, not \"999999\"; did you mean 999999MB?"),
+        ] {
+            assert_eq!(MemoryLimit::parse(text).unwrap_err().to_string(), told);
+        }
+        assert_eq!(MemoryLimit::parse("1000000"), Ok(MemoryLimit::Bytes(1_000_000)));
     }
 
     #[test]

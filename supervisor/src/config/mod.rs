@@ -471,7 +471,10 @@ mod tests {
             ),
             ("hots = x\nmax_queue = many", r#"line 1 of the settings file: "hots": there is no such setting"#),
             ("\0rubbish", r#"line 1 of the settings file: "\0rubbish": there is no such setting"#),
-            ("priority.m = high", r#"line 1 of the settings file: priority of "m": "high" is no whole number"#),
+            (
+                "priority.m = high",
+                r#"line 1 of the settings file: priority of "m": must be a whole number from -1000 to 1000, not "high""#,
+            ),
         ] {
             assert_eq!(with(text, "0").unwrap_err().to_string(), words);
             let config = with(text, "").unwrap();

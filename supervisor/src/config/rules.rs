@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use ollmlx_proto::limits::PRIORITY_MAX;
+use ollmlx_proto::memory::{MODEL_LIMIT_RULE, parse_model_limit};
 
 use super::raw::{Complaint, ModelSetting, Origin, Sources};
-use super::value;
+use super::value::ValueError;
 
 /// Of one model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,22 +28,22 @@ impl Rules {
         for ModelSetting { setting, model, text, line } in sources.model_settings() {
             let rule = rules.entry(tagged(model)).or_default();
             let reason = match setting {
-                "memory_limit" => match value::parse_bytes(text) {
-                    Ok(bytes) if bytes > 0 => {
+                "memory_limit" => match parse_model_limit(text) {
+                    Some(bytes) => {
                         rule.memory_limit = Some(bytes);
                         continue;
                     }
-                    Ok(_) => "it leaves nothing".to_owned(),
-                    Err(error) => error.to_string(),
+                    None => ValueError::ModelLimitInvalid { text: text.to_owned(), rule: MODEL_LIMIT_RULE },
                 },
                 _ => match text.parse::<i32>() {
-                    Ok(priority) => {
-                        rule.priority = Some(priority.clamp(-PRIORITY_MAX, PRIORITY_MAX));
+                    Ok(priority) if (-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority) => {
+                        rule.priority = Some(priority);
                         continue;
                     }
-                    Err(_) => format!("{text:?} is no whole number"),
+                    _ => ValueError::OutOfRange { text: text.to_owned(), least: -PRIORITY_MAX, most: PRIORITY_MAX },
                 },
             };
+            let reason = reason.to_string();
             let name = format!("{setting} of {model:?}");
             complaints.push(Complaint { name, origin: Origin::File, line: Some(line), reason });
         }
@@ -72,11 +73,13 @@ mod tests {
         let lines = [
             "memory_limit.Smol = 2GB",
             "priority.smol:latest = -5",
-            "priority.hf.co/A/b:Q4 = 99999",
-            "memory_limit./m/x.gguf = 1KiB",
+            "priority.hf.co/A/b:Q4 = 1000",
+            "memory_limit./m/x.gguf = 1MiB",
             "memory_limit.bad = lots",
             "memory_limit.none = 0",
             "priority.bad = high",
+            "priority.far = 1001",
+            "memory_limit.half = 50%",
         ];
         let file = SettingsFile::parse(&lines.join("\n"));
         let mut complaints = Vec::new();
@@ -84,8 +87,15 @@ mod tests {
         let smol = Rule { memory_limit: Some(2_000_000_000), priority: Some(-5) };
         assert_eq!((rules.of("smol:latest"), rules.of("SMOL")), (smol, smol));
         assert_eq!(rules.of("hf.co/a/B:q4").priority, Some(PRIORITY_MAX));
-        assert_eq!(rules.of("/m/x.gguf").memory_limit, Some(1024));
+        assert_eq!(rules.of("/m/x.gguf").memory_limit, Some(1 << 20));
         assert_eq!((rules.of("bad"), rules.of("none"), rules.of("stranger")), Default::default());
-        assert_eq!(complaints.iter().map(|one| one.line).collect::<Vec<_>>(), [Some(5), Some(6), Some(7)]);
+        assert_eq!((rules.of("far"), rules.of("half")), Default::default());
+        complaints.sort_by_key(|one| one.line);
+        assert_eq!(complaints.iter().map(|one| one.line).collect::<Vec<_>>(), [5, 6, 7, 8, 9].map(Some));
+        let of_line = |line: usize| complaints[line - 5].reason.as_str();
+        assert_eq!(of_line(8), "must be a whole number from -1000 to 1000, not \"1001\"");
+        for (line, text) in [(5, "lots"), (6, "0"), (9, "50%")] {
+            assert_eq!(of_line(line), format!("must be {MODEL_LIMIT_RULE}, not {text:?}"));
+        }
     }
 }

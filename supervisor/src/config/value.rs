@@ -37,6 +37,32 @@ pub enum ValueError {
     /// Not a memory limit.
     #[error("must be auto, none, a number of bytes such as 12GiB or a share such as 80%, not {0:?}")]
     MemoryLimitInvalid(String),
+    /// A memory limit that nothing fits.
+    #[error("must be at least 1MB, not {text:?}{hint}")]
+    MemoryLimitTooSmall {
+        /// What it was.
+        text: String,
+        /// What may have been meant.
+        hint: String,
+    },
+    /// Not a memory limit of one model.
+    #[error("must be {rule}, not {text:?}")]
+    ModelLimitInvalid {
+        /// What it was.
+        text: String,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// Not a whole number in range.
+    #[error("must be a whole number from {least} to {most}, not {text:?}")]
+    OutOfRange {
+        /// What it was.
+        text: String,
+        /// What it may be at least.
+        least: i32,
+        /// What it may be at most.
+        most: i32,
+    },
     /// Shorter than what a worker may take to give a sign of life.
     #[error("must be at least {least_ms} ms, not {text:?}")]
     TooShort {

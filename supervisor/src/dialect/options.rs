@@ -6,9 +6,10 @@
 
 use ollmlx_proto::Sampling;
 use ollmlx_proto::limits::{
-    BATCH_TOKENS_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, PRIORITY_MAX, STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
+    BATCH_TOKENS_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, MEMORY_LIMIT_BYTES_MIN, PRIORITY_MAX,
+    STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
 };
-use ollmlx_proto::memory::parse_bytes;
+use ollmlx_proto::memory::{MODEL_LIMIT_RULE, parse_model_limit};
 use serde_json::{Map, Value};
 
 use super::Rejection;
@@ -69,14 +70,18 @@ impl<'a> Layers<'a> {
         Ok((number as f32).clamp(range.0, range.1))
     }
 
-    /// A number of bytes, bare or with a unit.
-    fn bytes(&self, key: &str) -> Result<Option<u64>, Rejection> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Number(number)) if number.is_u64() => Ok(number.as_u64()),
-            Some(Value::String(text)) => parse_bytes(text).map(Some).ok_or_else(|| wrong_type(key, "bytes")),
-            Some(_) => Err(wrong_type(key, "bytes")),
-        }
+    /// The limit of a model, in bytes, bare or with a unit.
+    fn limit(&self, key: &str) -> Result<Option<u64>, Rejection> {
+        let bytes = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::Number(number)) if number.is_u64() => {
+                number.as_u64().filter(|bytes| *bytes >= MEMORY_LIMIT_BYTES_MIN)
+            }
+            Some(Value::String(text)) => parse_model_limit(text),
+            Some(_) => return Err(wrong_type(key, "bytes")),
+        };
+        let refused = || Rejection::bad_request(format!("option \"{key}\" must be {MODEL_LIMIT_RULE}"));
+        bytes.map(Some).ok_or_else(refused)
     }
 
     fn check_boolean(&self, key: &str) -> Result<(), Rejection> {
@@ -183,7 +188,7 @@ pub struct Share {
 /// this model over that.
 ///
 /// # Errors
-/// 500 for a wrong type, as for every option.
+/// 500 for a wrong type, as for every option; 400 for a limit that is none.
 pub fn share(
     options: &Map<String, Value>,
     params: &Map<String, Value>,
@@ -192,7 +197,7 @@ pub fn share(
     let none = Map::new();
     let of = |request| Layers { request, model: &none };
     let (asked, own) = (of(options), of(params));
-    let limits = [set_limit, asked.bytes("ollmlx_memory_limit")?, own.bytes("ollmlx_memory_limit")?];
+    let limits = [set_limit, asked.limit("ollmlx_memory_limit")?, own.limit("ollmlx_memory_limit")?];
     let priority = |layers: &Layers<'_>| -> Result<Option<i32>, Rejection> {
         let number = layers.integer("ollmlx_priority")?;
         Ok(number.map(|number| bounded(number, -PRIORITY_MAX, PRIORITY_MAX)))
@@ -275,15 +280,20 @@ mod tests {
         assert_eq!(found(json!({}), json!({}), (None, None)), Ok((None, 0)));
         assert_eq!(found(json!({}), params.clone(), (None, None)), Ok((Some(2_000_000_000), 5)));
         assert_eq!(found(ours(json!("3GB"), 9), params.clone(), (None, None)), Ok((Some(2_000_000_000), 5)));
-        assert_eq!(found(ours(json!(1000), -2), params.clone(), (None, None)), Ok((Some(1000), -2)));
+        assert_eq!(found(ours(json!(1_000_000), -2), params.clone(), (None, None)), Ok((Some(1_000_000), -2)));
         assert_eq!(found(json!({}), params.clone(), (Some(7), Some(-1))), Ok((Some(7), -1)));
         assert_eq!(found(ours(json!("9GB"), 9), json!({}), (Some(7), None)), Ok((Some(7), 0)));
-        assert_eq!(found(ours(json!("1KB"), i32::MAX), json!({}), (None, Some(3))), Ok((Some(1000), 3)));
+        assert_eq!(found(ours(json!("1MB"), i32::MAX), json!({}), (None, Some(3))), Ok((Some(1_000_000), 3)));
+        for none in [json!(0), json!("0"), json!(999_999), json!("50%"), json!("auto")] {
+            let refused = found(ours(none, 0), params.clone(), (None, None)).unwrap_err();
+            assert_eq!(refused.status, 400);
+            assert!(refused.message.contains("from 1MB on"), "{}", refused.message);
+        }
         let wrong = found(ours(json!(true), 0), params, (None, None)).unwrap_err();
         assert_eq!(wrong, Rejection::internal("option \"ollmlx_memory_limit\" must be of type bytes"));
         // They are no business of a sampler.
         let none = resolve(json!({}), json!({})).unwrap();
-        assert_eq!(resolve(ours(json!("1KB"), 2), json!({})).unwrap(), none);
+        assert_eq!(resolve(ours(json!("1MB"), 2), json!({})).unwrap(), none);
     }
 
     #[test]

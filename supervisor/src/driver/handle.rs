@@ -27,6 +27,8 @@ pub(super) enum Command {
     Unload(ModelId),
     Pardon(ModelId),
     Restart(ModelId),
+    Replaced,
+    ElsewhereHeld(u64),
     Shutdown {
         forced: bool,
     },
@@ -63,10 +65,10 @@ impl std::fmt::Debug for Command {
     }
 }
 
-pub(super) fn pair(clock: Clock) -> (Handle, Inbox) {
+pub(super) fn pair(clock: Clock, first: Snapshot) -> (Handle, Inbox) {
     let (commands_in, commands) = mpsc::channel(limits::DRIVER_QUEUE_LEN_MAX);
     let (dropped_in, dropped) = mpsc::channel(limits::TICKETS_MAX);
-    let (snapshots, snapshots_out) = watch::channel(Snapshot::default());
+    let (snapshots, snapshots_out) = watch::channel(first);
     let (finished, finished_out) = watch::channel(false);
     let (logs, logs_out) = watch::channel(LogBook::new());
     let handle = Handle {
@@ -112,6 +114,16 @@ impl Handle {
     /// Returns at once; unknown models are fine.
     pub async fn restart(&self, model: ModelId) {
         let _driver_gone = self.commands.send(Command::Restart(model)).await;
+    }
+
+    /// A successor serves: what is idle goes, and so does whoever becomes idle. Returns at once.
+    pub async fn replaced(&self) {
+        let _driver_gone = self.commands.send(Command::Replaced).await;
+    }
+
+    /// So many bytes of the limit are somebody else's: those of the server that this one replaces. Returns at once.
+    pub async fn elsewhere_held(&self, bytes: u64) {
+        let _driver_gone = self.commands.send(Command::ElsewhereHeld(bytes)).await;
     }
 
     /// Returns when the driver has come round to answer, or is gone.

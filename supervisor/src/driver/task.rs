@@ -115,10 +115,10 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(config: DriverConfig, clock: Clock, seed: u64, socket: PathBuf, inbox: Inbox) -> Self {
+    pub(super) fn new(config: DriverConfig, clock: Clock, scheduler: Scheduler, socket: PathBuf, inbox: Inbox) -> Self {
         let (reports_in, reports) = mpsc::channel(limits::DRIVER_QUEUE_LEN_MAX);
         Self {
-            scheduler: Scheduler::new(config.scheduler.clone(), seed),
+            scheduler,
             config,
             clock,
             socket,
@@ -226,6 +226,8 @@ impl Task {
             Command::Unload(model) => self.step(Event::Unload { model }),
             Command::Pardon(model) => self.step(Event::Pardoned { model }),
             Command::Restart(model) => self.step(Event::Restart { model }),
+            Command::Replaced => self.step(Event::Replaced),
+            Command::ElsewhereHeld(bytes) => self.step(Event::ElsewhereHeld { bytes }),
             Command::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
             Command::Shutdown { forced: true } => self.step(Event::ShutdownForced),
             Command::Ping(answer) => {

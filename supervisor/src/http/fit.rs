@@ -16,6 +16,7 @@ use crate::catalog::{Learned, ModelRef};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::FitRequest;
 use crate::dialect::options::share;
+use crate::os::wall::rfc3339_local;
 use crate::scheduler::{LoadPlan, Snapshot, WorkerView};
 
 /// How a model would be loaded; what is left out is as for any request.
@@ -40,6 +41,8 @@ enum Verdict {
     AfterEviction,
     /// Busy models make room when what they run has ended.
     AfterOthers,
+    /// Its processes failed too often, and it is refused until it has rested.
+    Rests,
     /// Models that are kept for ever are in the way.
     Pinned,
     /// It takes more than the limit.
@@ -53,6 +56,7 @@ impl Verdict {
             Self::Now => "now",
             Self::AfterEviction => "after_eviction",
             Self::AfterOthers => "after_others",
+            Self::Rests => "rests",
             Self::Pinned => "pinned",
             Self::Never => "never",
         }
@@ -64,7 +68,11 @@ pub(super) async fn fit(state: &AppState, body: &[u8]) -> Result<HttpReply, Reje
     let request = FitRequest::parse(body)?;
     let model = ops::model(state, &request.name).await?;
     let ask = Ask { context_tokens: request.num_ctx, slots: request.slots, kv_type: request.kv_type };
-    let judged = judge(&model, &state.config, &state.learned.borrow(), &state.handle.snapshot(), &ask)?;
+    let snapshot = state.handle.snapshot();
+    let mut judged = judge(&model, &state.config, &state.learned.borrow(), &snapshot, &ask)?;
+    if let Some(until) = snapshot.of(&model.id).and_then(|view| view.rests_until) {
+        judged["rests"]["until"] = json!(rfc3339_local(state.handle.wall_clock_of(until)));
+    }
     Ok(json_reply(200, judged.to_string()))
 }
 
@@ -93,6 +101,10 @@ pub fn judge(
         plan = plan.capped(room.at_most);
     }
     let verdict = room.verdict(smaller.as_ref().unwrap_or(&plan), snapshot, ask);
+    let own = snapshot.of(&plan.model.id);
+    let loaded = own.filter(|_| verdict == Verdict::Loaded);
+    // One that is there is not made any smaller.
+    let smaller = smaller.filter(|_| loaded.is_none());
     let (card, pass) = (&model.card.memory, (wish.batch_tokens, wish.kv_type.as_str()));
     let fits = |total: u64| plan.learned(total) <= room.at_most;
     let longest = trained(model);
@@ -113,9 +125,18 @@ pub fn judge(
         "limit": snapshot.limit_bytes,
         "model_limit": plan.terms.limit,
         "held": room.held.iter().map(|view| holder(view, snapshot)).collect::<Vec<_>>(),
+        "held_by_predecessor": snapshot.elsewhere_bytes,
         "held_bytes": room.held_bytes(),
-        "fits": !matches!(verdict, Verdict::Pinned | Verdict::Never),
+        "fits": !matches!(verdict, Verdict::Rests | Verdict::Pinned | Verdict::Never),
         "verdict": verdict.words(),
+        "asked": {"slots": ask.slots, "context_length": ask.context_tokens},
+        "loaded": loaded.map(|view| {
+            let budget = view.account.planned;
+            json!({"slots": view.slots, "context_length": view.context_tokens, "budget": budget})
+        }),
+        "rests": own.filter(|view| view.rests_until.is_some()).map(|view| {
+            json!({"state": view.state, "reason": view.last_death})
+        }),
         "made_smaller": smaller.map(|plan| {
             let spec = &plan.spec;
             json!({"slots": spec.slots, "context_length": spec.context_tokens, "total": plan.need()})
@@ -151,6 +172,8 @@ fn wish(model: &Arc<ModelRef>, config: &HttpConfig, ask: &Ask) -> Result<Wish, R
 /// Who holds what beside the model, and what is left.
 struct Room<'a> {
     held: Vec<&'a WorkerView>,
+    /// By the server that this one replaces.
+    elsewhere: u64,
     /// Once everything that may go has gone.
     at_most: u64,
 }
@@ -163,30 +186,35 @@ impl<'a> Room<'a> {
         let pinned = pinned.fold(0_u64, u64::saturating_add);
         let limit = snapshot.limit_bytes.unwrap_or(u64::MAX);
         let at_most = limit.saturating_sub(pinned).min(plan.terms.limit.unwrap_or(u64::MAX));
-        Self { held, at_most }
+        Self { held, elsewhere: snapshot.elsewhere_bytes, at_most }
     }
 
     fn held_bytes(&self) -> u64 {
-        self.held.iter().fold(0_u64, |sum, view| sum.saturating_add(view.memory_bytes))
+        self.held.iter().fold(self.elsewhere, |sum, view| sum.saturating_add(view.memory_bytes))
     }
 
     fn verdict(&self, plan: &LoadPlan, snapshot: &Snapshot, ask: &Ask) -> Verdict {
         let need = plan.need();
         let limit = snapshot.limit_bytes.unwrap_or(u64::MAX);
-        let own = snapshot.of(&plan.model.id).filter(|view| matches!(view.state, "idle" | "busy"));
-        if own.is_some_and(|view| serves(view, plan, ask)) {
+        let own = snapshot.of(&plan.model.id);
+        if own.is_some_and(|view| matches!(view.state, "idle" | "busy") && serves(view, plan, ask)) {
             return Verdict::Loaded;
         }
         let pins = self.held.iter().filter(|view| is_pinned(view, snapshot)).count();
         if need > limit.min(plan.terms.limit.unwrap_or(u64::MAX)) {
             return Verdict::Never;
         }
+        if own.is_some_and(|view| view.state == "quarantined") {
+            return Verdict::Rests;
+        }
         if need > self.at_most || pins >= snapshot.workers_max {
             return Verdict::Pinned;
         }
         let stays = |idle_go: bool| {
-            let stay = self.held.iter().filter(|view| is_pinned(view, snapshot) || !(idle_go && view.state == "idle"));
-            stay.fold((0_u64, 0), |(bytes, places), view| (bytes.saturating_add(view.memory_bytes), places + 1))
+            let stay = self.held.iter().filter(|view| is_pinned(view, snapshot) || !(idle_go && goes_at_once(view)));
+            stay.fold((self.elsewhere, 0), |(bytes, places), view| {
+                (bytes.saturating_add(view.memory_bytes), places + 1)
+            })
         };
         let fits = |(bytes, places): (u64, usize)| bytes.saturating_add(need) <= limit && places < snapshot.workers_max;
         match (fits(stays(false)), fits(stays(true))) {
@@ -198,7 +226,16 @@ impl<'a> Room<'a> {
 }
 
 fn is_pinned(view: &WorkerView, snapshot: &Snapshot) -> bool {
-    view.pinned && snapshot.pins_hold
+    view.pinned && snapshot.pins_hold && !is_leaving(view)
+}
+
+fn is_leaving(view: &WorkerView) -> bool {
+    matches!(view.state, "draining" | "exiting")
+}
+
+/// Whether nothing that it runs keeps it from making room, if it isn't about to already.
+fn goes_at_once(view: &WorkerView) -> bool {
+    view.state == "idle" || (is_leaving(view) && view.in_flight == 0)
 }
 
 /// Requests don't say how many slots there should be; who asks for a number here wants to know of that.

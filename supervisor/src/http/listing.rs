@@ -82,7 +82,13 @@ pub(super) fn ps(state: &AppState) -> HttpReply {
         .collect();
     rows.sort_by_key(|(expires_at, _)| std::cmp::Reverse(*expires_at));
     let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-    let memory = json!({"reserved": snapshot.reserved_bytes, "limit": snapshot.limit_bytes});
+    let memory = json!({
+        "reserved": snapshot.reserved_bytes,
+        "measured": snapshot.measured_bytes,
+        "limit": snapshot.limit_bytes,
+        "predecessor": snapshot.elsewhere_bytes,
+        "step": snapshot.relief.name(),
+    });
     json(200, json!({"models": rows, "memory": memory}).to_string())
 }
 

@@ -296,6 +296,8 @@ impl Text {
         if let Some(limit) = snapshot.limit_bytes {
             self.single("ollmlx_memory_limit_bytes", "gauge", "Memory that workers may take.", limit as f64);
         }
+        let elsewhere = "Memory that the server holds which this one replaces.";
+        self.single("ollmlx_memory_predecessor_bytes", "gauge", elsewhere, snapshot.elsewhere_bytes as f64);
         let measured = "Memory that workers were found to take.";
         self.single("ollmlx_memory_measured_bytes", "gauge", measured, snapshot.measured_bytes as f64);
         let step = Step::TAKEN.iter().filter(|step| **step <= snapshot.relief).count();

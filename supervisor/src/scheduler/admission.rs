@@ -32,6 +32,7 @@ impl Scheduler {
             return out.push(Effect::Fail { request, failure });
         }
         let at = self.place_of(&plan);
+        let keep_alive = self.keep_alive(keep_alive);
         let model = &mut self.models[at];
         model.model = plan.model.clone();
         let arrived = self.now;
@@ -74,6 +75,9 @@ impl Scheduler {
             && let State::Quarantined { until } = model.state
         {
             return Some(cause::quarantined(model.last_death.as_deref(), until, self.now));
+        }
+        if let Some(failure) = known.and_then(|model| too_large_for(model, plan)) {
+            return Some(failure);
         }
         let is_served = known.is_some_and(|model| model.state.accepts_work() && model.serves(plan));
         if !is_served && let Err(failure) = self.smaller(plan) {
@@ -133,4 +137,12 @@ impl Scheduler {
         self.queue_len -= 1;
         out.push(Effect::Fail { request, failure });
     }
+}
+
+/// A request may want that its model takes no more than so much. One that is loaded is not loaded anew for that.
+fn too_large_for(model: &Model, wanted: &LoadPlan) -> Option<Failure> {
+    let limit = wanted.terms.limit?;
+    let stays = model.state.has_process() && !model.state.is_leaving() && model.serves(wanted);
+    let takes = model.plan.as_ref().filter(|_| stays)?.need();
+    (takes > limit).then(|| cause::loaded_larger(takes, limit))
 }

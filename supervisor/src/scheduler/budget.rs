@@ -62,6 +62,8 @@ pub(super) struct Ledger {
     limit: Option<u64>,
     entries: BTreeMap<ModelId, Holding>,
     total: u64,
+    /// Not ours, and not to be had.
+    elsewhere: u64,
 }
 
 impl Ledger {
@@ -77,6 +79,16 @@ impl Ledger {
     /// Bytes reserved.
     pub(super) fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Bytes of the limit that the server has which this one replaces.
+    pub(super) fn elsewhere(&self) -> u64 {
+        self.elsewhere
+    }
+
+    /// More than the limit is all of it; without a limit it doesn't matter.
+    pub(super) fn hold_elsewhere(&mut self, bytes: u64) {
+        self.elsewhere = self.limit.map_or(0, |limit| bytes.min(limit));
     }
 
     /// Bytes promised by plans.
@@ -112,7 +124,8 @@ impl Ledger {
 
     /// Bytes missing for `need` more.
     pub(super) fn missing(&self, need: u64) -> u64 {
-        self.limit.map_or(0, |limit| self.total.saturating_add(need).saturating_sub(limit))
+        let taken = self.total.saturating_add(self.elsewhere);
+        self.limit.map_or(0, |limit| taken.saturating_add(need).saturating_sub(limit))
     }
 
     /// What one holds.

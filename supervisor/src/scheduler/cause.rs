@@ -1,6 +1,7 @@
 //! Causes in words, and the failures that clients get for them.
 
 use nix::sys::signal::Signal;
+use ollmlx_proto::memory::{bytes_allowed, bytes_needed};
 use ollmlx_proto::{Failure, FailureKind, Retry};
 
 use super::event::{Cause, Mono};
@@ -201,7 +202,7 @@ pub(super) fn can_never_fit(need: u64, limit: u64, own: u64) -> Failure {
     let (whose, allowed) = if own < limit { ("its own limit", own) } else { ("the limit", limit) };
     Failure::new(
         FailureKind::OutOfMemory,
-        format!("model requires more memory ({}) than {whose} allows ({})", size(need), size(allowed)),
+        format!("model requires more memory ({}) than {whose} allows ({})", bytes_needed(need), bytes_allowed(allowed)),
     )
     .with_detail(format!("{need} bytes needed, {allowed} bytes allowed"))
 }
@@ -214,14 +215,27 @@ pub(super) fn pinned(need: u64, limit: u64, held: &[(&str, u64)]) -> Failure {
         format!(
             "model requires more memory ({}) than is available ({} of {}): {} held by models that are kept for ever: {}; \
              end one with keep_alive 0 or ollmlx stop",
-            size(need),
-            size(limit.saturating_sub(all)),
-            size(limit),
-            size(all),
+            bytes_needed(need),
+            bytes_allowed(limit.saturating_sub(all)),
+            bytes_allowed(limit),
+            bytes_needed(all),
             listed(held)
         ),
     )
     .with_detail(format!("{need} bytes needed, {limit} bytes allowed, {all} bytes pinned"))
+}
+
+/// It is loaded, and takes more than this request wants it to.
+pub(super) fn loaded_larger(takes: u64, limit: u64) -> Failure {
+    Failure::new(
+        FailureKind::OutOfMemory,
+        format!(
+            "model is loaded and takes more memory ({}) than this request's ollmlx_memory_limit allows ({}); leave the option \
+             out, or unload the model first with keep_alive 0 or ollmlx stop",
+            bytes_needed(takes),
+            bytes_allowed(limit)
+        ),
+    )
 }
 
 /// As many models as may be loaded are kept for ever.
@@ -236,15 +250,8 @@ pub(super) fn places_are_pinned(workers_max: usize, held: &[(&str, u64)]) -> Fai
     )
 }
 
-fn size(bytes: u64) -> String {
-    match bytes >> 20 {
-        mib if mib < 1024 => format!("{mib} MiB"),
-        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
-    }
-}
-
 fn listed(held: &[(&str, u64)]) -> String {
-    let named = held.iter().map(|(name, bytes)| format!("{name} ({bytes} bytes)"));
+    let named = held.iter().map(|(name, bytes)| format!("{name} ({})", bytes_needed(*bytes)));
     named.collect::<Vec<_>>().join(", ")
 }
 

@@ -298,6 +298,13 @@ pub enum Event {
     },
     /// The time [`super::Scheduler::next_deadline`] named has come. The only timer event.
     DeadlineElapsed,
+    /// A successor serves. Those that are here are served to their end, and no model stays for others.
+    Replaced,
+    /// What the server that this one replaces still holds, or may come to hold.
+    ElsewhereHeld {
+        /// Bytes.
+        bytes: u64,
+    },
     /// The server is to leave: nothing new, running requests may end.
     ShutdownAsked,
     /// The server is to leave now.

@@ -14,6 +14,7 @@
 //! | `room` | after each event: grants, starts, evictions |
 //! | `incident` | workers that die together: told as one, started one by one |
 //! | `poison` | requests that killed their workers |
+//! | `replace` | a server that is replaced, and one that replaces another |
 //! | `ladder`, `relief` | how near the memory limit is, and what is done about it |
 //! | `own_limit` | the same of one model's own limit |
 //! | `settle` | transitions, and what a death means for those concerned |
@@ -45,6 +46,7 @@ mod poison;
 mod queue;
 pub mod record;
 mod relief;
+mod replace;
 mod room;
 mod settle;
 pub mod snapshot;
@@ -133,6 +135,8 @@ pub struct Scheduler {
     poisons: Poisons,
     incidents: Incidents,
     queue_len: usize,
+    /// A successor serves.
+    is_replaced: bool,
     leaving: bool,
     finished: bool,
     totals: Totals,
@@ -156,6 +160,7 @@ impl Scheduler {
             poisons: Poisons::default(),
             incidents: Incidents::default(),
             queue_len: 0,
+            is_replaced: false,
             leaving: false,
             finished: false,
             totals: Totals::default(),
@@ -193,6 +198,8 @@ impl Scheduler {
             Event::PressureSampled { .. } => {}
             Event::Stopped { worker } => self.stopped(worker, out),
             Event::DeadlineElapsed => self.elapsed(out),
+            Event::Replaced => self.replaced(out),
+            Event::ElsewhereHeld { bytes } => self.ledger.hold_elsewhere(bytes),
             Event::ShutdownAsked => self.leave(Input::Drain { reason: DrainReason::Leaving }, out),
             Event::ShutdownForced => self.leave(Input::Kill, out),
         }

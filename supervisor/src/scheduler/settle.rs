@@ -125,7 +125,8 @@ impl Scheduler {
                     return out.never(format!("{worker} has no plan"));
                 };
                 let holding = self.ledger.of(&worker.model);
-                let others = self.ledger.total().saturating_sub(holding.bytes());
+                let others =
+                    self.ledger.total().saturating_sub(holding.bytes()).saturating_add(self.ledger.elsewhere());
                 let ceiling_bytes = self.ledger.limit().map_or(u64::MAX, |limit| limit.saturating_sub(others));
                 let reserved_bytes = holding.planned;
                 out.push(match action {

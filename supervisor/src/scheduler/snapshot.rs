@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub reserved_bytes: u64,
     /// Bytes there are, where a limit is set.
     pub limit_bytes: Option<u64>,
+    /// Bytes of these that the server holds, or may come to hold, which this one replaces.
+    pub elsewhere_bytes: u64,
     /// Bytes measured of all workers.
     pub measured_bytes: u64,
     /// Where the memory ladder stands.
@@ -166,6 +168,7 @@ impl Scheduler {
             running: self.models.iter().map(|model| model.running.len()).sum(),
             reserved_bytes: self.ledger.total(),
             limit_bytes: self.ledger.limit(),
+            elsewhere_bytes: self.ledger.elsewhere(),
             measured_bytes: self.ledger.measured(),
             relief: self.ladder.step(),
             shrink: self.config.shrink,
