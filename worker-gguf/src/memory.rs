@@ -15,8 +15,8 @@ pub const MICRO_BATCH_TOKENS: u32 = 512;
 pub const CELLS_MULTIPLE: u32 = 256;
 /// Longest input of a model that looks both ways: it is computed in one piece, and buffers grow with its length.
 pub const EMBED_TOKENS_MAX: u32 = 8192;
-/// Tokens of an input that are computed at once where it can be parted: hardly slower than a whole micro-batch on a CPU,
-/// and a sign of life comes the sooner.
+/// Tokens of an input that are computed at once where it can be parted: enough for a CPU to be busy with, and so few that
+/// a busy machine still gives a sign of life in time.
 pub const EMBED_CHUNK_TOKENS: u32 = 128;
 /// The same where every token's hidden state is wanted, each of which brings a row of logits along.
 pub const MEAN_CHUNK_TOKENS: u32 = 32;

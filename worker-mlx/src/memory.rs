@@ -22,6 +22,8 @@ const VOCABULARY_ENTRY_BYTES: u64 = 700;
 /// The same two for an encoder, whose vocabulary has no merges and whose products need fewer of BLAS's buffers.
 const ENCODER_PROCESS_BYTES: u64 = 20 << 20;
 const ENCODER_VOCABULARY_ENTRY_BYTES: u64 = 380;
+/// Part of a cache that its growth leaves unused in a CPU's heap, as measured.
+const HEAP_PART: u64 = 8;
 /// Hidden states that live at once in one layer of one batch.
 const HIDDEN_COPIES: u64 = 8;
 /// Parts of a model that text generation never takes.
@@ -154,7 +156,11 @@ fn add_decoder(model: &mut MemoryModel, spec: &DecoderSpec, float: u64) {
     let dtype = if float == 4 { Dtype::Float32 } else { Dtype::Bfloat16 };
     let shape = |packing| KvShape { heads: spec.kv_heads, width: spec.head_width, dtype, window: None, packing };
     let elements = 2 * size(spec.kv_heads) * size(spec.head_width);
-    let of_32 = |packing| shape(packing).token_bytes().saturating_mul(32) / elements;
+    let of_32 = |packing| {
+        let bytes = shape(packing).token_bytes().saturating_mul(32) / elements;
+        // The heap keeps rooms that a growing cache has left; the pool of a GPU takes them for the next.
+        if float == 4 { bytes.saturating_add(bytes / HEAP_PART) } else { bytes }
+    };
     model.kv_bytes_of_32 =
         ["f16", "q8_0", "q4_0"].map(|word| (word.to_owned(), of_32(KvPacking::named(word).unwrap_or_default()))).into();
     let mut by_window: BTreeMap<u64, u64> = BTreeMap::new();

@@ -33,7 +33,7 @@ impl Cause {
             Self::SpawnFailed(why) => format!("could not be started: {why}"),
             Self::OverBudget => "took more memory than there is".to_owned(),
             Self::OverOwnLimit { took, limit } => {
-                format!("took more memory ({}) than its own limit allows ({})", size(*took), size(*limit))
+                format!("took more memory ({}) than its own limit allows ({})", bytes_needed(*took), bytes_allowed(*limit))
             }
             Self::Leaked => {
                 "kept much more memory than planned, and was replaced while it had nothing to do".to_owned()
@@ -185,9 +185,9 @@ pub(super) fn waited_for_memory(need: u64, limit: u64, held: &[(&str, u64)]) -> 
     failure.public.push_str(&format!(
         ": model requires more memory ({}) than is available ({} of {}): {}{more}; wait for them to end, or end one with \
          ollmlx stop",
-        size(need),
-        size(limit.saturating_sub(all)),
-        size(limit),
+        bytes_needed(need),
+        bytes_allowed(limit.saturating_sub(all)),
+        bytes_allowed(limit),
         listed(named)
     ));
     failure.with_detail(format!("{need} bytes needed, {limit} bytes allowed, {all} bytes held"))
