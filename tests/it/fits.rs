@@ -536,7 +536,7 @@ fn a_loaded_model_is_not_said_to_be_made_smaller() {
 #[test]
 fn a_judgement_of_a_model_that_rests_says_why() {
     let mut desk = Desk::new(4000, |config| config.shrink = Shrink::Slots);
-    let cause = ollmlx_supervisor::scheduler::Cause::TooLarge { need: 5000, limit: 4000 };
+    let cause = ollmlx_supervisor::scheduler::Cause::TooLarge { own: u64::MAX, need: 5000, limit: 4000 };
     desk.load(&plan("m", 4, 800, 800), None);
     let (worker, _) = desk.started.last().unwrap().clone();
     for _ in 0..3 {

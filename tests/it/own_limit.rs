@@ -128,7 +128,7 @@ fn a_load_above_its_own_limit_is_refused_with_numbers_and_refuses_nobody_else() 
         reap(&mut world, &first);
         assert_eq!(world.failures, [(tight, FailureKind::OutOfMemory)]);
         let words = last_cause(&world).words();
-        assert_eq!(words, "model requires more memory (150 MiB) than its own limit allows (100 MiB)");
+        assert_eq!(words, "model requires more memory (157.3 MB) than its own limit allows (104.8 MB)");
         load(&mut world, "m");
         let second = worker(&world, "m");
         world.sample(&second, 150 * MIB);

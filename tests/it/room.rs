@@ -190,8 +190,8 @@ fn who_has_waited_too_long_for_memory_is_told_who_has_it() {
     world.tell(Event::Heard { worker: large.expect("the last one") });
     world.tell(Event::DeadlineElapsed);
     assert_eq!((world.failures.last(), world.requests[&waits].0), (Some(&(waits, FailureKind::Busy)), Standing::Ended));
-    let expect = "server busy, please try again.  the request waited too long for its turn: model requires more memory (483 \
-                  MiB) than is available (140 MiB of 700 MiB): d (524288000 bytes), c (31457280 bytes), b (20971520 bytes) \
-                  and 1 more; wait for them to end, or end one with ollmlx stop";
+    let expect = "server busy, please try again.  the request waited too long for its turn: model requires more memory \
+                  (506.5 MB) than is available (146.8 MB of 734 MB): d (524.3 MB), c (31.5 MB), b (21 MB) and 1 more; wait \
+                  for them to end, or end one with ollmlx stop";
     assert_eq!(world.last_words, expect);
 }

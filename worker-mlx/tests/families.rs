@@ -333,9 +333,9 @@ fn cards_tell_the_facts() {
     // Embedding, three layers of attention and feed-forward, seven norms.
     assert_eq!(card.parameter_count, 288 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 7 * 64);
     assert_eq!(card.capabilities, [Capability::Completion]);
-    // Three layers, keys and values, two heads of 16, 32-bit floats on a CPU.
+    // Three layers, keys and values, two heads of 16, 32-bit floats on a CPU, and an eighth for the holes in its heap.
     let kv = |card: &ModelCard, context| card.memory.estimate(1, context, 512, "f16").kv;
-    assert_eq!(kv(&card, 256), 256 * 3 * 2 * 2 * 16 * 4);
+    assert_eq!(kv(&card, 256), 256 * 3 * 2 * 2 * 16 * 4 / 8 * 9);
     assert!(card.chat_template.is_some());
     let sliding = MlxBackend::inspect(&[folder("gemma3")]).unwrap();
     assert_eq!((sliding.quantization.as_str(), sliding.architecture.as_str()), ("BF16", "gemma3_text"));

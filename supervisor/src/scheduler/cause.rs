@@ -33,7 +33,11 @@ impl Cause {
             Self::SpawnFailed(why) => format!("could not be started: {why}"),
             Self::OverBudget => "took more memory than there is".to_owned(),
             Self::OverOwnLimit { took, limit } => {
-                format!("took more memory ({}) than its own limit allows ({})", bytes_needed(*took), bytes_allowed(*limit))
+                format!(
+                    "took more memory ({}) than its own limit allows ({})",
+                    bytes_needed(*took),
+                    bytes_allowed(*limit)
+                )
             }
             Self::Leaked => {
                 "kept much more memory than planned, and was replaced while it had nothing to do".to_owned()
