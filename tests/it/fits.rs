@@ -511,7 +511,7 @@ fn a_request_that_sets_a_lower_limit_than_its_loaded_model_takes_is_refused_with
     desk.load(&asked, None);
     let [(FailureKind::OutOfMemory, text)] = desk.refused.as_slice() else { panic!("{:?}", desk.refused) };
     assert!(
-        text.contains("takes more memory (1.7 KB) than this request's ollmlx_memory_limit allows (1.6 KB)"),
+        text.contains("takes more memory (1.7 KB) than the limit that this request has for it allows (1.6 KB)"),
         "{text}"
     );
     asked.terms.limit = Some(1700);

@@ -4,15 +4,18 @@ that may be changed, a service manager, or a machine that sleeps. Debian on x86-
 it needs no right to a real one, and slow.
 
 usage: run.py CACHE [NAME…]    CACHE keeps the kernel and the system's disk; only tests that contain a NAME
+       run.py CACHE --prepare  fetch both and no more
 
 The programs are in the folder OLLMLX_BIN, the models in OLLMLX_MODEL_SMOL and OLLMLX_MODEL_SMOL_MLX. Needs root for
 debootstrap, and qemu-system-x86, debootstrap, busybox-static and e2fsprogs.
 """
 
+import atexit
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -144,6 +147,9 @@ def boot(cache, image, names):
     machine = subprocess.Popen(["timeout", "--kill-after=10", str(TIME_S), *map(str, command)], stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE)
     status, begun, console = None, False, []
+    # Whoever ends this one ends the machine.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    atexit.register(machine.terminate)
     for line in machine.stdout:
         begun = begun or line.startswith(b"guest: ")
         found = STATUS.match(line)
@@ -164,6 +170,8 @@ def main():
     cache.mkdir(parents=True, exist_ok=True)
     image, modules = kernel(cache)
     system(cache, release())
+    if sys.argv[2:] == ["--prepare"]:
+        return 0
     initramfs(cache, modules, cache / "initramfs.cpio")
     payload(cache, cache / "payload.ext4")
     try:

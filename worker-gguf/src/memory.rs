@@ -16,7 +16,7 @@ pub const CELLS_MULTIPLE: u32 = 256;
 /// Longest input of a model that looks both ways: it is computed in one piece, and buffers grow with its length.
 pub const EMBED_TOKENS_MAX: u32 = 8192;
 /// Tokens of an input that are computed at once where it can be parted: enough for a CPU to be busy with, and so few that
-/// a busy machine still gives a sign of life in time.
+/// a slow one still gives a sign of life every few seconds.
 pub const EMBED_CHUNK_TOKENS: u32 = 128;
 /// The same where every token's hidden state is wanted, each of which brings a row of logits along.
 pub const MEAN_CHUNK_TOKENS: u32 = 32;
@@ -85,10 +85,15 @@ impl Kind {
     }
 }
 
+/// Generators that llama.cpp computes so whatever their header says.
+const DIFFUSION: [&str; 4] = ["dream", "llada", "llada-moe", "rnd1"];
+
 /// Whether a token sees those after it.
 #[must_use]
 pub fn looks_both_ways(header: &Header) -> bool {
-    is_encoder(header.architecture()) || matches!(header.arch("attention.causal"), Some(Value::Bool(false)))
+    is_encoder(header.architecture())
+        || DIFFUSION.contains(&header.architecture())
+        || matches!(header.arch("attention.causal"), Some(Value::Bool(false)))
 }
 
 /// The coefficients of a model.

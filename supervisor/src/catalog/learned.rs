@@ -160,6 +160,12 @@ impl Learned {
         faded != known
     }
 
+    /// What another server has learned in the meantime, but for some models. Says whether that is news.
+    pub fn adopt(&mut self, theirs: Self, but_for: &[ModelId]) -> bool {
+        let wanted = theirs.0.into_iter().filter(|(loaded, _)| !but_for.contains(&loaded.model));
+        wanted.fold(false, |news, (loaded, bytes)| self.took(&loaded, bytes) || news)
+    }
+
     /// Whatever is known of a model is out of date. Says whether that is news.
     pub fn forget(&mut self, model: &ModelId) -> bool {
         let before = self.0.len();
@@ -222,6 +228,18 @@ mod tests {
         assert_eq!(need(&learned, &model), 2000);
         assert!(learned.forget(&model.model) && !learned.forget(&model.model));
         assert_eq!(need(&learned, &model), 1000);
+    }
+
+    #[test]
+    fn what_a_predecessor_learned_is_taken_over_where_it_is_more_and_not_forgotten() {
+        let (mut ours, mut theirs) = (Learned::default(), Learned::default());
+        ours.took(&loaded(1, 1000), 1500);
+        for (model, bytes) in [(1, 1200), (2, 1100), (3, 1300)] {
+            theirs.took(&loaded(model, 1000), bytes);
+        }
+        assert!(ours.adopt(theirs.clone(), &[loaded(3, 1000).model]));
+        assert_eq!([1, 2, 3].map(|model| need(&ours, &loaded(model, 1000))), [1500, 1100, 1000]);
+        assert!(!ours.adopt(theirs, &[loaded(3, 1000).model]));
     }
 
     #[test]

@@ -7,13 +7,13 @@
 //!
 //! As long as the old server may still start a model, it tells that it holds everything: before its successor serves, for
 //! [`UPGRADE_LINGER_MS`] after that, since open connections may bring a request, and while a request waits for a model
-//! that has no process. So a load in the new one begins a second after the hand-over at the earliest.
+//! that has no process or one that goes. It passes on what its own predecessor tells. So a load in the new one begins a second after the hand-over at the earliest.
 //!
 //! Decision: the old server tells, by its ledger. Rejected: the successor looks for the other one's workers and measures
 //! them, which says nothing of what they were promised, and needs a walk over the processes on each system.
 //!
 //! Limit: a request that takes longer than that second to arrive at the old server may start a model there beside
-//! those of the new one. Only memory is divided; either server may have as many models as is set.
+//! those of the new one, and so may one in the line of a model at work that needs it loaded anew. Only memory is divided; either server may have as many models as is set.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -27,16 +27,18 @@ use tokio::sync::watch;
 use super::serve::Leaving;
 use crate::driver::Handle;
 use crate::scheduler::Snapshot;
+use crate::scheduler::snapshot::WorkerView;
 
 /// All there is.
 pub(super) const EVERYTHING: u64 = u64::MAX;
 
 const WORD: &str = "held ";
 
-/// What this server holds, where nothing more is to come to it.
+/// What this server holds, where nothing more is to come to it, and what it was told that is held elsewhere.
 fn held(snapshot: &Snapshot) -> u64 {
-    let wanted = snapshot.workers.iter().any(|view| view.pid.is_none() && view.queued > 0);
-    if wanted { EVERYTHING } else { snapshot.reserved_bytes }
+    let starts = |view: &WorkerView| view.pid.is_none() || matches!(view.state, "draining" | "exiting");
+    let wanted = snapshot.workers.iter().any(|view| view.queued > 0 && starts(view));
+    if wanted { EVERYTHING } else { snapshot.reserved_bytes.saturating_add(snapshot.elsewhere_bytes) }
 }
 
 /// Resolves when no more requests come to this server. Cancel-safe.
@@ -146,7 +148,11 @@ mod tests {
         drop(settle);
         told.changed().await.unwrap();
         assert_eq!(*told.borrow_and_update(), 6);
-        snapshots.send_modify(|snapshot| snapshot.reserved_bytes = 0);
+        // What an earlier one still holds is passed on.
+        snapshots.send_modify(|snapshot| (snapshot.reserved_bytes, snapshot.elsewhere_bytes) = (0, 3));
+        told.changed().await.unwrap();
+        assert_eq!(*told.borrow_and_update(), 3);
+        snapshots.send_modify(|snapshot| snapshot.elsewhere_bytes = 0);
         told.changed().await.unwrap();
         assert_eq!(*told.borrow_and_update(), 0);
         drop(snapshots);

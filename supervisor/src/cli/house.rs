@@ -90,9 +90,15 @@ pub(super) async fn run(config: Config, listener: TcpListener, world: World) -> 
                     let _ = closing.send(http::Door::HandedOver);
                     handle.replaced().await;
                     let patience = Duration::from_millis(UPGRADE_DRAIN_MS);
+                    let mut snapshots = handle.snapshots();
+                    let served = async {
+                        let _ended = (&mut door).await;
+                        // What this one's own predecessor holds the successor hears from here only.
+                        let _driver_gone = snapshots.wait_for(|snapshot| snapshot.elsewhere_bytes == 0).await.is_err();
+                    };
                     tokio::select! {
                         // Whoever waits or runs is served to the end; then the driver may go.
-                        _ = tokio::time::timeout(patience, &mut door) => asked = Leaving::Politely,
+                        _ = tokio::time::timeout(patience, served) => asked = Leaving::Politely,
                         more = further.wait_for(|leaving| *leaving > Leaving::Replaced) => {
                             asked = more.map_or(Leaving::AtOnce, |leaving| *leaving);
                         }

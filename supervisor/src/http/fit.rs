@@ -201,7 +201,8 @@ impl<'a> Room<'a> {
             return Verdict::Loaded;
         }
         let pins = self.held.iter().filter(|view| is_pinned(view, snapshot)).count();
-        if need > limit.min(plan.terms.limit.unwrap_or(u64::MAX)) {
+        let most = limit.min(plan.terms.limit.unwrap_or(u64::MAX));
+        if plan.capped(most).need() > most && plan.shrunk(snapshot.shrink, most).is_none() {
             return Verdict::Never;
         }
         if own.is_some_and(|view| view.state == "quarantined") {

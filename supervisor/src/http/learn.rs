@@ -5,7 +5,7 @@
 //! when there is news, one write after another; a write that fails is a warning and no more.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ollmlx_proto::{ModelId, WorkerId};
 use tokio::sync::{mpsc, watch};
@@ -74,7 +74,8 @@ fn loaded(view: &WorkerView) -> Option<Loaded> {
     })
 }
 
-/// Learns until the driver is gone. `forget` names models whose past a person wants forgotten.
+/// Learns until the driver is gone. `forget` names models whose past a person wants forgotten. When a server that this one
+/// replaces is gone, what that has learned to its end is read again.
 pub async fn follow(
     mut snapshots: watch::Receiver<Snapshot>,
     learned: watch::Sender<Learned>,
@@ -83,16 +84,28 @@ pub async fn follow(
 ) {
     let mut watch = Watch::default();
     let mut known = learned.borrow().clone();
+    let (mut elsewhere, mut forgotten) = (0, Vec::new());
     loop {
         let news = tokio::select! {
             // Both are cancel-safe.
             changed = snapshots.changed() => match changed {
-                Ok(()) => watch.look(&snapshots.borrow_and_update(), &mut known),
+                Ok(()) => {
+                    let (news, held) = {
+                        let snapshot = snapshots.borrow_and_update();
+                        (watch.look(&snapshot, &mut known), snapshot.elsewhere_bytes)
+                    };
+                    let has_ended = std::mem::replace(&mut elsewhere, held) > 0 && held == 0;
+                    if has_ended { adopt(&path, &mut known, std::mem::take(&mut forgotten)).await || news } else { news }
+                }
                 Err(_driver_gone) => return,
             },
             Some(model) = forget.recv() => {
                 watch.forget(&model);
-                known.forget(&model)
+                let news = known.forget(&model);
+                if elsewhere > 0 && !forgotten.contains(&model) {
+                    forgotten.push(model);
+                }
+                news
             }
         };
         if !news {
@@ -105,4 +118,10 @@ pub async fn follow(
             tracing::warn!(%error, "what was learned of memory could not be kept");
         }
     }
+}
+
+async fn adopt(path: &Path, known: &mut Learned, forgotten: Vec<ModelId>) -> bool {
+    let path = path.to_owned();
+    let theirs = tokio::task::spawn_blocking(move || Learned::read(&path)).await;
+    theirs.is_ok_and(|theirs| known.adopt(theirs, &forgotten))
 }

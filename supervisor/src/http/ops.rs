@@ -43,12 +43,13 @@ pub(super) fn server(state: &AppState) -> HttpReply {
     json_reply(200, body.to_string())
 }
 
-/// `POST /api/ollmlx/restart`: forgets the deaths and what was learned of its memory, ends a rest, replaces the process once its work is done.
+/// `POST /api/ollmlx/restart`: forgets the deaths and what was learned of its memory, ends a rest, replaces the process once
+/// its work is done.
 pub(super) async fn restart(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
     let model = model(state, &NameRequest::parse(body)?.name).await?;
     let process = state.handle.snapshot().of(&model.id).and_then(|view| view.pid);
-    // Without a listener there is nothing to be forgotten.
-    let _gone = state.forget.send(model.id.clone()).await;
+    // Without a listener there is nothing to be forgotten, and one whose disk hangs is not waited for.
+    let _not_forgotten = state.forget.try_send(model.id.clone());
     state.handle.restart(model.id.clone()).await;
     Ok(json_reply(200, json!({"model": model.name, "status": "restarting", "old_pid": process}).to_string()))
 }

@@ -234,8 +234,8 @@ pub(super) fn loaded_larger(takes: u64, limit: u64) -> Failure {
     Failure::new(
         FailureKind::OutOfMemory,
         format!(
-            "model is loaded and takes more memory ({}) than this request's ollmlx_memory_limit allows ({}); leave the option \
-             out, or unload the model first with keep_alive 0 or ollmlx stop",
+            "model is loaded and takes more memory ({}) than the limit that this request has for it allows ({}); raise \
+             ollmlx_memory_limit or leave it out, or unload the model first with keep_alive 0 or ollmlx stop",
             bytes_needed(takes),
             bytes_allowed(limit)
         ),

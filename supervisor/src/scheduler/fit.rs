@@ -131,6 +131,9 @@ impl Scheduler {
         let all = self.models.iter().filter(|model| model.state.has_process());
         let mut held: Vec<_> =
             all.map(|model| (model.model.name.as_str(), self.ledger.of(&model.id).bytes())).collect();
+        if self.ledger.elsewhere() > 0 {
+            held.push(("the server being replaced", self.ledger.elsewhere()));
+        }
         held.sort_by_key(|&(_, bytes)| Reverse(bytes));
         cause::waited_for_memory(need, self.ledger.limit().unwrap_or(u64::MAX), &held)
     }
@@ -165,7 +168,8 @@ impl Scheduler {
         if capped.need() <= available {
             return Ok(Some(capped));
         }
-        let never = need > own.min(limit);
+        let most = own.min(limit);
+        let never = plan.capped(most).need() > most && plan.shrunk(self.config.shrink, most).is_none();
         Err(if never { cause::can_never_fit(need, limit, own) } else { cause::pinned(need, limit, &held()) })
     }
 }

@@ -20,12 +20,12 @@ impl Scheduler {
             model.keep_alive = KeepAlive::Unload;
             let mut waiting = std::mem::take(&mut model.queue);
             let _none = waiting.take(|waiting| {
-                waiting.keep_alive = None;
+                waiting.keep_alive = Some(KeepAlive::Unload);
                 false
             });
             model.queue = waiting;
             for running in model.running.values_mut() {
-                running.waiting.keep_alive = None;
+                running.waiting.keep_alive = Some(KeepAlive::Unload);
             }
             let id = model.id.clone();
             self.unload(&id, out);

@@ -193,6 +193,7 @@ impl Scheduler {
             // Where that is not enough it may be anybody.
             let others = self.movable().filter(|model| coming < missing && !model.state.is_leaving());
             let freed = leaving.chain(others).map(|model| self.ledger.of(&model.id).bytes());
+            let freed = freed.chain([self.ledger.elsewhere()]);
             places > index && is_still_enough(freed, missing, more)
         })
     }
@@ -232,7 +233,9 @@ impl Scheduler {
     /// Bytes and places that those in such a state have.
     fn freed_by(&self, is_in: impl Fn(State) -> bool) -> (u64, usize) {
         let leaving = self.models.iter().filter(|model| is_in(model.state));
-        leaving.fold((0, 0), |(bytes, places), model| (bytes + self.ledger.of(&model.id).bytes(), places + 1))
+        leaving.fold((0, 0), |(bytes, places): (u64, usize), model| {
+            (bytes.saturating_add(self.ledger.of(&model.id).bytes()), places + 1)
+        })
     }
 
     pub(super) fn candidates(&self, may_go: impl Fn(&Model) -> bool) -> Vec<Candidate> {

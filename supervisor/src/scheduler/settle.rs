@@ -350,13 +350,14 @@ impl Scheduler {
             _ if self.leaving => Rest::None,
             Cause::LoadFailed(_) if why.is_permanent() => Rest::Backoff(self.now.plus_ms(PERMANENT_REST_MS)),
             Cause::HelloRefused(_) => Rest::Quarantine(self.now.plus_ms(limits::QUARANTINE_S * 1000)),
-            // Its own limit may be that of one request, and is no reason to refuse all others.
             Cause::TooLarge { need, limit, .. } if need > limit => {
                 let doublings = model.too_large.min(u64::BITS / 2);
                 model.too_large = model.too_large.saturating_add(1);
                 let rest_s = limits::QUARANTINE_S.saturating_mul(1 << doublings).min(limits::TOO_LARGE_REST_S_MAX);
                 Rest::Quarantine(self.now.plus_ms(rest_s * 1000))
             }
+            // Its own limit may be that of one request, and is no reason to refuse all others.
+            Cause::TooLarge { .. } => model.tally.record_kill(self.now, &mut self.rng),
             _ if why.is_from_outside() => model.tally.record_kill(self.now, &mut self.rng),
             _ => model.tally.record(self.now, &mut self.rng),
         }

@@ -118,8 +118,15 @@ impl Embedder {
                     Pooling::Mean => mean(generator, work),
                     Pooling::First => first(generator, work),
                 };
-                if computed.is_err() || work.done == 0 {
+                if computed.is_err() {
                     generator.slots.clear(&mut generator.context);
+                } else if work.done == 0 {
+                    // Not all of the memory is wiped for that: it may be gigabytes, and inputs may be short.
+                    for slot in
+                        (0..generator.slots.len()).filter(|slot| generator.slots.used(*slot) > 0).collect::<Vec<_>>()
+                    {
+                        generator.slots.truncate(&mut generator.context, slot, 0);
+                    }
                 }
                 computed
             }
@@ -131,7 +138,7 @@ impl Embedder {
 
 /// A chunk of a long input, or the rest of the next inputs, as many as a chunk holds.
 fn last(generator: &mut Generator, work: &mut Underway) -> Result<(), EngineError> {
-    let (chunk, rest) = (generator.batch_tokens.min(EMBED_CHUNK_TOKENS as usize), work.rest());
+    let (chunk, rest) = (generator.chunk(EMBED_CHUNK_TOKENS), work.rest());
     let left = &rest[0][work.done..];
     if left.len() > chunk {
         generator.append(&[&left[..chunk]], Wanted::Nothing)?;
@@ -140,7 +147,9 @@ fn last(generator: &mut Generator, work: &mut Underway) -> Result<(), EngineErro
     }
     let mut inputs = vec![left];
     inputs.extend(rest[1..].iter().map(Vec::as_slice));
-    inputs.truncate(fitting(&inputs, chunk, generator.slots.len()));
+    // They have the cells of one window together.
+    let room = chunk.min((generator.context.n_ctx() as usize).saturating_sub(work.done));
+    inputs.truncate(fitting(&inputs, room, generator.slots.len()));
     let (ends, beginnings): (Vec<&[TokenId]>, Vec<&[TokenId]>) =
         inputs.iter().map(|input| input.split_at(input.len() - 1)).map(|(beginning, end)| (end, beginning)).unzip();
     if beginnings.iter().any(|beginning| !beginning.is_empty()) {
@@ -154,7 +163,7 @@ fn last(generator: &mut Generator, work: &mut Underway) -> Result<(), EngineErro
 /// Some more of the next input. Each token costs a row of logits, so they are few.
 fn mean(generator: &mut Generator, work: &mut Underway) -> Result<(), EngineError> {
     let input = &work.rest()[0];
-    let (total, end) = (input.len(), work.done + generator.batch_tokens.min(MEAN_CHUNK_TOKENS as usize));
+    let (total, end) = (input.len(), work.done + generator.chunk(MEAN_CHUNK_TOKENS));
     let states = generator.append(&[&input[work.done..end.min(total)]], Wanted::HiddenStates)?;
     if work.done == 0 {
         work.sum.clear();
@@ -186,6 +195,11 @@ enum Wanted {
 }
 
 impl Generator {
+    /// At most so many tokens at once, and no more than llama.cpp takes, which aborts on a larger batch.
+    fn chunk(&self, tokens: u32) -> usize {
+        self.batch_tokens.min(tokens.min(self.context.n_batch()) as usize)
+    }
+
     /// Appends tokens to the first slots, and returns what is wanted of them, in their order.
     fn append(&mut self, inputs: &[&[TokenId]], wanted: Wanted) -> Result<Vec<Vec<f32>>, EngineError> {
         self.batch.clear();

@@ -277,6 +277,22 @@ fn embedding_model_only_embeds() {
     assert!(matches!(engine.forward(&[input]), Err(EngineError::Unsupported(_))));
 }
 
+/// llama.cpp aborts on a batch larger than it was made for, which a small window makes small.
+#[test]
+fn inputs_that_share_a_small_window_are_computed_one_after_the_other() {
+    for window in [8, 64] {
+        let (spec, _folder) = spec(&tiny_llama().number("llama.pooling_type", 3));
+        let mut engine = load(&LoadSpec { embedding: true, context_tokens: window, ..spec }, &mut |_, _| true).unwrap();
+        let inputs: Vec<Vec<u32>> =
+            (0..6).map(|first| (0..window * 2 / 3).map(|index| 4 + first + index).collect()).collect();
+        let together = engine.embed(&inputs).unwrap();
+        for (input, vector) in inputs.iter().zip(&together) {
+            assert_close(&engine.embed(std::slice::from_ref(input)).unwrap()[0], vector);
+        }
+        assert_eq!(engine.embed(&vec![vec![9]; 20]).unwrap().len(), 20);
+    }
+}
+
 #[test]
 fn facts_and_memory_are_those_of_the_order() {
     let (mut spec, _folder) = spec(&tiny_llama());

@@ -76,9 +76,9 @@ pub fn decode_hidden(context: &mut LlamaContext<'_>, batch: &mut LlamaBatch<'_>)
 /// The context itself, whose address the safe crate tells in its debugging form only.
 fn raw(context: &mut LlamaContext<'_>) -> Option<*mut llama_cpp_sys_2::llama_context> {
     let text = format!("{context:?}");
-    let (_, digits) = text.split_once("context: 0x")?;
-    let end = digits.find(|character: char| !character.is_ascii_hexdigit()).unwrap_or(digits.len());
-    let address = usize::from_str_radix(&digits[..end], 16).ok().filter(|address| *address != 0)?;
+    // The whole form: whatever else it may say one day is no address to write to.
+    let digits = text.strip_prefix("LlamaContext { context: 0x")?.strip_suffix(" }")?;
+    let address = usize::from_str_radix(digits, 16).ok().filter(|address| *address != 0)?;
     Some(std::ptr::with_exposed_provenance_mut(address))
 }
 
