@@ -24,8 +24,10 @@ OLLMLX = str(BIN / "ollmlx")
 NAMES = ("smol", "base", "embed")
 FILES = {backend: {name: os.environ[f"OLLMLX_MODEL_{name.upper()}{end}"] for name in NAMES}
          for backend, end in (("gguf", ""), ("mlx", "_MLX"))}
-START_S = 30
-ANSWER_S = 120
+#: How many times slower than a usual one this machine may be.
+PATIENCE = int(os.environ.get("OLLMLX_TEST_PATIENCE", "1"))
+START_S = 30 * PATIENCE
+ANSWER_S = 120 * PATIENCE
 
 
 def until(what, seconds, probe):
