@@ -202,7 +202,8 @@ impl<'a> Room<'a> {
         }
         let pins = self.held.iter().filter(|view| is_pinned(view, snapshot)).count();
         let most = limit.min(plan.terms.limit.unwrap_or(u64::MAX));
-        if plan.capped(most).need() > most && plan.shrunk(snapshot.shrink, most).is_none() {
+        let made_smaller = || ask.slots.is_none() && plan.shrunk(snapshot.shrink, most).is_some();
+        if plan.capped(most).need() > most && !made_smaller() {
             return Verdict::Never;
         }
         if own.is_some_and(|view| view.state == "quarantined") {
