@@ -19,7 +19,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use ollmlx_proto::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_LINGER_MS};
+use ollmlx_proto::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_DRAIN_MS, UPGRADE_LINGER_MS};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
@@ -88,9 +88,13 @@ pub(super) async fn heed(line: UnixStream, handle: Handle) {
     let opened = line.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(line));
     if let Ok(line) = opened {
         let mut line = BufReader::new(line);
-        while let Some(bytes) = next(&mut line).await {
-            handle.elsewhere_held(bytes).await;
-        }
+        let told = async {
+            while let Some(bytes) = next(&mut line).await {
+                handle.elsewhere_held(bytes).await;
+            }
+        };
+        // One that is stopped or hangs ends no line; any other has ended by then, and its own predecessor as well.
+        let _ended = tokio::time::timeout(Duration::from_millis(2 * UPGRADE_DRAIN_MS), told).await;
     }
     handle.elsewhere_held(0).await;
 }
