@@ -140,7 +140,7 @@ class Fit(unittest.TestCase):
             status, answer = self.server.call("POST", "/api/generate", asked)
             self.assertEqual(status, expected, answer)
             if expected == 500:
-                self.assertRegex(answer["error"], r"takes more memory \(\S+ [MG]B\) than this request's \S+ allows \(10 MB\)")
+                self.assertRegex(answer["error"], r"takes more memory \(\S+ [MG]B\) than the limit that this request has for it allows \(10 MB\)")
 
     def test_what_can_never_fit_starts_nothing(self):
         server = self.limited(20_000_000, OLLMLX_MEMORY_SHRINK="context")
