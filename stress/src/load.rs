@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::lines::{get, post};
 
 /// Eight windows of 8192 tokens take MLX on a CPU many minutes.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1_800);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(7_200);
 
 /// What one stream saw.
 #[derive(Clone, Copy, Debug)]
