@@ -18,11 +18,12 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, SlotId, TokenId};
-use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, EngineFacts, SlotInput};
+use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput};
 
 use self::embed::{Embedder, Underway};
 pub use self::load::load;
 use self::slots::Slots;
+use crate::ffi::Heart;
 
 /// Bytes of a text to tokenise; llama.cpp counts in 31 bits, and some of its tokenizers need many times the text.
 const TEXT_BYTES_MAX: usize = ollmlx_proto::limits::RENDERED_BYTES_MAX;
@@ -137,6 +138,16 @@ fn to_llama(token: TokenId) -> LlamaToken {
 }
 
 impl Engine for GgufEngine {
+    fn on_progress(&mut self, pulse: Pulse) {
+        let heart: &'static Heart = Box::leak(Box::new(Heart::new(move || pulse.beat())));
+        let contexts = self.generator.as_mut().map(|it| &mut it.context).into_iter().chain(self.embedder.context());
+        for context in contexts {
+            if !crate::ffi::hear(context, heart) {
+                eprintln!("llama.cpp can't be heard while it computes: a long step gives no sign of life");
+            }
+        }
+    }
+
     fn facts(&self) -> &EngineFacts {
         &self.facts
     }

@@ -15,6 +15,28 @@ use crate::vocab::Vocab;
 /// Tells how far a load is: `(done, total)` in bytes or layers. Returns `false` to abort the load.
 pub type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 
+/// Signs of life from within a computation.
+#[derive(Clone)]
+pub struct Pulse(Arc<dyn Fn() + Send + Sync>);
+
+impl Pulse {
+    /// `beat` is called for each sign.
+    pub fn new(beat: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(beat))
+    }
+
+    /// The engine has come on. To be called from its own thread, as often as it likes.
+    pub fn beat(&self) {
+        (self.0)();
+    }
+}
+
+impl std::fmt::Debug for Pulse {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Pulse")
+    }
+}
+
 /// What a worker binary gives to the kit: how to read a model's facts and how to load it.
 pub trait Backend {
     /// The engine it makes.
@@ -36,6 +58,11 @@ pub trait Backend {
 
 /// A loaded model.
 pub trait Engine {
+    /// Called once after the load, with what [`Engine::forward`] and [`Engine::embed_step`] call while they compute, so that
+    /// a long one is not taken for one that hangs. Only real progress may lead to a call. The default is for engines whose
+    /// steps are short.
+    fn on_progress(&mut self, _pulse: Pulse) {}
+
     /// Facts that hold for the life of the engine.
     fn facts(&self) -> &EngineFacts;
 

@@ -15,6 +15,7 @@
 //! Knows nothing of scheduling: how many requests come, and when to leave, is the supervisor's decision.
 
 mod link;
+mod outlet;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use ollmlx_proto::{
 };
 
 use self::link::{Gone, Sender, dial, read_in_background};
+use self::outlet::Outlet;
 use crate::batch::{Batcher, StepOutcome};
 use crate::engine::{Backend, Engine};
 use crate::fault::{self, Faults, Spoil};
@@ -187,25 +189,25 @@ fn build() -> String {
 /// stream ends; the real one ends the process there.
 pub fn run<B: Backend>(
     reader: impl Read + Send + 'static,
-    writer: impl Write,
+    writer: impl Write + Send + 'static,
     identity: &Identity,
     faults: Faults,
     gone: impl FnOnce() + Send + 'static,
 ) -> Exit {
-    let mut sender = Sender::new(writer);
+    let sender = Sender::new(writer);
     let inbox = match read_in_background(reader, gone) {
         Ok(inbox) => inbox,
         Err(error) => return Exit::Protocol(format!("no thread could be started: {error}")),
     };
     // Unwinding ends here; nothing that was touched is used afterwards.
-    match catch_unwind(AssertUnwindSafe(|| serve::<B>(&mut sender, &inbox, identity, faults))) {
+    match catch_unwind(AssertUnwindSafe(|| serve::<B>(sender, &inbox, identity, faults))) {
         Ok(Ok(exit) | Err(exit)) => exit,
         Err(_) => Exit::Panicked,
     }
 }
 
 fn serve<B: Backend>(
-    sender: &mut Sender<impl Write>,
+    mut sender: Sender<impl Write + Send + 'static>,
     inbox: &Receiver<ToWorker>,
     identity: &Identity,
     mut faults: Faults,
@@ -227,11 +229,11 @@ fn serve<B: Backend>(
     // The system may take its time to give this process its place.
     let spec = match expect(inbox, LOAD_STALL_MS)? {
         ToWorker::Load(spec) => spec,
-        ToWorker::Drain => return leave(sender),
+        ToWorker::Drain => return leave(&mut sender),
         other => return Err(unexpected(&other)),
     };
     faults.load();
-    let engine = match load::<B>(sender, &spec) {
+    let mut engine = match load::<B>(&mut sender, &spec) {
         Ok(engine) => engine,
         Err(failure) => {
             eprintln!("load failed: {failure} {}", failure.detail);
@@ -240,9 +242,11 @@ fn serve<B: Backend>(
         }
     };
     faults.loaded();
+    let outlet = Outlet::new(sender);
+    engine.on_progress(outlet.pulse());
     let mut session = Session::new(Batcher::new(engine), faults);
-    sender.send(&FromWorker::Ready(session.ready()))?;
-    session.serve(sender, inbox)
+    outlet.lock().sender.send(&FromWorker::Ready(session.ready()))?;
+    session.serve(&outlet, inbox)
 }
 
 /// What must come, and soon.
@@ -295,7 +299,6 @@ struct Session<E> {
     draining: bool,
     outputs: Vec<(RequestId, Output)>,
     memory: MemoryReport,
-    told: Instant,
     /// Of the last step; a message may change what is to be done.
     outcome: StepOutcome,
 }
@@ -303,8 +306,7 @@ struct Session<E> {
 impl<E: Engine> Session<E> {
     fn new(batcher: Batcher<E>, faults: Faults) -> Self {
         let memory = batcher.engine().memory();
-        let (outputs, told) = (Vec::new(), Instant::now());
-        Self { batcher, faults, draining: false, outputs, memory, told, outcome: StepOutcome::Idle }
+        Self { batcher, faults, draining: false, outputs: Vec::new(), memory, outcome: StepOutcome::Idle }
     }
 
     fn ready(&self) -> Ready {
@@ -318,30 +320,30 @@ impl<E: Engine> Session<E> {
         }
     }
 
-    fn serve(&mut self, sender: &mut Sender<impl Write>, inbox: &Receiver<ToWorker>) -> Result<Exit, Exit> {
+    fn serve(&mut self, outlet: &Outlet<impl Write>, inbox: &Receiver<ToWorker>) -> Result<Exit, Exit> {
         loop {
             if self.outcome != StepOutcome::Busy {
                 if self.draining && self.batcher.is_idle() {
-                    return leave(sender);
+                    return leave(&mut outlet.lock().sender);
                 }
                 // Without a deadline on purpose: an idle worker may idle, and the reader sees the supervisor go.
                 let message = inbox.recv().map_err(|_| Exit::Gone)?;
                 // Life is told of from now on, not for the time that nothing was to do.
-                self.told = Instant::now();
-                self.take(message, sender)?;
+                outlet.lock().rest();
+                self.take(message, outlet)?;
             }
             loop {
                 match inbox.try_recv() {
-                    Ok(message) => self.take(message, sender)?,
+                    Ok(message) => self.take(message, outlet)?,
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return Err(Exit::Gone),
                 }
             }
-            self.outcome = if self.batcher.is_idle() { StepOutcome::Idle } else { self.step(sender)? };
+            self.outcome = if self.batcher.is_idle() { StepOutcome::Idle } else { self.step(outlet)? };
         }
     }
 
-    fn take(&mut self, message: ToWorker, sender: &mut Sender<impl Write>) -> Result<(), Exit> {
+    fn take(&mut self, message: ToWorker, outlet: &Outlet<impl Write>) -> Result<(), Exit> {
         match message {
             ToWorker::Run(request) if self.draining => Err(unexpected(&ToWorker::Run(request))),
             ToWorker::Run(request) => {
@@ -368,21 +370,22 @@ impl<E: Engine> Session<E> {
             ToWorker::Trim => {
                 self.batcher.trim();
                 self.memory = self.batcher.engine().memory();
-                Ok(sender.send(&FromWorker::Memory(self.memory))?)
+                Ok(outlet.lock().sender.send(&FromWorker::Memory(self.memory))?)
             }
             other => Err(unexpected(&other)),
         }
     }
 
-    fn step(&mut self, sender: &mut Sender<impl Write>) -> Result<StepOutcome, Exit> {
+    fn step(&mut self, outlet: &Outlet<impl Write>) -> Result<StepOutcome, Exit> {
         self.faults.before_step();
         let stepped = self.batcher.step(&mut self.outputs);
+        let mut voice = outlet.lock();
         let spoil = self.faults.after_step(&self.outputs);
         for (id, output) in self.outputs.drain(..) {
-            sender.queue_output(id, output);
+            voice.sender.queue_output(id, output);
         }
         if let Some(spoil) = spoil {
-            sender.spoil(spoil)?;
+            voice.sender.spoil(spoil)?;
             if spoil == Spoil::Half {
                 return Err(Exit::Broken("half a frame was sent, as asked".to_owned()));
             }
@@ -390,23 +393,22 @@ impl<E: Engine> Session<E> {
         let outcome = match stepped {
             Ok(outcome) => outcome,
             Err(failure) => {
-                sender.flush()?;
+                voice.sender.flush()?;
                 return Err(Exit::Broken(format!("{failure}: {}", failure.detail)));
             }
         };
-        let now = Instant::now();
-        if now.saturating_duration_since(self.told) >= PROGRESS_EVERY {
-            self.told = now;
+        voice.steps = self.batcher.steps();
+        if voice.is_due() {
             if outcome == StepOutcome::Busy {
-                sender.queue(&FromWorker::Progress { steps: self.batcher.steps() });
+                voice.tell();
             }
             let memory = self.batcher.engine().memory();
             if memory != self.memory {
                 self.memory = memory;
-                sender.queue(&FromWorker::Memory(memory));
+                voice.sender.queue(&FromWorker::Memory(memory));
             }
         }
-        sender.flush()?;
+        voice.sender.flush()?;
         Ok(outcome)
     }
 }

@@ -105,6 +105,14 @@ impl Underway {
 }
 
 impl Embedder {
+    /// Its own, if it has one.
+    pub(super) fn context(&mut self) -> Option<&mut LlamaContext<'static>> {
+        match self {
+            Self::Whole(whole) => Some(&mut whole.context),
+            Self::Parts(_) | Self::Nothing(_) => None,
+        }
+    }
+
     /// Computes as much as can be without a break; there must be something left.
     ///
     /// # Errors

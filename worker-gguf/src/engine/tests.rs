@@ -1,14 +1,17 @@
 //! The engine against a tiny model with random weights: what the contract says of slots, whatever the layout.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
 use llama_cpp_2::llama_batch::LlamaBatch;
 use ollmlx_proto::{FailureKind, LoadSpec, SlotId};
-use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, SlotInput};
+use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, Pulse, SlotInput};
 use ollmlx_worker_kit::vocab::TokenKind;
 
 use super::GgufEngine;
+use super::embed::{Embedder, Pooling, Whole};
 use super::load::{load, load_as};
 use crate::gguf::testing::{Writer, tiny_llama};
 use crate::memory::Layout;
@@ -256,6 +259,29 @@ fn embeddings_that_are_given_up_leave_no_trace() {
     assert!(matches!(engine.embed_step(), Ok(EmbedStep::Part { .. })));
     engine.truncate(SlotId(0), 0);
     assert_close(&forward(&mut engine, 0, &[1, 20, 21]), &expected);
+}
+
+#[test]
+fn every_context_gives_signs_of_life_while_it_computes() {
+    let beats = Arc::new(AtomicU32::new(0));
+    let pulse = || {
+        let beats = Arc::clone(&beats);
+        Pulse::new(move || drop(beats.fetch_add(1, Ordering::Relaxed)))
+    };
+    let mut generator = engine(Layout::Shared);
+    generator.on_progress(pulse());
+    assert_eq!(beats.swap(0, Ordering::Relaxed), 0);
+    forward(&mut generator, 0, &[1, 5, 6, 7]);
+    assert!(beats.swap(0, Ordering::Relaxed) > 1, "a pass over two layers is more than one sign");
+    generator.embed(&[vec![1, 5, 6]]).unwrap();
+    assert!(beats.swap(0, Ordering::Relaxed) > 1);
+
+    let runtime = crate::cpu::start("").unwrap();
+    let whole = Whole::open(runtime, generator.model, (64, 1), Pooling::Mean).unwrap();
+    generator.embedder = Embedder::Whole(whole);
+    generator.on_progress(pulse());
+    generator.embed(&[vec![1, 5, 6]]).unwrap();
+    assert!(beats.swap(0, Ordering::Relaxed) > 1);
 }
 
 #[test]

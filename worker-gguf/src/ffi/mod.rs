@@ -1,5 +1,5 @@
-//! The calls to llama.cpp that the safe crate lacks: loading one named backend module, its log, and hidden states beside
-//! logits.
+//! The calls to llama.cpp that the safe crate lacks: loading one named backend module, its log, hidden states beside
+//! logits, and signs of life while it computes.
 //!
 //! Must not know what the engine does with them. C types stay here; a panic never crosses the boundary.
 
@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_void};
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use llama_cpp_2::DecodeError;
@@ -18,6 +19,9 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 const ERRORS_KEPT_MAX: usize = 8;
 /// Bytes of a log line that are kept; llama.cpp quotes from the model file.
 const LINE_BYTES_MAX: usize = 1024;
+/// A token of a small model has some thousand nodes, and costs a heart a few microseconds this way; a node of a long input on
+/// a slow CPU takes about a second.
+const NODES_PER_BEAT: u32 = 8;
 
 struct Log {
     level: u32,
@@ -71,6 +75,49 @@ pub fn decode_hidden(context: &mut LlamaContext<'_>, batch: &mut LlamaBatch<'_>)
     // SAFETY: as above; what the batch computed stays to be read.
     unsafe { llama_cpp_sys_2::llama_set_embeddings(raw, false) };
     decoded
+}
+
+/// What llama.cpp calls while it computes on a CPU.
+pub struct Heart {
+    nodes: AtomicU32,
+    beat: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Heart {
+    /// `beat` is called now and then while a context computes, on the thread that asked for it.
+    pub fn new(beat: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { nodes: AtomicU32::new(0), beat: Box::new(beat) }
+    }
+
+    /// The next node of a graph is computed.
+    fn node(&self) {
+        if self.nodes.fetch_add(1, Ordering::Relaxed).is_multiple_of(NODES_PER_BEAT) {
+            (self.beat)();
+        }
+    }
+}
+
+/// Lets a heart beat while a context computes, from now on. `false` where the safe crate hides its context so well that this
+/// can't be asked for. An accelerator tells nothing of its nodes.
+pub fn hear(context: &mut LlamaContext<'_>, heart: &'static Heart) -> bool {
+    let Some(raw) = raw(context) else { return false };
+    let data: *const Heart = heart;
+    // JUSTIFICATION: the safe crate has no such call.
+    // SAFETY: the context lives and is borrowed for this thread alone; the heart lives for ever and may be shared, and
+    // `on_node` takes it for nothing else.
+    unsafe { llama_cpp_sys_2::llama_set_abort_callback(raw, Some(on_node), data.cast_mut().cast()) };
+    true
+}
+
+/// After each node: whether to give up, which is never wanted.
+unsafe extern "C" fn on_node(heart: *mut c_void) -> bool {
+    // JUSTIFICATION: this is how llama.cpp hands back what `hear` gave it.
+    // SAFETY: it is the heart that `hear` gave, which lives for ever and is only ever shared.
+    let heart = unsafe { heart.cast_const().cast::<Heart>().as_ref() };
+    if let Some(heart) = heart {
+        heart.node();
+    }
+    false
 }
 
 /// The context itself, whose address the safe crate tells in its debugging form only.

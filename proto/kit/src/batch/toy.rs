@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ollmlx_proto::{
     Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Progress, Request, RequestId, Sampling,
@@ -12,12 +14,13 @@ use ollmlx_proto::{
 };
 
 use crate::chat::ChatSource;
-use crate::engine::{EmbedStep, Engine, EngineError, EngineFacts, SlotInput};
+use crate::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput};
 use crate::vocab::{TokenKind, Vocab};
 
 pub(crate) const BOS: TokenId = 256;
 pub(crate) const EOS: TokenId = 257;
 const SIZE: u32 = 258;
+const LONG_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(crate) struct Toy {
@@ -43,6 +46,9 @@ pub(crate) struct Toy {
     pub(crate) script: Option<String>,
     /// Panics in the next forward pass.
     pub(crate) explode: bool,
+    /// Forward passes compute until this is true.
+    pub(crate) long_until: Option<&'static AtomicBool>,
+    pub(crate) pulse: Option<Pulse>,
     pub(crate) trims: usize,
     /// Tokens of one step of embeddings.
     pub(crate) embed_tokens: usize,
@@ -87,6 +93,8 @@ impl Toy {
             copies: 0,
             script: None,
             explode: false,
+            long_until: None,
+            pulse: None,
             trims: 0,
             embed_tokens: usize::MAX / 2,
             embedding: None,
@@ -130,6 +138,10 @@ impl Toy {
 }
 
 impl Engine for Toy {
+    fn on_progress(&mut self, pulse: Pulse) {
+        self.pulse = Some(pulse);
+    }
+
     fn facts(&self) -> &EngineFacts {
         &self.facts
     }
@@ -167,6 +179,11 @@ impl Engine for Toy {
         }
         if self.caches.iter().map(Vec::len).sum::<usize>() + sum > self.room {
             return Err(EngineError::NoRoom);
+        }
+        let begun = Instant::now();
+        while self.long_until.is_some_and(|ends| !ends.load(Ordering::Acquire)) {
+            assert!(begun.elapsed() < LONG_MAX, "nobody ends this step");
+            self.pulse.as_ref().expect("an engine is given a pulse").beat();
         }
         self.logits.clear();
         for input in batch {

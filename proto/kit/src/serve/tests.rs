@@ -1,6 +1,7 @@
 //! A supervisor's side of the socket, over real sockets, with every wait bounded by the stream's read timeout.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -51,10 +52,10 @@ impl Fixture {
         let (stream, other) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
         let (tell, gone) = mpsc::sync_channel(1);
-        let reader = other.try_clone().unwrap();
+        let (reader, writer) = (other.try_clone().unwrap(), other.try_clone().unwrap());
         let worker = std::thread::spawn(move || {
             let exit =
-                run::<ToyBackend>(reader, &other, &identity(), faults, move || tell.send(()).unwrap_or_default());
+                run::<ToyBackend>(reader, writer, &identity(), faults, move || tell.send(()).unwrap_or_default());
             // A real worker's socket closes with its process.
             other.shutdown(std::net::Shutdown::Both).unwrap_or_default();
             exit
@@ -161,6 +162,24 @@ fn a_worker_says_who_it_is_loads_answers_and_leaves() {
     fixture.send(&[ToWorker::Drain]);
     assert_eq!(fixture.next(), FromWorker::Bye);
     assert_eq!(fixture.end(), Exit::Drained);
+}
+
+#[test]
+fn a_step_that_takes_long_gives_signs_of_life() {
+    let mut fixture = Fixture::ready("long.gguf");
+    fixture.run(complete(1, "hello"));
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        match fixture.next() {
+            FromWorker::Progress { steps } => seen.push(steps),
+            // The step's own words come after it.
+            other => panic!("{other:?} while it computes"),
+        }
+    }
+    assert!(seen[0] < seen[1], "the same number twice is no progress: {seen:?}");
+    toy_backend::LONG_STEP_ENDS.store(true, Ordering::Release);
+    assert_eq!(fixture.until_end(1).0, 16);
+    assert_eq!(fixture.end(), Exit::Gone);
 }
 
 fn endless(id: u64) -> Request {

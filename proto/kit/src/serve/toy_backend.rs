@@ -1,11 +1,15 @@
 //! The toy engine as a backend: what happens depends on the file name.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, ModelCard};
 
 use crate::batch::toy::Toy;
 use crate::engine::{Backend, EngineError, LoadProgress};
+
+/// Until then the first step of `long.gguf` computes.
+pub(crate) static LONG_STEP_ENDS: AtomicBool = AtomicBool::new(false);
 
 #[derive(Debug)]
 pub(crate) struct ToyBackend;
@@ -51,6 +55,7 @@ impl Backend for ToyBackend {
             "missing.gguf" => return Err(Failure::new(FailureKind::ModelInvalid, "no such file")),
             "panic.gguf" => panic!("as asked"),
             "broken.gguf" => toy.failures.push_back(Some(EngineError::Broken("as asked".to_owned()))),
+            "long.gguf" => toy.long_until = Some(&LONG_STEP_ENDS),
             "explode.gguf" => toy.explode = true,
             _ => {}
         }

@@ -1,0 +1,74 @@
+//! The way out of a loaded worker: between two steps the session's, within one the engine's, whose pulse says that it is
+//! alive.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use ollmlx_proto::FromWorker;
+
+use super::PROGRESS_EVERY;
+use super::link::Sender;
+use crate::engine::Pulse;
+
+/// Shared with the engine, which runs on the same thread.
+pub(super) struct Outlet<W>(Arc<Mutex<Voice<W>>>);
+
+/// What goes out, and when life was last told of.
+pub(super) struct Voice<W> {
+    pub(super) sender: Sender<W>,
+    /// Of the batcher.
+    pub(super) steps: u64,
+    /// Told of within steps. The supervisor takes the same number twice for no progress.
+    pulses: u64,
+    told: Instant,
+}
+
+impl<W: Write> Outlet<W> {
+    pub(super) fn new(sender: Sender<W>) -> Self {
+        Self(Arc::new(Mutex::new(Voice { sender, steps: 0, pulses: 0, told: Instant::now() })))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Voice<W>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<W: Write + Send + 'static> Outlet<W> {
+    /// What an engine calls while it computes. Costs a look at the clock, and a frame once in [`PROGRESS_EVERY`].
+    pub(super) fn pulse(&self) -> Pulse {
+        let voice = Arc::clone(&self.0);
+        Pulse::new(move || {
+            // Whoever holds it says something now, which is a sign of life as well.
+            let Ok(mut voice) = voice.try_lock() else { return };
+            if voice.is_due() {
+                voice.pulses += 1;
+                voice.tell();
+                // The step can't end for that; the write after it fails as well.
+                let _gone = voice.sender.flush();
+            }
+        })
+    }
+}
+
+impl<W: Write> Voice<W> {
+    /// There was nothing to tell of until now.
+    pub(super) fn rest(&mut self) {
+        self.told = Instant::now();
+    }
+
+    /// Whether it is time for a sign of life; the next is due so much later.
+    pub(super) fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now.saturating_duration_since(self.told) >= PROGRESS_EVERY;
+        if due {
+            self.told = now;
+        }
+        due
+    }
+
+    /// Puts a sign of life into the next write.
+    pub(super) fn tell(&mut self) {
+        self.sender.queue(&FromWorker::Progress { steps: self.steps + self.pulses });
+    }
+}
