@@ -7,13 +7,15 @@
 //!
 //! As long as the old server may still start a model, it tells that it holds everything: before its successor serves, for
 //! [`UPGRADE_LINGER_MS`] after that, since open connections may bring a request, and while a request waits for a model
-//! that has no process or one that goes. It passes on what its own predecessor tells. So a load in the new one begins a second after the hand-over at the earliest.
+//! that has no process or one that goes. It passes on what its own predecessor tells. So a load in the new one begins a
+//! second after the hand-over at the earliest.
 //!
 //! Decision: the old server tells, by its ledger. Rejected: the successor looks for the other one's workers and measures
 //! them, which says nothing of what they were promised, and needs a walk over the processes on each system.
 //!
 //! Limit: a request that takes longer than that second to arrive at the old server may start a model there beside
-//! those of the new one, and so may one in the line of a model at work that needs it loaded anew. Only memory is divided; either server may have as many models as is set.
+//! those of the new one, and so may one in the line of a model at work that needs it loaded anew. Only memory is divided;
+//! either server may have as many models as is set.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -33,6 +35,8 @@ use crate::scheduler::snapshot::WorkerView;
 pub(super) const EVERYTHING: u64 = u64::MAX;
 
 const WORD: &str = "held ";
+/// The time of an old server, and of one that it had replaced itself.
+const PREDECESSOR_MAX: Duration = Duration::from_millis(2 * UPGRADE_DRAIN_MS);
 
 /// What this server holds, where nothing more is to come to it, and what it was told that is held elsewhere.
 fn held(snapshot: &Snapshot) -> u64 {
@@ -85,18 +89,23 @@ pub(super) fn line() -> Option<UnixStream> {
 
 /// Tells the driver what a predecessor holds, until that is gone.
 pub(super) async fn heed(line: UnixStream, handle: Handle) {
-    let opened = line.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(line));
-    if let Ok(line) = opened {
-        let mut line = BufReader::new(line);
-        let told = async {
-            while let Some(bytes) = next(&mut line).await {
-                handle.elsewhere_held(bytes).await;
-            }
-        };
-        // One that is stopped or hangs ends no line; any other has ended by then, and its own predecessor as well.
-        let _ended = tokio::time::timeout(Duration::from_millis(2 * UPGRADE_DRAIN_MS), told).await;
-    }
+    hear(line, PREDECESSOR_MAX, |bytes| handle.elsewhere_held(bytes)).await;
     handle.elsewhere_held(0).await;
+}
+
+/// Takes what a predecessor says until that is gone, or for so long at most: one that is stopped or hangs ends no line; any
+/// other has ended by then, and its own predecessor as well.
+async fn hear<Told: Future<Output = ()>>(line: UnixStream, most: Duration, mut take: impl FnMut(u64) -> Told) {
+    let opened = line.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(line));
+    // A line that can't be listened to says nothing.
+    let Ok(line) = opened else { return };
+    let mut line = BufReader::new(line);
+    let told = async {
+        while let Some(bytes) = next(&mut line).await {
+            take(bytes).await;
+        }
+    };
+    let _ended = tokio::time::timeout(most, told).await;
 }
 
 /// The next number, or `None` at the end. Whatever makes no sense is all there is.
@@ -139,6 +148,21 @@ mod tests {
         assert_eq!(heard, [Some(EVERYTHING), Some(EVERYTHING), Some(5)]);
         drop(theirs);
         tell(ours, watch::channel(1).1).await;
+    }
+
+    #[tokio::test]
+    async fn one_that_is_stopped_or_hangs_is_heard_and_not_waited_for_without_end() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut theirs, b"held 5\n").unwrap();
+        let (heard, mut last) = watch::channel(0);
+        let hearing = hear(ours, Duration::from_millis(1_500), |bytes| {
+            heard.send_replace(bytes);
+            async {}
+        });
+        hearing.await;
+        assert_eq!(*last.borrow_and_update(), 5);
+        // It is still there.
+        drop(theirs);
     }
 
     #[tokio::test]

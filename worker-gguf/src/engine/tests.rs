@@ -266,7 +266,9 @@ fn every_context_gives_signs_of_life_while_it_computes() {
     let beats = Arc::new(AtomicU32::new(0));
     let pulse = || {
         let beats = Arc::clone(&beats);
-        Pulse::new(move || drop(beats.fetch_add(1, Ordering::Relaxed)))
+        Pulse::new(move || {
+            beats.fetch_add(1, Ordering::Relaxed);
+        })
     };
     let mut generator = engine(Layout::Shared);
     generator.on_progress(pulse());
