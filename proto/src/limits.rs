@@ -135,6 +135,9 @@ pub const FRAME_TIMEOUT_MS: u64 = 30_000;
 pub const LOAD_STALL_MS: u64 = 5 * 60_000;
 /// A busy worker must be heard of within this.
 pub const SILENCE_MS: u64 = 60_000;
+/// A worker that lives and does not end what was cancelled is given up after so many times that: a step of a large model on a
+/// slow CPU may take minutes, and a cancel is heard between two steps.
+pub const CANCEL_SILENCES: u64 = 10;
 /// A worker says that it lives at most this often, and at least this often while it has work.
 pub const PROGRESS_INTERVAL_MS: u64 = 1_000;
 /// From "please leave" to SIGTERM.

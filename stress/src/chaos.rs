@@ -81,7 +81,7 @@ pub(crate) async fn run(options: &Chaos) -> Result<bool> {
     ensure!(server.is_running()?, "the server ended");
     let report = Report::of(&outcomes, &strikes, &metrics);
     report.print(options);
-    Ok(report.holds(options.strict))
+    Ok(report.holds(options))
 }
 
 async fn storm(round: Arc<Round>, options: &Chaos) -> Result<(Vec<Outcome>, Strikes)> {

@@ -5,6 +5,7 @@
 //! the machine does hits both.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is run by a person, who reads it")]
 
 mod chaos;
 mod checkpoint;

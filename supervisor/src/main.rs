@@ -4,11 +4,13 @@
 
 use std::process::ExitCode;
 
+use ollmlx_supervisor::cli::output::tell;
+
 fn main() -> ExitCode {
     match ollmlx_supervisor::cli::main() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error}");
+            tell(format_args!("Error: {error}"));
             ExitCode::from(error.exit_status())
         }
     }

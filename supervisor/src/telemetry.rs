@@ -54,6 +54,9 @@ pub fn init(level: LevelFilter) {
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .with_target(false)
+        // It would say so by `eprintln!`, which panics where standard error can't be written to: a closed terminal, a full
+        // disk or the end of whoever read it would end the task that logs, and the server with it.
+        .log_internal_errors(false)
         .try_init();
     // Only tests call this twice; the first subscriber stays.
     drop(set);

@@ -1,6 +1,8 @@
 """`ollmlx chaos`: every fault of OLLMLX_FAULT against private servers, and what it must not touch."""
 
 import json
+import signal
+import subprocess
 import unittest
 
 import house
@@ -53,6 +55,23 @@ class Words(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertRegex(done.stdout.splitlines()[0], r"^FAULT +EXPECTED +SEEN +DETECTED +RECOVERED +LOST +AS EXPECTED")
         self.assertRegex(done.stdout, r"exit=7@4;times=1 +exited, the calm answer +exited, the calm answer +\d+ ms +\d+ ms +0 +yes")
+
+    def test_interrupted_it_leaves_nothing(self):
+        server = house.Server(models=("smol",))
+        self.addCleanup(server.stop)
+        folder = server.folder / "tmp"
+        folder.mkdir()
+        chaos = subprocess.Popen([house.OLLMLX, "chaos", "smol"], env=server.env | {"TMPDIR": str(folder)}, text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual(chaos.stderr.readline(), "crash@4;times=1\n")
+        family = house.descendants(chaos.pid)
+        self.assertTrue(family)
+        chaos.send_signal(signal.SIGINT)
+        _, told = chaos.communicate(timeout=30)
+        self.assertEqual(chaos.returncode, 1)
+        self.assertIn("interrupted", told)
+        house.until("without its servers", 10, lambda: not family & house.processes().keys())
+        self.assertEqual(list(folder.glob("ollmlx-chaos-*")), [])
 
     def test_an_unknown_fault_or_model_is_named(self):
         server = house.Server(models=())

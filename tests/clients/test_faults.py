@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import unittest
 
@@ -106,7 +107,7 @@ class Faults(unittest.TestCase):
         house.until("without a worker", 2, lambda: worker not in house.processes())
 
     def test_sigterm_ends_everything_with_status_0(self):
-        for kind in (signal.SIGTERM, signal.SIGINT):
+        for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             with self.subTest(signal=kind):
                 server = self.serve()
                 server.call("POST", "/api/generate", self.short)
@@ -114,6 +115,44 @@ class Faults(unittest.TestCase):
                 self.assertTrue(family)
                 self.assertEqual(server.stop(kind), 0)
                 self.assertFalse(family & house.processes().keys())
+
+    def test_whoever_ignores_hang_ups_outlives_its_terminal(self):
+        server = house.Server.__new__(house.Server)
+
+        def launch():
+            with open(server.log_path, "wb") as log:
+                server.process = subprocess.Popen(["nohup", house.OLLMLX, "serve"], env=server.env, stdin=subprocess.DEVNULL,
+                                                  stdout=log, stderr=log, start_new_session=True)
+
+        server.launch = launch
+        server.__init__(models=(), backend=self.backend)
+        server.process.send_signal(signal.SIGHUP)
+        self.assertEqual(server.call("GET", "/api/version")[0], 200)
+        self.assertEqual(server.stop(), 0)
+
+    def test_a_server_whose_log_nobody_reads_goes_on(self):
+        reader, writer = os.pipe()
+        server = house.Server.__new__(house.Server)
+
+        def launch():
+            server.process = subprocess.Popen([house.OLLMLX, "serve"], env=server.env, stdin=subprocess.DEVNULL, stdout=writer,
+                                              stderr=writer, start_new_session=True)
+            os.close(writer)
+            text = b""
+            while b"Listening on" not in text:
+                text += os.read(reader, 4096)
+            os.close(reader)
+            server.log_path.write_bytes(text)
+
+        server.launch = launch
+        # From here on each line of its log fails.
+        server.__init__(models=("smol",), backend=self.backend, OLLMLX_DEBUG="1")
+        status, answer = server.call("POST", "/api/generate", self.short | {"model": "smol"})
+        self.assertEqual((status, answer["done"]), (200, True))
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        self.assertEqual(server.call("POST", "/api/generate", self.short | {"model": "smol"})[0], 200)
+        self.assertEqual(server.stop(), 0)
 
     def test_row_45_sigterm_during_an_answer_ends_it_cleanly(self):
         self.load()

@@ -1,6 +1,7 @@
 """`ollmlx upgrade`: a new server takes the socket over; nobody is refused and no answer is cut."""
 
 import http.client
+import http.server
 import json
 import os
 import pathlib
@@ -97,6 +98,54 @@ class Upgrade(unittest.TestCase):
         # And once more, from the second to a third.
         self.assertEqual(self.server.cli("upgrade").returncode, 0)
         self.assertNotIn(self.pid(), (old, new))
+
+    def test_a_signal_to_leave_is_heard_while_the_new_program_hangs(self):
+        hanging = self.folder / "hanging"
+        hanging.write_text("#!/bin/sh\nexec sleep 60\n")
+        hanging.chmod(0o755)
+        os.replace(hanging, house.OLLMLX)
+        house.OLLMLX = self.program
+        self.server.process.send_signal(signal.SIGUSR2)
+        asleep = lambda: [pid for pid in house.descendants(self.server.process.pid) if house.processes()[pid][1] == "sleep"]
+        (child,) = house.until("a new program", 10, asleep)
+        self.server.process.terminate()
+        self.assertEqual(self.server.process.wait(10), 0)
+        self.assertNotIn(child, house.processes())
+
+    def test_a_process_that_is_no_server_is_not_signalled(self):
+        bystander = subprocess.Popen(["sleep", "60"])
+        self.addCleanup(bystander.wait)
+        self.addCleanup(bystander.kill)
+
+        class Door(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                body = json.dumps({"pid": bystander.pid, "version": "0.1.0"}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        door = http.server.HTTPServer(("127.0.0.1", 0), Door)
+        self.addCleanup(door.server_close)
+        self.addCleanup(door.shutdown)
+        threading.Thread(target=door.serve_forever, daemon=True).start()
+        done = self.server.cli("upgrade", env=self.server.env | {"OLLAMA_HOST": f"127.0.0.1:{door.server_address[1]}"})
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("is no ollmlx on this machine", done.stderr)
+        self.assertIsNone(bystander.poll())
+
+    def test_who_follows_a_log_is_let_go(self):
+        self.server.call("POST", "/api/generate", LONG | {"stream": False, "options": {"num_predict": 1}})
+        reader = subprocess.Popen([house.OLLMLX, "logs", "smol", "-f"], env=self.server.env, stdout=subprocess.DEVNULL)
+        self.addCleanup(reader.kill)
+        self.assertEqual(self.server.cli("upgrade").returncode, 0)
+        self.assertIsNotNone(reader.wait(30))
+        self.assertEqual(self.server.process.wait(30), 0, "the old server ends by itself")
 
     def test_row_44_a_new_program_that_does_not_start_leaves_the_old_one_serving(self):
         broken = self.folder / "broken"

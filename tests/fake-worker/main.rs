@@ -2,6 +2,7 @@
 //! should be. `fake-worker supervise FOLDER SCRIPT` is instead a supervisor with one running request, to be killed.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a worker says is kept")]
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

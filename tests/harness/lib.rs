@@ -1,6 +1,7 @@
 //! What the tests share: model references, load plans, requests.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "whoever started the supervisor reads it")]
 
 pub mod cgroups;
 pub mod script;

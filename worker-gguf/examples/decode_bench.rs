@@ -2,6 +2,8 @@
 //!
 //!     decode_bench MODEL.gguf [slots=8] [tokens=128] [threads=0] [level=] [batch=512]
 
+#![expect(clippy::print_stdout, reason = "figures for a person")]
+
 use std::path::PathBuf;
 use std::time::Instant;
 

@@ -19,6 +19,7 @@ use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, SlotId, TokenId};
 use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput};
+use ollmlx_worker_kit::tell::tell;
 
 use self::embed::{Embedder, Underway};
 pub use self::load::load;
@@ -143,7 +144,7 @@ impl Engine for GgufEngine {
         let contexts = self.generator.as_mut().map(|it| &mut it.context).into_iter().chain(self.embedder.context());
         for context in contexts {
             if !crate::ffi::hear(context, heart) {
-                eprintln!("llama.cpp can't be heard while it computes: a long step gives no sign of life");
+                tell(format_args!("llama.cpp can't be heard while it computes: a long step gives no sign of life"));
             }
         }
     }

@@ -3,6 +3,8 @@
 //! `run FOLDER text PROMPT [COUNT]` continues a prompt; `run FOLDER speed` measures a prompt of 512 tokens and tokens per
 //! second at 1, 4 and 8 slots, `run FOLDER speed SLOTS` at that many only; `run FOLDER embed TEXT…` compares texts; `run FOLDER inspect` prints the model's card.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures for a person")]
+
 use std::path::PathBuf;
 use std::time::Instant;
 

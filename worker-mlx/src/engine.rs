@@ -11,7 +11,7 @@ use mlx_rs::{Array, memory, transforms};
 use ollmlx_proto::limits::{MLX_BUFFER_CACHE_BYTES, MLX_BUFFER_CACHE_BYTES_MIN};
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::ChatSource;
-use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
+use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, Pulse, SlotInput};
 
 use crate::card::{self, Description};
 use crate::config::Config;
@@ -28,6 +28,9 @@ use crate::weights::{Placement, Weights, load_failed};
 /// Up to this many rows OpenBLAS is faster with one thread: it splits the rows (measured on two cores: 8 rows of
 /// 576 by 3072 take 0.38 ms with one thread and 0.92 ms with two).
 const ONE_THREAD_ROWS: usize = 16;
+/// Bytes of weights times tokens of a batch on a CPU from which a batch is evaluated layer by layer, with a sign of life after each.
+/// Below that, 500 tokens of a model of a gigabyte, it is done within seconds; a layer's end costs a wait for all threads.
+const LONG_BYTE_TOKENS: u64 = 600_000_000_000;
 /// Tokens times layers of a text that are computed between two signs of life, a layer at least.
 const EMBED_STEP: usize = 64;
 /// Batches between two emptyings of MLX's buffer cache, which fragments as caches grow (mlx-lm does it every 256).
@@ -77,6 +80,9 @@ pub struct MlxEngine {
     weight_bytes: u64,
     batches: u64,
     on_cpu: bool,
+    /// See [`LONG_BYTE_TOKENS`].
+    long_byte_tokens: u64,
+    pulse: Option<Pulse>,
 }
 
 /// Embeddings that have begun.
@@ -163,9 +169,16 @@ impl MlxEngine {
             weight_bytes,
             batches: 0,
             on_cpu,
+            long_byte_tokens: LONG_BYTE_TOKENS,
+            pulse: None,
         };
         engine.warm_up()?;
         Ok(engine)
+    }
+
+    /// Evaluates batches layer by layer from so many bytes of weights times tokens on, instead of where it is needed.
+    pub fn part_from(&mut self, byte_tokens: u64) {
+        self.long_byte_tokens = byte_tokens;
     }
 
     /// One pass through the real path, so that what can't work fails now.
@@ -238,12 +251,22 @@ impl MlxEngine {
                 wanted.push(to - 1);
             }
         }
+        let cost = self.weight_bytes.saturating_mul(tokens.len() as u64);
+        let is_long = self.on_cpu && cost >= self.long_byte_tokens;
+        let after_layer = |states: &Array| {
+            if is_long {
+                states.eval()?;
+                self.pulse.iter().for_each(Pulse::beat);
+            }
+            Ok(())
+        };
         let ragged = Batch {
             tokens: &tokens,
             positions: &positions,
             spans: &spans,
             wanted: &wanted,
             context_max: self.facts.context_tokens as i32,
+            after_layer: &after_layer,
         };
         if self.on_cpu {
             ffi::set_blas_threads(if tokens.len() > ONE_THREAD_ROWS { Threads::All } else { Threads::One });
@@ -372,6 +395,10 @@ fn load_model(
 }
 
 impl Engine for MlxEngine {
+    fn on_progress(&mut self, pulse: Pulse) {
+        self.pulse = Some(pulse);
+    }
+
     fn facts(&self) -> &EngineFacts {
         &self.facts
     }

@@ -5,10 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ollmlx_proto::{Capability, LoadSpec, ModelCard, SlotId};
-use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, SlotInput};
+use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, Pulse, SlotInput};
 use ollmlx_worker_mlx::engine::{MlxBackend, MlxEngine, Unpacking};
 use serde_json::Value;
 
@@ -114,6 +115,23 @@ fn step(engine: &mut MlxEngine, slot: u16, tokens: &[u32]) -> Vec<f32> {
 fn assert_close(family: &str, what: &str, a: &[f32], b: &[f32]) {
     let distance = distance(a, b);
     assert!(distance < 1e-3, "{family}, {what}: {distance}");
+}
+
+#[test]
+fn a_long_step_gives_a_sign_of_life_after_each_layer_and_comes_to_the_same() {
+    let _alone = alone();
+    let prompt = golden("llama").prompt;
+    let mut engine = load("llama");
+    let beats = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&beats);
+    engine.on_progress(Pulse::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    }));
+    let whole = step(&mut engine, 0, &prompt);
+    assert_eq!(beats.load(Ordering::Relaxed), 0, "a step of an instant needs none");
+    engine.part_from(0);
+    assert_eq!(step(&mut engine, 1, &prompt), whole);
+    assert!(beats.load(Ordering::Relaxed) >= 2, "one for each layer");
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use ollmlx_proto::fault::{Fault, FaultKind, parse};
 use ollmlx_proto::{ContentPart, Output, Request, RequestId, Work};
 
+use crate::tell::tell;
+
 /// The variable.
 pub const VARIABLE: &str = "OLLMLX_FAULT";
 /// Between two bites of a leak.
@@ -79,7 +81,7 @@ impl Faults {
                 // Never joined: it leaks until the process ends.
                 let started = std::thread::Builder::new().name("leak".to_owned()).spawn(move || leak(megabytes));
                 if let Err(error) = started {
-                    eprintln!("fault: no thread for the leak: {error}");
+                    tell(format_args!("fault: no thread for the leak: {error}"));
                 }
             }
         }
@@ -180,7 +182,7 @@ fn mentions(request: &Request, word: &str) -> bool {
 }
 
 fn announce(kind: FaultKind) {
-    eprintln!("fault injected: {kind} ({VARIABLE})");
+    tell(format_args!("fault injected: {kind} ({VARIABLE})"));
 }
 
 fn strike(kind: FaultKind, end: fn() -> !) -> ! {

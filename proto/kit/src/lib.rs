@@ -16,5 +16,6 @@ pub mod grammar;
 pub mod inspect;
 pub mod sampler;
 pub mod serve;
+pub mod tell;
 pub mod text;
 pub mod vocab;

@@ -41,6 +41,7 @@ use crate::batch::{Batcher, StepOutcome};
 use crate::engine::{Backend, Engine};
 use crate::fault::{self, Faults, Spoil};
 use crate::inspect;
+use crate::tell::tell;
 
 /// A supervisor that takes no bytes for this long is as good as dead.
 pub const WRITE_TIMEOUT: Duration = Duration::from_millis(ollmlx_proto::limits::SILENCE_MS);
@@ -114,7 +115,9 @@ pub fn main<B: Backend>() -> ExitCode {
         }
         None if first.is_none() => worker::<B>(),
         _ => {
-            eprintln!("usage: (inspect PATH... | --version); without arguments the supervisor must have started this");
+            tell(format_args!(
+                "usage: (inspect PATH... | --version); without arguments the supervisor must have started this"
+            ));
             2
         }
     };
@@ -130,7 +133,9 @@ fn worker<B: Backend>() -> u8 {
         },
     };
     match &exit {
-        Exit::Broken(reason) | Exit::Protocol(reason) | Exit::Environment(reason) => eprintln!("worker ends: {reason}"),
+        Exit::Broken(reason) | Exit::Protocol(reason) | Exit::Environment(reason) => {
+            tell(format_args!("worker ends: {reason}"))
+        }
         Exit::Drained | Exit::Gone | Exit::LoadFailed | Exit::Panicked => {}
     }
     exit.status()
@@ -236,7 +241,7 @@ fn serve<B: Backend>(
     let mut engine = match load::<B>(&mut sender, &spec) {
         Ok(engine) => engine,
         Err(failure) => {
-            eprintln!("load failed: {failure} {}", failure.detail);
+            tell(format_args!("load failed: {failure} {}", failure.detail));
             sender.send(&FromWorker::LoadFailed(failure))?;
             return Ok(Exit::LoadFailed);
         }

@@ -59,10 +59,11 @@ impl Report {
         self.verdicts.get(&verdict).copied().unwrap_or_default()
     }
 
-    /// Whether every count that must be zero is.
-    pub(crate) fn holds(&self, strict: bool) -> bool {
-        let faults = Verdict::FAULTS.iter().filter(|fault| strict || **fault != Verdict::DivergedAtTie);
-        self.streams > 0 && faults.map(|fault| self.count(*fault)).sum::<usize>() == 0
+    /// Whether every count that must be zero is, and what was to happen did.
+    pub(crate) fn holds(&self, options: &Chaos) -> bool {
+        let faults = Verdict::FAULTS.iter().filter(|fault| options.strict || **fault != Verdict::DivergedAtTie);
+        let was_struck = options.kill_every_ms == 0 || (self.struck > 0 && self.deaths > 0);
+        self.streams > 0 && was_struck && faults.map(|fault| self.count(*fault)).sum::<usize>() == 0
     }
 
     fn pause_ms(&self, percent: usize) -> f64 {
@@ -71,7 +72,7 @@ impl Report {
     }
 
     pub(crate) fn print(&self, options: &Chaos) {
-        let holds = self.holds(options.strict);
+        let holds = self.holds(options);
         if options.json {
             let faults: BTreeMap<_, _> =
                 Verdict::FAULTS.iter().map(|fault| (fault.words(), self.count(*fault))).collect();

@@ -16,7 +16,8 @@ use self::guest::Guest;
 use super::args::ChaosArgs;
 use super::client::Client;
 use super::error::CliError;
-use super::output::{print, print_json, text_of};
+use super::output::{print, print_json, tell, text_of};
+use super::serve::Signals;
 use super::{model_path, text_table};
 use crate::config::Config;
 use crate::os::clock::Clock;
@@ -55,6 +56,15 @@ struct Outcome {
 /// # Errors
 /// No model, a server that does not start, or a fault that was not survived as it should be.
 pub async fn run(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        done = tried(config, args) => done,
+        // The private server is killed as its guest is dropped, and its folder goes.
+        _ = signals.asked() => Err(CliError::Usage("interrupted; no table".to_owned())),
+    }
+}
+
+async fn tried(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
     let mut words = args.words.into_iter();
     let asked = words.next();
     let faults: Vec<String> = words.collect();
@@ -74,7 +84,7 @@ pub async fn run(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
     let mut outcomes = Vec::new();
     for trial in catalogue::chosen(catalogue::all(model_bytes), &faults)? {
         if !args.json {
-            eprintln!("{}", trial.fault);
+            tell(format_args!("{}", trial.fault));
         }
         outcomes.push(attempt(config, &model, &calm.text, trial, clock).await?);
     }

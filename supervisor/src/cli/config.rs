@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::error::CliError;
-use super::output::{print, print_json};
+use super::output::{print, print_json, tell};
 use super::text_table;
 use crate::config::Config;
 
@@ -13,7 +13,7 @@ use crate::config::Config;
 /// Standard output is gone.
 pub fn run(config: &Config, args: &super::args::ConfigArgs) -> Result<(), CliError> {
     for warning in &config.warnings {
-        eprintln!("Warning: {warning}");
+        tell(format_args!("Warning: {warning}"));
     }
     if args.json {
         let entries: Map<String, Value> = config

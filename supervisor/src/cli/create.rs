@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::args::{CreateArgs, exactly};
 use super::client::Client;
 use super::error::CliError;
+use super::output::tell;
 use super::progress::{Progress, Spinner};
 use super::transfer;
 use crate::catalog::modelfile::{self, Modelfile};
@@ -35,7 +36,7 @@ pub async fn run(client: &Client, args: CreateArgs) -> Result<(), CliError> {
     let (text, folder) = read_modelfile(args.file.as_deref())?;
     let modelfile = modelfile::parse(&text).map_err(|error| CliError::Modelfile(error.to_string()))?;
     for warning in &modelfile.warnings {
-        eprintln!("{warning}");
+        tell(format_args!("{warning}"));
     }
     client.heartbeat().await?;
     let mut body = request_of(&modelfile);

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::error::CliError;
+use super::output::tell;
 
 /// Largest file that is sent.
 const FILE_BYTES_MAX: u64 = 100_000_000;
@@ -34,7 +35,7 @@ pub(super) fn extract(prompt: &str) -> Result<(String, Vec<String>), CliError> {
             return Err(error(std::io::Error::other("larger than 100 MB")));
         }
         files.push(STANDARD.encode(std::fs::read(path).map_err(error)?));
-        eprintln!("Added {kind} '{path}'");
+        tell(format_args!("Added {kind} '{path}'"));
         text = text.replacen(word, "", 1);
     }
     Ok((text.trim().to_owned(), files))

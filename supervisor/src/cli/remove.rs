@@ -6,7 +6,7 @@ use serde_json::json;
 use super::args::{Names, at_least_one};
 use super::client::Client;
 use super::error::CliError;
-use super::output::print;
+use super::output::{print, tell};
 
 /// Unloads and removes one model after the other, up to the first error.
 ///
@@ -18,7 +18,7 @@ pub async fn run(client: &Client, args: Names) -> Result<(), CliError> {
     for name in names {
         let unload = json!({"model": name, "keep_alive": 0, "stream": false});
         match client.post("/api/generate", &unload).await {
-            Err(error) if !error.is_not_found() => eprintln!("Warning: unable to stop model '{name}'"),
+            Err(error) if !error.is_not_found() => tell(format_args!("Warning: unable to stop model '{name}'")),
             _ => {}
         }
         client.tell(Method::DELETE, "/api/delete", &json!({"model": name})).await?;

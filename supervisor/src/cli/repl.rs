@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::images;
-use super::output::{print, text_of};
+use super::output::{print, tell, tell_as_it_is, text_of};
 use super::progress::Spinner;
 use super::repl_command::{Block, Command, Mode, Switch, help, parse};
 use super::run::{End, Session, can};
@@ -137,7 +137,7 @@ pub(super) async fn run(session: Session, config: &Config) -> Result<(), CliErro
             Ok(Next::Go) => {}
             Ok(Next::Leave) => return Ok(()),
             Err(error @ CliError::ServerDown) => return Err(error),
-            Err(error) => eprintln!("Error: {error}"),
+            Err(error) => tell(format_args!("Error: {error}")),
         }
     }
 }
@@ -210,7 +210,7 @@ impl Repl {
         let answer = match end {
             End::Done(text, last) => {
                 if self.session.verbose {
-                    eprint!("{}", super::answer::timings(&last));
+                    tell_as_it_is(&super::answer::timings(&last));
                 }
                 text
             }
@@ -222,8 +222,8 @@ impl Repl {
 
     async fn command(&mut self, command: Command) -> Result<Next, CliError> {
         match command {
-            Command::Help(topic) => eprint!("{}", help(&topic)),
-            Command::SetParameter(None) => eprint!("{PARAMETERS}"),
+            Command::Help(topic) => tell_as_it_is(help(&topic)),
+            Command::SetParameter(None) => tell_as_it_is(PARAMETERS),
             Command::SetParameter(Some((key, value))) => self.set_parameter(&key, &value)?,
             Command::SetSystem(text) => {
                 self.system = Some(text);

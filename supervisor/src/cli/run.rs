@@ -10,7 +10,7 @@ use super::answer::{AnswerPrinter, Colours, Look, Thoughts, timings};
 use super::args::{RunArgs, at_least_one};
 use super::client::{Client, Lines};
 use super::error::CliError;
-use super::output::{print, text_of};
+use super::output::{print, tell_as_it_is, text_of};
 use super::progress::Spinner;
 use super::{images, model_path, repl, transfer};
 use crate::config::Config;
@@ -215,7 +215,7 @@ async fn generate(session: &Session, prompt: String) -> Result<(), CliError> {
     if session.verbose
         && let End::Done(_, last) = end
     {
-        eprint!("{}", timings(&last));
+        tell_as_it_is(&timings(&last));
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use super::service::Service;
 use super::upgrade;
 use super::version::OWN;
 use crate::config::{Config, HostUrl, LogLevel};
+use crate::os::signal::ignores_hang_up;
 use crate::telemetry;
 
 /// Threads that move bytes and decide; the computing is done by other processes.
@@ -68,7 +69,7 @@ pub fn run(config: Config) -> Result<(), CliError> {
 async fn serve(config: Config) -> Result<(), CliError> {
     // Before the socket opens, so that no signal is missed once anybody can know that we run.
     let (leaving, phase) = watch::channel(Leaving::No);
-    let signals = Signals::new()?;
+    let (signals, upgrades) = (Signals::new()?, Signals::upgrades()?);
     let listener = if config.inherits_socket { upgrade::inherit()? } else { bind(&config.host).await? };
     let address = listener.local_addr().map_err(|source| CliError::System { step: "read the address", source })?;
     // After the socket, so that whoever wants a port that is taken hears of the port; before anything else is touched.
@@ -93,7 +94,7 @@ async fn serve(config: Config) -> Result<(), CliError> {
     let successor = upgrade::Successor::new(&listener, claim, held_out)?;
     let (upgrade_error, upgrade) = watch::channel(None);
     tracing::info!("Listening on {address} (version {OWN})");
-    let announcing = tokio::spawn(signals.announce(leaving, successor, service, upgrade_error));
+    let announcing = tokio::spawn(signals.announce(upgrades, leaving, successor, service, upgrade_error));
     let end =
         house::run(config, listener, house::World { leaving: phase, upgrade, pulse, held, predecessor, ready }).await;
     announcing.abort();
@@ -162,26 +163,53 @@ fn raise_open_files() {
     }
 }
 
-struct Signals {
+/// The signals that ask a program to leave.
+pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    upgrade: Signal,
+    /// The terminal is gone. `None` where that is to be ignored.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
-    fn new() -> Result<Self, CliError> {
+    /// Subscribes; from then on they don't end the process by themselves.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(super) fn new() -> Result<Self, CliError> {
         let on = |kind| signal(kind).map_err(|source| CliError::System { step: "listen to signals", source });
         Ok(Self {
             interrupt: on(SignalKind::interrupt())?,
             terminate: on(SignalKind::terminate())?,
-            upgrade: on(SignalKind::user_defined2())?,
+            hang_up: (!ignores_hang_up()).then(|| on(SignalKind::hangup())).transpose()?,
         })
+    }
+
+    /// Those that ask for a successor.
+    fn upgrades() -> Result<Signal, CliError> {
+        signal(SignalKind::user_defined2()).map_err(|source| CliError::System { step: "listen to signals", source })
+    }
+
+    /// The next one that asks the server to leave; `None` when there can be no more. Cancel-safe.
+    pub(super) async fn asked(&mut self) -> Option<()> {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            heard = self.interrupt.recv() => heard,
+            heard = self.terminate.recv() => heard,
+            heard = hang_up => heard,
+        }
     }
 
     /// First signal: politely. Every further one: at once. What a successor needs is kept until there is one: from then on
     /// the claim to the state folder and the socket are its own.
     async fn announce(
         mut self,
+        mut upgrades: Signal,
         leaving: watch::Sender<Leaving>,
         successor: upgrade::Successor,
         service: Service,
@@ -190,29 +218,32 @@ impl Signals {
         let mut successor = Some(successor);
         let mut phase = Leaving::Politely;
         loop {
-            let heard = tokio::select! {
-                heard = self.interrupt.recv() => heard,
-                heard = self.terminate.recv() => heard,
-                _ = self.upgrade.recv(), if successor.is_some() => {
-                    let Some(next) = &successor else { continue };
-                    upgrade_error.send_replace(None);
-                    match next.start().await {
-                        Ok(pid) => {
-                            tracing::info!(pid, "a new server has taken over; this one ends when its requests have");
-                            successor = None;
-                            service.hand_over(pid);
-                            leaving.send_replace(Leaving::Replaced);
-                        }
-                        Err(error) => {
-                            tracing::error!("the upgrade failed and this server goes on: {error}");
-                            upgrade_error.send_replace(Some(error.to_string()));
-                        }
-                    }
-                    continue;
-                }
+            let upgrade = tokio::select! {
+                // All are cancel-safe.
+                _ = upgrades.recv(), if successor.is_some() => true,
+                heard = self.asked() => match heard {
+                    Some(()) => false,
+                    None => return,
+                },
             };
-            if heard.is_none() {
-                return;
+            if upgrade && let Some(next) = &successor {
+                upgrade_error.send_replace(None);
+                match next.start(self.asked()).await {
+                    Ok(pid) => {
+                        tracing::info!(pid, "a new server has taken over; this one ends when its requests have");
+                        successor = None;
+                        service.hand_over(pid);
+                        leaving.send_replace(Leaving::Replaced);
+                        continue;
+                    }
+                    // The signal that ended it asks this server to leave.
+                    Err(upgrade::UpgradeError::Left) => {}
+                    Err(error) => {
+                        tracing::error!("the upgrade failed and this server goes on: {error}");
+                        upgrade_error.send_replace(Some(error.to_string()));
+                        continue;
+                    }
+                }
             }
             service.stopping();
             if leaving.send(phase).is_err() {

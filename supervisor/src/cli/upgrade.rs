@@ -50,10 +50,16 @@ pub enum UpgradeError {
     /// It said why.
     #[error("the new server did not start: {0}")]
     Refused(String),
+    /// This server was asked to leave meanwhile.
+    #[error("the server was asked to leave before the new one served")]
+    Left,
     /// It said nothing.
     #[error("the new server was not ready within {} s", UPGRADE_READY_MS / 1000)]
     Late,
 }
+
+/// What a server's process is called, if nobody renamed the program.
+const NAME: &str = "ollmlx";
 
 /// How to start a successor.
 #[derive(Debug)]
@@ -77,12 +83,12 @@ impl Successor {
         Ok(Self { program, socket, claim, held })
     }
 
-    /// Starts it and waits until it serves; returns its process id.
+    /// Starts it and waits until it serves, or until `asked` says that this server is to leave; returns its process id.
     ///
     /// # Errors
     /// It does not serve; it is gone then.
-    pub(super) async fn start(&self) -> Result<u32, UpgradeError> {
-        let started = self.try_start().await;
+    pub(super) async fn start(&self, asked: impl Future<Output = Option<()>>) -> Result<u32, UpgradeError> {
+        let started = self.try_start(asked).await;
         if started.is_err() {
             // It may have written itself down before it failed.
             let claim = self.claim.clone();
@@ -91,7 +97,7 @@ impl Successor {
         started
     }
 
-    async fn try_start(&self) -> Result<u32, UpgradeError> {
+    async fn try_start(&self, asked: impl Future<Output = Option<()>>) -> Result<u32, UpgradeError> {
         let (ours, theirs) = UnixStream::pair()?;
         let lock = self.claim.descriptor();
         if let Some(lock) = lock {
@@ -104,7 +110,14 @@ impl Successor {
         let mut child = process::start_successor(&self.program, socket, theirs.into(), &variables)?;
         let mut said = BufReader::new(said.take(LAST_WORDS_BYTES_MAX));
         let mut word = String::new();
-        let heard = tokio::time::timeout(Duration::from_millis(UPGRADE_READY_MS), said.read_line(&mut word)).await;
+        let patience = Duration::from_millis(UPGRADE_READY_MS);
+        let heard = tokio::select! {
+            heard = tokio::time::timeout(patience, said.read_line(&mut word)) => heard,
+            _ = asked => {
+                child.kill().await?;
+                return Err(UpgradeError::Left);
+            }
+        };
         if matches!(heard, Ok(Ok(_))) && word == READY {
             // Ends with this server.
             tokio::spawn(estate::tell(tells, self.held.clone()));
@@ -178,6 +191,15 @@ pub async fn run(client: &Client, args: UpgradeArgs) -> Result<(), CliError> {
     }
     let before = client.get("/api/ollmlx/server").await?;
     let old = pid_of(&before)?;
+    // A port that is forwarded looks local as well; another program would die of the signal.
+    let own = std::env::current_exe().ok().and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    let name = process::name_of(old).await;
+    if name.is_none() || (name.as_deref() != Some(NAME) && name != own) {
+        let text = format!(
+            "process {old}, which the server says it is, is no ollmlx on this machine; run `ollmlx upgrade` there"
+        );
+        return Err(CliError::Usage(text));
+    }
     kill(Pid::from_raw(old), Signal::SIGUSR2)
         .map_err(|error| CliError::System { step: "signal the server", source: error.into() })?;
     // Its own deadline, and a little for the way.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ollmlx_proto::limits::{WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
 
+use super::output::tell;
 use super::service::Pulse;
 use crate::driver::Handle;
 
@@ -49,7 +50,9 @@ pub(super) fn watch(handle: Handle, mut pulse: Pulse) -> std::io::Result<()> {
         while never.recv_timeout(TICK).is_err() {
             if count.is_stuck(seen.load(Ordering::Relaxed)) {
                 // Past the logger, which may be part of what stands still.
-                eprintln!("ollmlx: the server has given no sign of life for {WATCHDOG_MISSED_MAX} s and is ended");
+                tell(format_args!(
+                    "ollmlx: the server has given no sign of life for {WATCHDOG_MISSED_MAX} s and is ended"
+                ));
                 std::process::abort();
             }
         }

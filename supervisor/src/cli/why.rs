@@ -1,4 +1,4 @@
-//! `ollmlx why`: what happened to a model's processes, in about ten lines.
+//! `ollmlx why`: what happened to a model's processes, in ten lines.
 
 use serde_json::{Value, json};
 
@@ -9,9 +9,9 @@ use super::output::{print, print_json, text_of};
 use super::{human, model_path};
 
 /// Deaths before the last one that get a line.
-const EARLIER_MAX: usize = 3;
+const EARLIER_MAX: usize = 2;
 /// Lines of the last death's log.
-const LOG_LINES_MAX: usize = 4;
+const LOG_LINES_MAX: usize = 2;
 
 /// Prints the story.
 ///
@@ -94,10 +94,10 @@ mod tests {
             "next_attempt": "2026-01-01T00:00:01Z", "death_count": 9, "deaths": vec![death; 6]});
         let text = story(&answer);
         assert!(text.starts_with("m:latest is backoff; 0 running, 2 waiting, 1 restarts\n9 deaths"), "{text}");
-        assert!(text.contains("process 2, busy: killed by SIGSEGV; then backoff\n    | b\n"), "{text}");
+        assert!(text.contains("process 2, busy: killed by SIGSEGV; then backoff\n    | d\n"), "{text}");
         assert!(text.contains("    | last words\n  its requests: r7 resumed\n"), "{text}");
         assert!(text.ends_with("next attempt: 2026-01-01T00:00:01Z at the earliest, or now with `ollmlx restart`\n"));
-        assert!(text.lines().count() <= 14, "{text}");
+        assert!(text.lines().count() <= 10, "{text}");
     }
 
     #[test]

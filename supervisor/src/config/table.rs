@@ -111,7 +111,11 @@ pub const MAX_QUEUE: Knob = knob(
     "max_queue",
     "OLLMLX_MAX_QUEUE",
     Some("OLLAMA_MAX_QUEUE"),
-    ["512", "requests", "Requests that may wait; more are refused with 503"],
+    [
+        "512",
+        "requests",
+        "Requests that may wait; more are refused with 503, but for models with less than an even part of the line",
+    ],
 );
 /// Patience with a load.
 pub const LOAD_TIMEOUT: Knob = knob(

@@ -50,13 +50,15 @@ pub struct Rejection {
     pub status: u16,
     /// For the client.
     pub message: String,
+    /// When to try again, if that is known.
+    pub retry_after_s: Option<u64>,
 }
 
 impl Rejection {
     /// Any status.
     #[must_use]
     pub fn new(status: u16, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), retry_after_s: None }
     }
 
     /// 400.

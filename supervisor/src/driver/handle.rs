@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, limits};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::os::clock::Clock;
@@ -92,8 +93,17 @@ impl Handle {
             run.id = request;
         }
         let (client, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
-        // Both fail only when the driver is gone; the ticket then says so itself.
-        let dropped = self.dropped.clone().reserve_owned().await.ok().map(Dropped::Place);
+        let dropped = match self.dropped.clone().try_reserve_owned() {
+            Ok(place) => Some(Dropped::Place(place)),
+            Err(TrySendError::Full(_)) => {
+                let text = "server busy, please try again.  too many requests are not done yet";
+                // The only item of a new channel.
+                let _fits = client.try_send(TicketItem::Failed(Failure::new(FailureKind::Busy, text)));
+                return Ticket { request, items, dropped: None, ended: false, deadline: None };
+            }
+            // The driver is gone; the ticket says so itself, here and below.
+            Err(TrySendError::Closed(_)) => None,
+        };
         let ticket = Ticket { request, items, dropped, ended: false, deadline: None };
         let submit = Command::Submit { request, job, plan: Box::new(plan), keep_alive, client };
         let _driver_gone = self.commands.send(submit).await;
@@ -253,6 +263,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        // First, so that the driver sees it where this overtakes the request itself.
+        self.items.close();
         // One that has ended is only told to the driver in vain: it knows the request no more.
         self.cancel();
     }

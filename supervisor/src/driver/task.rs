@@ -217,6 +217,8 @@ impl Task {
 
     fn commanded(&mut self, command: Command) {
         match command {
+            // Its client left before this was read, and was not known then.
+            Command::Submit { client, .. } if client.is_closed() => {}
             Command::Submit { request, job, plan, keep_alive, client } => {
                 let place = Place::Here(client);
                 let record = Record { place, arrived: self.now(), granted: None, worker: None };

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderValue, RETRY_AFTER};
-use ollmlx_proto::{Embeddings, Output};
+use ollmlx_proto::{Embeddings, Failure, FailureKind, ModelId, Output};
 use tokio::time::Instant;
 
 use super::AppState;
@@ -101,8 +101,8 @@ impl Flavor {
             Self::Anthropic => anthropic::response::error_body(rejection, &hex_id("req_")) + "\n",
         };
         let mut reply = reply(rejection.status, JSON, whole(body));
-        if rejection.status == 503 {
-            reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = rejection.retry_after_s {
+            reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         reply
     }
@@ -157,7 +157,13 @@ pub(super) async fn run(state: &Arc<AppState>, flavor: Flavor, headers: &HeaderM
         Ok(deadline) => deadline,
         Err(rejection) => return flavor.refuse(&rejection),
     };
-    match prepare(state, flavor, body).await {
+    let prepared = match deadline {
+        None => prepare(state, flavor, body).await,
+        Some(at) => tokio::time::timeout_at(at, prepare(state, flavor, body)).await.unwrap_or_else(|_| {
+            Err(Rejection::from(&Failure::new(FailureKind::DeadlineExceeded, "the request's own deadline has passed")))
+        }),
+    };
+    match prepared {
         Ok(Prepared::Done(reply)) => reply,
         Ok(Prepared::Running(mut running)) => {
             if let Some(deadline) = deadline {
@@ -185,6 +191,7 @@ fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, Rejection> {
 struct Running {
     flavor: Flavor,
     ticket: Ticket,
+    model: ModelId,
     meta: Meta,
     loads: bool,
     embeds: bool,
@@ -213,7 +220,7 @@ async fn prepare(state: &Arc<AppState>, flavor: Flavor, body: &[u8]) -> Result<P
         plan(call, &model, (&state.config, &learned), flavor.is_chat())?
     };
     let ticket = state.handle.submit(job, plan, keep_alive).await;
-    Ok(Prepared::Running(Box::new(Running { flavor, ticket, meta, loads, embeds })))
+    Ok(Prepared::Running(Box::new(Running { flavor, ticket, model: model.id.clone(), meta, loads, embeds })))
 }
 
 async fn resolve(state: &AppState, flavor: Flavor, name: &str) -> Result<Arc<ModelRef>, Rejection> {
@@ -271,13 +278,23 @@ fn decides(flavor: Flavor, item: &TicketItem) -> bool {
 }
 
 impl Running {
+    /// A failure before anything was written. One whose model rests says for how long.
+    fn refuse(&self, state: &AppState, failure: &Failure) -> HttpReply {
+        let mut rejection = Rejection::from(failure);
+        if failure.kind == FailureKind::Quarantined {
+            let until = state.handle.snapshot().of(&self.model).and_then(|view| view.rests_until);
+            rejection.retry_after_s = until.map(|until| until.since(state.handle.now()).div_ceil(1_000_000_000).max(1));
+        }
+        self.flavor.refuse(&rejection)
+    }
+
     async fn reply(mut self: Box<Self>, state: &AppState, started: Mono) -> HttpReply {
         let watch = Stopwatch::new(state.handle.clone(), started, self.flavor.is_native());
         if self.embeds {
             return self.embeddings(state, started).await;
         }
         if self.loads {
-            return self.loaded().await;
+            return self.loaded(state).await;
         }
         let stream = self.meta.stream;
         let mut encoder = self.flavor.encoder(self.meta.clone());
@@ -288,7 +305,7 @@ impl Running {
             if let TicketItem::Failed(failure) | TicketItem::Output(Output::Failed(failure)) = &item
                 && (heard.iter().all(|item| !decides(self.flavor, item)) || !stream)
             {
-                return self.flavor.refuse(&Rejection::from(failure));
+                return self.refuse(state, failure);
             }
             if stream {
                 let decided = decides(self.flavor, &item);
@@ -327,10 +344,10 @@ impl Running {
     }
 
     /// A load answers once, and never as a stream.
-    async fn loaded(mut self) -> HttpReply {
+    async fn loaded(mut self, state: &AppState) -> HttpReply {
         while let Some(item) = self.ticket.next().await {
             match item {
-                TicketItem::Failed(failure) => return self.flavor.refuse(&Rejection::from(&failure)),
+                TicketItem::Failed(failure) => return self.refuse(state, &failure),
                 TicketItem::Loaded => break,
                 _ => {}
             }
@@ -362,7 +379,7 @@ impl Running {
                     let status = if self.flavor == Flavor::Embeddings { 500 } else { 400 };
                     return self.flavor.refuse(&Rejection::new(status, failure.public));
                 }
-                TicketItem::Failed(failure) => return self.flavor.refuse(&Rejection::from(&failure)),
+                TicketItem::Failed(failure) => return self.refuse(state, &failure),
                 TicketItem::Output(Output::Embedded(embeddings)) => {
                     self.meta.elapsed_ns = state.handle.now().since(started);
                     return self.vectors(Some(&embeddings));

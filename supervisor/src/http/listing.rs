@@ -67,21 +67,22 @@ fn row(model: &ModelRef) -> Value {
     })
 }
 
-/// `GET /api/ps`. Never waits for anyone.
+/// `GET /api/ps`. Never waits for anyone. `workers` has those that wait for a process or rest after a death as well.
 pub(super) fn ps(state: &AppState) -> HttpReply {
     let snapshot = state.handle.snapshot();
     let now = wall_now();
     let mut rows: Vec<(SystemTime, Value)> = snapshot
         .workers
         .iter()
-        .filter(|view| view.pid.is_some() || view.rests_until.is_some())
         .map(|view| {
             let expires_at = expiry(state, view, now);
             (expires_at, resident(state, view, expires_at))
         })
         .collect();
     rows.sort_by_key(|(expires_at, _)| std::cmp::Reverse(*expires_at));
-    let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
+    // Ollama's clients take whatever stands in `models` for loaded.
+    let workers: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
+    let models: Vec<&Value> = workers.iter().filter(|row| !row["pid"].is_null()).collect();
     let memory = json!({
         "reserved": snapshot.reserved_bytes,
         "measured": snapshot.measured_bytes,
@@ -89,7 +90,7 @@ pub(super) fn ps(state: &AppState) -> HttpReply {
         "predecessor": snapshot.elsewhere_bytes,
         "step": snapshot.relief.name(),
     });
-    json(200, json!({"models": rows, "memory": memory}).to_string())
+    json(200, json!({"models": models, "workers": workers, "memory": memory}).to_string())
 }
 
 fn expiry(state: &AppState, view: &WorkerView, now: SystemTime) -> SystemTime {

@@ -119,6 +119,11 @@ impl AppState {
         }
     }
 
+    /// Whether a successor has the socket.
+    fn is_replaced(&self) -> bool {
+        self.handle.snapshot().is_replaced
+    }
+
     /// Whether the server is on its way out.
     fn is_leaving(&self) -> bool {
         self.handle.snapshot().leaving

@@ -134,7 +134,7 @@ pub(super) async fn logs(state: &Arc<AppState>, body: &[u8]) -> Result<HttpReply
                 tokio::select! {
                     // All are cancel-safe.
                     () = sender.closed() => return,
-                    _ = look.tick() => if state.is_leaving() {
+                    _ = look.tick() => if state.is_leaving() || state.is_replaced() {
                         return;
                     },
                     changed = book.changed() => match changed {

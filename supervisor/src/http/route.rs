@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderValue, LOCATION};
-use hyper::{Method, Request};
+use hyper::header::{ALLOW, HeaderValue, LOCATION, RETRY_AFTER};
+use hyper::{Method, Request, StatusCode};
 
 use super::answer::{Flavor, run};
 use super::guard::{Verdict, mark};
@@ -91,7 +91,12 @@ fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static [Method])> {
 /// From a request's head to its reply.
 pub(super) async fn route(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
     let (head, incoming) = request.into_parts();
-    let reply = judged(&state, &head, incoming).await;
+    let mut reply = judged(&state, &head, incoming).await;
+    if reply.status() == StatusCode::SERVICE_UNAVAILABLE && !reply.headers().contains_key(RETRY_AFTER) {
+        let snapshot = state.handle.snapshot();
+        let seconds = state.metrics.retry_after_s(snapshot.queue_len, snapshot.running);
+        reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
     let path = head.uri.path();
     state.metrics.answered(path, endpoint(path).is_some(), reply.status().as_u16());
     reply

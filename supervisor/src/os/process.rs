@@ -111,6 +111,22 @@ pub fn start_successor(
     command.spawn()
 }
 
+/// The name of the program that a process runs, at most 15 bytes of it on Linux; `None` where there is no such process.
+#[cfg(target_os = "linux")]
+pub async fn name_of(pid: i32) -> Option<String> {
+    // Bounded by the system; it reads no disk.
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
+/// The name of the program that a process runs; `None` where there is no such process.
+#[cfg(not(target_os = "linux"))]
+pub async fn name_of(pid: i32) -> Option<String> {
+    let told = command(Path::new("/bin/ps")).args(["-o", "comm=", "-p", &pid.to_string()]).output().await.ok()?;
+    let path = String::from_utf8(told.stdout).ok()?;
+    Some(Path::new(path.trim_end()).file_name()?.to_str()?.to_owned())
+}
+
 /// Sends SIGTERM to a group; a group that is gone is fine.
 pub fn terminate_group(pid: u32) {
     signal_group(pid, Signal::SIGTERM);

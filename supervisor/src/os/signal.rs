@@ -1,47 +1,20 @@
-//! The signals that a server listens to.
+//! What the process was started to ignore.
 
-use std::io;
-
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// What was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caught {
-    /// SIGINT: a person at the terminal.
-    Interrupt,
-    /// SIGTERM: the service manager.
-    Terminate,
-    /// SIGHUP: the terminal is gone.
-    HangUp,
+/// Whether SIGHUP was ignored before the program began, as by `nohup`: it is to outlive its terminal then.
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn ignores_hang_up() -> bool {
+    // A hexadecimal mask, the first signal its lowest bit (proc_pid_status(5)).
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (nix::sys::signal::Signal::SIGHUP as u32 - 1)) != 0)
 }
 
-/// A subscription; from its start on, these signals don't end the process by themselves.
-#[derive(Debug)]
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    /// Subscribes.
-    ///
-    /// # Errors
-    /// The system refuses.
-    pub fn subscribe() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The next one. Cancel-safe.
-    pub async fn next(&mut self) -> Caught {
-        tokio::select! {
-            _ = self.interrupt.recv() => Caught::Interrupt,
-            _ = self.terminate.recv() => Caught::Terminate,
-            _ = self.hang_up.recv() => Caught::HangUp,
-        }
-    }
+/// The same as far as it can be told: `nohup` leaves standard error on no terminal, and without a terminal nobody hangs up.
+#[cfg(not(target_os = "linux"))]
+#[must_use]
+pub fn ignores_hang_up() -> bool {
+    use std::io::IsTerminal as _;
+    !std::io::stderr().is_terminal()
 }

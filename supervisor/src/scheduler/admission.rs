@@ -6,10 +6,10 @@ use std::sync::Arc;
 use ollmlx_proto::{Failure, RequestId, limits};
 
 use super::event::{Job, KeepAlive, LoadPlan};
-use super::lifecycle::State;
+use super::lifecycle::{DrainReason, Input, State};
 use super::model::Model;
 use super::queue::{Kept, Waiting};
-use super::{Effect, Outbox, Scheduler, cause};
+use super::{Cause, Effect, Outbox, Scheduler, cause};
 
 impl Scheduler {
     pub(super) fn arrived(
@@ -85,7 +85,20 @@ impl Scheduler {
         }
         // One that doesn't have to wait is not turned away because others do.
         let waits = !known.is_some_and(|model| is_served && model.queue.is_empty() && model.has_free_slot());
-        (waits && self.queue_len >= self.config.queue_max).then(cause::queue_full)
+        let own = known.map_or(0, |model| model.queue.len());
+        (waits && !self.line_has_room(own)).then(cause::queue_full)
+    }
+
+    /// Whether one more may wait for a model that `own` wait for. Where the line is full those models still have room whose
+    /// part is less than an even one, up to twice the line in all: a flood on one model does not shut the others out.
+    fn line_has_room(&self, own: usize) -> bool {
+        let most = self.config.queue_max;
+        if self.queue_len < most {
+            return true;
+        }
+        let others = self.models.iter().filter(|model| !model.queue.is_empty()).count();
+        let lines = others + usize::from(own == 0);
+        self.queue_len < most.saturating_mul(2) && own < most.div_ceil(lines.max(1))
     }
 
     fn place_of(&mut self, plan: &LoadPlan) -> usize {
@@ -118,9 +131,13 @@ impl Scheduler {
         if model.queue.remove(request).is_some() {
             self.homes.remove(request);
             self.queue_len -= 1;
+            self.load_for_nobody(at, out);
         } else if let Some(running) = model.running.get_mut(&request) {
             if running.cancel_deadline.is_none() {
-                running.cancel_deadline = Some(self.now.plus_ms(self.config.timeouts.silence_ms));
+                // One that is silent is found by that. This is for one that goes on and does not hear, and it may be in the
+                // middle of a step that takes its time.
+                let patience_ms = self.config.timeouts.silence_ms.saturating_mul(limits::CANCEL_SILENCES);
+                running.cancel_deadline = Some(self.now.plus_ms(patience_ms));
                 // One whose worker is dying is let go when that is reaped.
                 if !matches!(model.state, State::Exiting { .. }) {
                     out.push(Effect::Cancel { worker: model.worker(), request });
@@ -128,6 +145,15 @@ impl Scheduler {
             }
         } else {
             out.never(format!("{request} is neither waiting nor running"));
+        }
+    }
+
+    /// A load that nobody waits for any more gives back what it holds.
+    fn load_for_nobody(&mut self, at: usize, out: &mut Outbox) {
+        let model = &self.models[at];
+        let loads = matches!(model.state, State::Handshaking { .. } | State::Loading { .. });
+        if loads && model.queue.is_empty() && model.running.is_empty() {
+            self.apply(at, Input::Drain { reason: DrainReason::Unload }, Some(Cause::Asked), out);
         }
     }
 

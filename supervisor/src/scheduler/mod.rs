@@ -51,6 +51,8 @@ mod room;
 mod settle;
 pub mod snapshot;
 
+use std::collections::BTreeMap;
+
 use ollmlx_proto::{MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
 
 pub use effect::{Effect, Outbox, Push};
@@ -140,6 +142,8 @@ pub struct Scheduler {
     leaving: bool,
     finished: bool,
     totals: Totals,
+    /// Processes that took the place of one that died, by the class of its cause.
+    restarts: BTreeMap<&'static str, u64>,
     now: Mono,
 }
 
@@ -164,6 +168,7 @@ impl Scheduler {
             leaving: false,
             finished: false,
             totals: Totals::default(),
+            restarts: BTreeMap::new(),
             now: Mono(0),
         }
     }

@@ -53,8 +53,8 @@ pub(super) struct Model {
     pub(super) load_ns: u64,
     pub(super) tally: DeathTally,
     pub(super) restarts: u32,
-    /// Whether the last process died unasked.
-    pub(super) died: bool,
+    /// The class of cause that the last process died of, if that was unasked.
+    pub(super) died: Option<&'static str>,
     pub(super) last_death: Option<String>,
     pub(super) deaths: Deaths,
     /// The incident that its last processes died in.
@@ -94,7 +94,7 @@ impl Model {
             load_ns: 0,
             tally: DeathTally::default(),
             restarts: 0,
-            died: false,
+            died: None,
             last_death: None,
             deaths: Deaths::default(),
             incident: None,

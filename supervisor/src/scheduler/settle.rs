@@ -165,7 +165,10 @@ impl Scheduler {
         model.last_used = self.now;
         model.started = self.now;
         model.priority = model.plan.as_ref().map_or(0, |plan| plan.terms.priority);
-        model.restarts = model.restarts.saturating_add(u32::from(std::mem::take(&mut model.died)));
+        if let Some(class) = model.died.take() {
+            model.restarts = model.restarts.saturating_add(1);
+            *self.restarts.entry(class).or_default() += 1;
+        }
         self.ledger.reserve(&model.id, planned);
     }
 
@@ -239,7 +242,7 @@ impl Scheduler {
         if why == Cause::Asked {
             model.keep_alive = self.config.default_keep_alive;
         } else {
-            model.died = true;
+            model.died = Some(why.class());
             model.last_death = Some(why.words());
         }
         let input = if failed_to_spawn { Input::SpawnFailed { rest } } else { Input::Exited { rest } };

@@ -1,5 +1,6 @@
 //! What the scheduler shows: read-only views for `/api/ps`, `ollmlx ps` and metrics.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ollmlx_proto::{MemoryReport, ModelId, WorkerId};
@@ -37,12 +38,16 @@ pub struct Snapshot {
     pub workers_max: usize,
     /// Whether models that are kept for ever stay whatever others need; they don't where all are kept for ever.
     pub pins_hold: bool,
+    /// Whether a successor serves.
+    pub is_replaced: bool,
     /// Whether the server is leaving.
     pub leaving: bool,
     /// Models that died, whether or not they are among the workers, in order of model id.
     pub deaths: Vec<ModelDeaths>,
     /// Since the start.
     pub totals: Totals,
+    /// Processes started in the place of one that died, by the class of its cause, since the start.
+    pub restarts: BTreeMap<&'static str, u64>,
 }
 
 /// Counts since the start of the server.
@@ -174,9 +179,11 @@ impl Scheduler {
             shrink: self.config.shrink,
             workers_max: self.config.workers_max.max(1),
             pins_hold: self.config.default_keep_alive != KeepAlive::Forever,
+            is_replaced: self.is_replaced,
             leaving: self.leaving,
             deaths: self.models.iter().filter_map(Model::deaths).collect(),
             totals: self.totals,
+            restarts: self.restarts.clone(),
         }
     }
 

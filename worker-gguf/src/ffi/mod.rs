@@ -19,9 +19,9 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 const ERRORS_KEPT_MAX: usize = 8;
 /// Bytes of a log line that are kept; llama.cpp quotes from the model file.
 const LINE_BYTES_MAX: usize = 1024;
-/// A token of a small model has some thousand nodes, and costs a heart a few microseconds this way; a node of a long input on
-/// a slow CPU takes about a second.
-const NODES_PER_BEAT: u32 = 8;
+/// A token of a small model has some thousand nodes, and costs a heart some ten microseconds this way; a node of a long input
+/// on a slow CPU takes about a second.
+const NODES_PER_BEAT: u32 = 2;
 
 struct Log {
     level: u32,

@@ -238,6 +238,8 @@ pub struct Batch<'a> {
     pub wanted: &'a [i32],
     /// Window of a slot, in tokens.
     pub context_max: i32,
+    /// Given the hidden states after each layer, which it may evaluate.
+    pub after_layer: &'a dyn Fn(&Array) -> Result<()>,
 }
 
 impl Decoder {
@@ -316,6 +318,7 @@ impl Decoder {
                 y = rms_norm(&y, Some(weight), eps)?;
             }
             h = self.residual(&h, &y)?;
+            (batch.after_layer)(&h)?;
         }
         if batch.wanted.is_empty() {
             return Ok(None);

@@ -14,6 +14,7 @@ use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, RequestId, ToWorker
 
 use super::WRITE_TIMEOUT;
 use crate::fault::{GARBAGE, Spoil};
+use crate::tell::tell;
 
 /// Messages between the two threads. Each request has a run and a cancel, and the engine drains all of them between
 /// two steps; with room for several generations of them the reader never waits here, and so sees the supervisor go.
@@ -64,8 +65,9 @@ pub(super) fn read_in_background(
     let (inbox, messages) = sync_channel(INBOX_LEN_MAX);
     // Never joined: it ends with the process, or with the stream.
     std::thread::Builder::new().name("socket".to_owned()).spawn(move || {
+        // Nothing here may panic, standard error be gone or not: a process that missed its end would be an orphan.
         if let Err(error) = catch_unwind(AssertUnwindSafe(|| read(&mut reader, &inbox))).unwrap_or(Ok(())) {
-            eprintln!("socket closed: {error}");
+            tell(format_args!("socket closed: {error}"));
         }
         // The engine's thread learns of it first.
         drop(inbox);
@@ -107,7 +109,7 @@ impl<W: Write> Sender<W> {
     pub(super) fn queue(&mut self, message: &FromWorker) {
         if let Err(error) = encode(message, &mut self.buffer) {
             // Only outputs can be that large, and those go another way.
-            eprintln!("a message was dropped: {error}");
+            tell(format_args!("a message was dropped: {error}"));
         }
     }
 
@@ -128,14 +130,14 @@ impl<W: Write> Sender<W> {
         self.buffer.clear();
         self.buffer.shrink_to(BUFFER_BYTES_KEPT);
         written.map_err(|error| {
-            eprintln!("supervisor can't be written to: {error}");
+            tell(format_args!("supervisor can't be written to: {error}"));
             Gone
         })
     }
 
     /// Injects a fault into what waits: see [`crate::fault`].
     pub(super) fn spoil(&mut self, spoil: Spoil) -> Result<(), Gone> {
-        eprintln!("fault injected: {spoil:?} on the socket ({})", crate::fault::VARIABLE);
+        tell(format_args!("fault injected: {spoil:?} on the socket ({})", crate::fault::VARIABLE));
         match spoil {
             Spoil::Garbage => self.buffer = GARBAGE.to_vec(),
             Spoil::Half => self.buffer.truncate(self.buffer.len().div_ceil(2)),
