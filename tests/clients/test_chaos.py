@@ -64,8 +64,7 @@ class Words(unittest.TestCase):
         chaos = subprocess.Popen([house.OLLMLX, "chaos", "smol"], env=server.env | {"TMPDIR": str(folder)}, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.assertEqual(chaos.stderr.readline(), "crash@4;times=1\n")
-        family = house.descendants(chaos.pid)
-        self.assertTrue(family)
+        family = house.until("a private server", 10, lambda: house.descendants(chaos.pid))
         chaos.send_signal(signal.SIGINT)
         _, told = chaos.communicate(timeout=30)
         self.assertEqual(chaos.returncode, 1)
