@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -153,6 +154,24 @@ class Faults(unittest.TestCase):
         os.kill(worker, signal.SIGKILL)
         self.assertEqual(server.call("POST", "/api/generate", self.short | {"model": "smol"})[0], 200)
         self.assertEqual(server.stop(), 0)
+
+    def test_an_answer_does_not_go_on_with_another_model(self):
+        ours = self.server.folder / ("model.gguf" if self.backend == "gguf" else "model")
+        fresh = ours.with_name("fresh.gguf" if self.backend == "gguf" else "fresh")
+        for target, name in ((ours, "smol"), (fresh, "base")):
+            source = house.FILES[self.backend][name]
+            shutil.copytree(source, target) if self.backend == "mlx" else shutil.copy(source, target)
+        client = Streamer(self.server, self.long | {"model": str(ours)})
+        self.assertTrue(client.started.wait(house.ANSWER_S))
+        (worker,) = self.server.workers()
+        # A new download takes the old one's place.
+        ours.rename(ours.with_name("old"))
+        fresh.rename(ours)
+        os.kill(worker, signal.SIGKILL)
+        client.join(house.ANSWER_S)
+        self.assertIn("files have changed", client.lines[-1].get("error", ""), client.lines[-1])
+        status, answer = self.server.call("POST", "/api/generate", self.short | {"model": str(ours)})
+        self.assertEqual((status, answer["done"]), (200, True))
 
     def test_row_45_sigterm_during_an_answer_ends_it_cleanly(self):
         self.load()

@@ -12,7 +12,7 @@ use ollmlx_proto::ModelId;
 use ollmlx_proto::limits::MODEL_FILES_MAX;
 
 use super::digest::Digest;
-use super::model::Backend;
+use super::model::{Backend, ModelRef};
 use super::store::{contained, has_gguf_magic};
 
 /// A model found at a path.
@@ -52,6 +52,11 @@ pub(crate) fn find(text: &str) -> Option<LocalModel> {
         return None;
     };
     measured(text, backend, weights, &counted)
+}
+
+/// Whether a model that was found at a path is still the one that lies there. Blocks.
+pub(crate) fn is_unchanged(model: &ModelRef) -> bool {
+    find(&model.full_name).is_some_and(|found| found.id == model.id)
 }
 
 /// The model of these files, known by a text and by the size and age of those that count. Nothing where one is gone.

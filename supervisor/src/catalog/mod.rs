@@ -35,6 +35,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 pub use blob::BlobWriter;
 pub use learned::{Correction, Learned, Loaded};
+pub(crate) use local::{is_path, is_unchanged};
 pub use model::{Backend, Details, ModelRef, StoredMessage};
 pub use resolve::human_number;
 

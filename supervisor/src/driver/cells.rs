@@ -7,12 +7,14 @@
 use std::io;
 use std::sync::Arc;
 
-use ollmlx_proto::{ToWorker, WorkerId, limits};
+use ollmlx_proto::{Failure, FailureKind, ToWorker, WorkerId, limits};
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::task::{Process, Task};
+use crate::catalog;
 use crate::os::nest::Cell;
+use crate::scheduler::LoadPlan;
 use crate::worker::Report;
 
 /// A worker's control group.
@@ -70,6 +72,28 @@ impl Task {
             let _driver_gone = reports.blocking_send((worker, Report::Housed(made)));
         });
         (Housing::Making(None), unused)
+    }
+
+    /// Tells the worker to load what was planned. A model that is known by a path may have become another one since, which must
+    /// not go on with the first one's answers: it is looked at first, in a thread that may wait. Answered with
+    /// [`Report::Unchanged`] or [`Report::LoadFailed`].
+    pub(super) fn load_planned(&mut self, worker: &WorkerId, plan: LoadPlan) {
+        let load = ToWorker::Load(plan.spec);
+        if !catalog::is_path(&plan.model.full_name) {
+            return self.load(worker, load);
+        }
+        let (worker, reports, model) = (worker.clone(), self.reports_in.clone(), plan.model);
+        self.tasks.spawn_blocking(move || {
+            let report = match catalog::is_unchanged(&model) {
+                true => Report::Unchanged(load),
+                false => {
+                    let text =
+                        "the model's files have changed since it was asked for; ask again to use them as they are now";
+                    Report::LoadFailed(Failure::new(FailureKind::ModelInvalid, text))
+                }
+            };
+            let _driver_gone = reports.blocking_send((worker, report));
+        });
     }
 
     /// Tells the worker to load, at once or when it is in its group.

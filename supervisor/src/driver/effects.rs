@@ -39,7 +39,7 @@ impl Task {
                 };
                 self.owed.push_back(event);
             }
-            Effect::Load { worker, plan } => self.load(&worker, ToWorker::Load(plan.spec)),
+            Effect::Load { worker, plan } => self.load_planned(&worker, *plan),
             Effect::Grant { worker, request } => self.grant(worker, request, now),
             Effect::Requeue { worker, request } => self.requeue(&worker, request),
             Effect::Loaded { request, worker } => {

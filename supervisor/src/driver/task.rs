@@ -264,6 +264,7 @@ impl Task {
             Report::LoadFailed(failure) => Event::LoadFailed { worker, failure },
             Report::Heard => Event::Heard { worker },
             Report::Housed(made) => return self.housed(&worker, made),
+            Report::Unchanged(load) => return self.load(&worker, load),
             Report::Misbehaved(why) => {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, error = why, "worker misbehaved");
                 Event::Misbehaved { worker, cause: Cause::Protocol(why) }

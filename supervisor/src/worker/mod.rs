@@ -19,7 +19,7 @@ pub mod sink;
 pub mod socket;
 pub mod spawn;
 
-use ollmlx_proto::{Failure, MemoryReport, Ready, RequestId, WorkerId};
+use ollmlx_proto::{Failure, MemoryReport, Ready, RequestId, ToWorker, WorkerId};
 
 use crate::os::process::Exit;
 use sink::Summary;
@@ -29,6 +29,8 @@ use sink::Summary;
 pub enum Report {
     /// It lives in a control group of its own now, or can't.
     Housed(std::io::Result<crate::os::nest::Cell>),
+    /// The files of its model are those that were planned for; it may be told this.
+    Unchanged(ToWorker),
     /// The load goes on.
     LoadProgress {
         /// Done.
