@@ -57,7 +57,7 @@ pub enum FromWorker {
     /// What the engine knows of its memory; after load and at most once a second.
     Memory(MemoryReport),
     /// Proof of life of the engine thread: a counter that rises with every computed step, and within a long one as it comes
-    /// on. At most once a second, only while work is outstanding.
+    /// on. About once a second, only while work is outstanding.
     Progress {
         /// Steps since start, and signs of life from within steps.
         steps: u64,

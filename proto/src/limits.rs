@@ -29,6 +29,10 @@ pub const BLOB_BYTES_MAX: u64 = 1 << 40;
 pub const BODY_READ_TIMEOUT_MS: u64 = 60_000;
 /// A blob upload must bring some bytes within this.
 pub const BLOB_STALL_MS: u64 = 60_000;
+/// The newest request's share of the average time that one takes is one of so many parts.
+pub const SERVICE_SHARE: u64 = 8;
+/// Nobody who is turned away is told to wait longer.
+pub const RETRY_AFTER_S_MAX: u64 = 300;
 /// Request head: line and headers must arrive within this.
 pub const HEADER_READ_TIMEOUT_MS: u64 = 10_000;
 /// Bytes of a request head.
@@ -138,6 +142,10 @@ pub const SILENCE_MS: u64 = 60_000;
 /// A worker that lives and does not end what was cancelled is given up after so many times that: a step of a large model on a
 /// slow CPU may take minutes, and a cancel is heard between two steps.
 pub const CANCEL_SILENCES: u64 = 10;
+/// But not later than this where a silence alone is not longer.
+pub const CANCEL_MS_MAX: u64 = 600_000;
+/// A load that nobody waits for any more goes on for so long: a client whose patience ends asks again soon.
+pub const LOAD_FOR_NOBODY_MS: u64 = 5_000;
 /// A worker says that it lives at most this often, and at least this often while it has work.
 pub const PROGRESS_INTERVAL_MS: u64 = 1_000;
 /// From "please leave" to SIGTERM.

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import unittest
 
@@ -129,6 +131,10 @@ class Faults(unittest.TestCase):
         server.__init__(models=(), backend=self.backend)
         server.process.send_signal(signal.SIGHUP)
         self.assertEqual(server.call("GET", "/api/version")[0], 200)
+        if sys.platform == "linux":
+            status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
+            masks = dict(line.split(":\t") for line in status.splitlines() if line.startswith("Sig"))
+            self.assertEqual([int(masks[name], 16) & 1 for name in ("SigIgn", "SigCgt")], [1, 0])
         self.assertEqual(server.stop(), 0)
 
     def test_a_server_whose_log_nobody_reads_goes_on(self):
@@ -141,7 +147,9 @@ class Faults(unittest.TestCase):
             os.close(writer)
             text = b""
             while b"Listening on" not in text:
-                text += os.read(reader, 4096)
+                piece = os.read(reader, 4096)
+                self.assertTrue(piece, "the server ended")
+                text += piece
             os.close(reader)
             server.log_path.write_bytes(text)
 

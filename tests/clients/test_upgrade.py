@@ -140,11 +140,15 @@ class Upgrade(unittest.TestCase):
         self.assertIsNone(bystander.poll())
 
     def test_who_follows_a_log_is_let_go(self):
-        self.server.call("POST", "/api/generate", LONG | {"stream": False, "options": {"num_predict": 1}})
-        reader = subprocess.Popen([house.OLLMLX, "logs", "smol", "-f"], env=self.server.env, stdout=subprocess.DEVNULL)
+        self.server.stop()
+        self.server = house.Server(models=("smol",), OLLMLX_WORKER_DIR=str(house.BIN), OLLMLX_FAULT="crash@1;times=1")
+        self.server.call("POST", "/api/generate", LONG | {"stream": False, "options": {"num_predict": 2}})
+        reader = subprocess.Popen([house.OLLMLX, "logs", "smol", "-f"], env=self.server.env, stdout=subprocess.PIPE)
+        self.addCleanup(reader.stdout.close)
         self.addCleanup(reader.kill)
+        self.assertTrue(reader.stdout.readline())
         self.assertEqual(self.server.cli("upgrade").returncode, 0)
-        self.assertIsNotNone(reader.wait(30))
+        self.assertEqual(reader.wait(30), 0)
         self.assertEqual(self.server.process.wait(30), 0, "the old server ends by itself")
 
     def test_row_44_a_new_program_that_does_not_start_leaves_the_old_one_serving(self):

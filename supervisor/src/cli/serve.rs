@@ -163,6 +163,15 @@ fn raise_open_files() {
     }
 }
 
+/// What a signal to leave comes of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A person or a service manager.
+    BySomebody,
+    /// The end of the terminal.
+    ByHangUp,
+}
+
 /// The signals that ask a program to leave.
 pub(super) struct Signals {
     interrupt: Signal,
@@ -191,7 +200,7 @@ impl Signals {
     }
 
     /// The next one that asks the server to leave; `None` when there can be no more. Cancel-safe.
-    pub(super) async fn asked(&mut self) -> Option<()> {
+    pub(super) async fn asked(&mut self) -> Option<Asked> {
         let hang_up = async {
             match &mut self.hang_up {
                 Some(signal) => signal.recv().await,
@@ -199,9 +208,9 @@ impl Signals {
             }
         };
         tokio::select! {
-            heard = self.interrupt.recv() => heard,
-            heard = self.terminate.recv() => heard,
-            heard = hang_up => heard,
+            heard = self.interrupt.recv() => heard.map(|()| Asked::BySomebody),
+            heard = self.terminate.recv() => heard.map(|()| Asked::BySomebody),
+            heard = hang_up => heard.map(|()| Asked::ByHangUp),
         }
     }
 
@@ -222,7 +231,9 @@ impl Signals {
                 // All are cancel-safe.
                 _ = upgrades.recv(), if successor.is_some() => true,
                 heard = self.asked() => match heard {
-                    Some(()) => false,
+                    // A shell and the system may both send it when a terminal closes; it never hurries anybody.
+                    Some(Asked::ByHangUp) if phase == Leaving::AtOnce => continue,
+                    Some(_) => false,
                     None => return,
                 },
             };

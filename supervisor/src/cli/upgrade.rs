@@ -33,6 +33,7 @@ use super::client::Client;
 use super::error::CliError;
 use super::estate;
 use super::output::{print, print_json};
+use super::serve::Asked;
 use crate::config::Sources;
 use crate::os::{descriptor, process};
 
@@ -87,7 +88,7 @@ impl Successor {
     ///
     /// # Errors
     /// It does not serve; it is gone then.
-    pub(super) async fn start(&self, asked: impl Future<Output = Option<()>>) -> Result<u32, UpgradeError> {
+    pub(super) async fn start(&self, asked: impl Future<Output = Option<Asked>>) -> Result<u32, UpgradeError> {
         let started = self.try_start(asked).await;
         if started.is_err() {
             // It may have written itself down before it failed.
@@ -97,7 +98,7 @@ impl Successor {
         started
     }
 
-    async fn try_start(&self, asked: impl Future<Output = Option<()>>) -> Result<u32, UpgradeError> {
+    async fn try_start(&self, asked: impl Future<Output = Option<Asked>>) -> Result<u32, UpgradeError> {
         let (ours, theirs) = UnixStream::pair()?;
         let lock = self.claim.descriptor();
         if let Some(lock) = lock {
@@ -112,6 +113,8 @@ impl Successor {
         let mut word = String::new();
         let patience = Duration::from_millis(UPGRADE_READY_MS);
         let heard = tokio::select! {
+            // One that serves already is not ended.
+            biased;
             heard = tokio::time::timeout(patience, said.read_line(&mut word)) => heard,
             _ = asked => {
                 child.kill().await?;

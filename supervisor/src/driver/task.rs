@@ -18,7 +18,7 @@ use super::oom::OomKills;
 use crate::os::clock::Clock;
 use crate::os::process::Exit;
 use crate::os::{memory, process};
-use crate::scheduler::{Cause, Event, Mono, Outbox, Scheduler};
+use crate::scheduler::{Cause, Effect, Event, Mono, Outbox, Scheduler};
 use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, Message, Phase, Reader};
 use crate::worker::reap::Shove;
 use crate::worker::sink::{Sink, Summary, TicketItem};
@@ -109,6 +109,8 @@ pub(super) struct Task {
     pub(super) cells: u64,
     /// Requests that their workers were told to pause.
     pauses: u64,
+    /// How long a request holds its slot, on the average of the last ones; 0 before the first.
+    service_ns: u64,
     /// When the memory of the workers was last looked at.
     sampled: Option<Mono>,
     pub(super) oom_kills: OomKills,
@@ -132,6 +134,7 @@ impl Task {
             finished: false,
             cells: 0,
             pauses: 0,
+            service_ns: 0,
             sampled: None,
             oom_kills: OomKills::default(),
         }
@@ -206,13 +209,28 @@ impl Task {
             let mut out = Outbox::default();
             let now = self.now();
             self.scheduler.step(now, event, &mut out);
+            if out.0.iter().any(|effect| matches!(effect, Effect::Fail { .. })) {
+                // Whoever hears of it looks here for how long its model rests.
+                self.publish();
+            }
             for effect in out.0 {
                 self.perform(effect, now);
             }
         }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
         let mut snapshot = self.scheduler.snapshot(self.now());
         snapshot.totals.pauses = self.pauses;
+        snapshot.service_ns = self.service_ns;
         self.inbox.snapshots.send_replace(snapshot);
+    }
+
+    /// A request held its slot for so long.
+    fn served(&mut self, ns: u64) {
+        let (before, share) = (self.service_ns, limits::SERVICE_SHARE);
+        self.service_ns = if before == 0 { ns.max(1) } else { (before - before / share + ns / share).max(1) };
     }
 
     fn commanded(&mut self, command: Command) {
@@ -426,6 +444,9 @@ impl Task {
         let Some(record) = self.requests.remove(&request) else { return };
         let now = self.now();
         let (granted, worker) = (record.granted, record.worker.as_ref());
+        if let Some(granted) = granted {
+            self.served(now.since(granted));
+        }
         info!(
             request_id = %request,
             model = worker.map(|worker| tracing::field::display(worker.model.clone())),

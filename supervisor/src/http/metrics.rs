@@ -59,11 +59,6 @@ const TTFT_S: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 /// Upper bounds of the time between tokens, in seconds.
 const ITL_S: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
-/// The newest request's share of the average is one of so many parts.
-const SERVICE_SHARE: u64 = 8;
-/// Nobody is told to wait longer, in seconds.
-const RETRY_AFTER_S_MAX: u64 = 300;
-
 /// Deaths by model and class of cause.
 pub type DeathCounts = BTreeMap<(String, &'static str), u64>;
 
@@ -75,8 +70,6 @@ pub struct Metrics {
     itl: Histogram,
     /// Connections that were closed because their address has too many.
     turned_away: AtomicU64,
-    /// How long a request is computed, on the average of the last ones; 0 before the first.
-    service_ns: AtomicU64,
     deaths: watch::Receiver<DeathCounts>,
 }
 
@@ -121,7 +114,6 @@ impl Metrics {
             ttft: Histogram::new(&TTFT_S),
             itl: Histogram::new(&ITL_S),
             turned_away: AtomicU64::new(0),
-            service_ns: AtomicU64::new(0),
             deaths,
         }
     }
@@ -140,21 +132,6 @@ impl Metrics {
         self.requests[route][status].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request was computed for so long.
-    fn served(&self, ns: u64) {
-        // Two at once may lose one of them, which an average bears.
-        let before = self.service_ns.load(Ordering::Relaxed);
-        let mean = if before == 0 { ns } else { before - before / SERVICE_SHARE + ns / SERVICE_SHARE };
-        self.service_ns.store(mean.max(1), Ordering::Relaxed);
-    }
-
-    /// When somebody who is turned away may find a place: the time that those before take, as measured, in whole seconds.
-    pub(super) fn retry_after_s(&self, queue_len: usize, running: usize) -> u64 {
-        let rounds = (queue_len as u64).saturating_add(1).div_ceil(running.max(1) as u64);
-        let wait_ns = self.service_ns.load(Ordering::Relaxed).saturating_mul(rounds);
-        wait_ns.div_ceil(1_000_000_000).clamp(1, RETRY_AFTER_S_MAX)
-    }
-
     /// A connection was closed because its address has too many.
     pub(super) fn turned_away(&self) {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
@@ -166,27 +143,16 @@ impl Metrics {
 pub(super) struct Pace {
     metrics: Arc<Metrics>,
     started: Mono,
-    granted: Option<Mono>,
     last: Option<Mono>,
 }
 
 impl Pace {
     pub(super) fn new(metrics: Arc<Metrics>, started: Mono) -> Self {
-        Self { metrics, started, granted: None, last: None }
+        Self { metrics, started, last: None }
     }
 
     /// Looks at an item as it comes. Merged deltas share their time evenly.
     pub(super) fn heard(&mut self, item: &TicketItem, now: Mono) {
-        match item {
-            // Once: one that is resumed is granted again.
-            TicketItem::Granted { .. } => self.granted = self.granted.or(Some(now)),
-            item if item.is_terminal() => {
-                if let Some(granted) = self.granted.take() {
-                    self.metrics.served(now.since(granted));
-                }
-            }
-            _ => {}
-        }
         let TicketItem::Output(Output::Delta(delta)) = item else { return };
         let tokens = delta.tokens.len() as u64;
         if tokens == 0 {
@@ -433,18 +399,6 @@ mod tests {
         ] {
             assert!(lines.contains(&line), "{line} in {lines:#?}");
         }
-    }
-
-    #[test]
-    fn who_is_turned_away_is_told_the_time_that_those_before_take() {
-        let metrics = Metrics::new(watch::channel(DeathCounts::new()).1);
-        assert_eq!(metrics.retry_after_s(500, 4), 1, "nothing was measured yet");
-        metrics.served(2_000_000_000);
-        assert_eq!(metrics.retry_after_s(0, 0), 2);
-        assert_eq!(metrics.retry_after_s(7, 4), 4);
-        assert_eq!(metrics.retry_after_s(usize::MAX, 1), RETRY_AFTER_S_MAX);
-        metrics.served(10_000_000_000);
-        assert_eq!(metrics.retry_after_s(0, 1), 3);
     }
 
     #[test]

@@ -93,8 +93,7 @@ pub(super) async fn route(state: Arc<AppState>, request: Request<Incoming>) -> H
     let (head, incoming) = request.into_parts();
     let mut reply = judged(&state, &head, incoming).await;
     if reply.status() == StatusCode::SERVICE_UNAVAILABLE && !reply.headers().contains_key(RETRY_AFTER) {
-        let snapshot = state.handle.snapshot();
-        let seconds = state.metrics.retry_after_s(snapshot.queue_len, snapshot.running);
+        let seconds = state.handle.snapshot().retry_after_s();
         reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     let path = head.uri.path();

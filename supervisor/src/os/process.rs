@@ -111,12 +111,13 @@ pub fn start_successor(
     command.spawn()
 }
 
-/// The name of the program that a process runs, at most 15 bytes of it on Linux; `None` where there is no such process.
+/// The name of the file that a process runs; `None` where there is no such process of ours.
 #[cfg(target_os = "linux")]
 pub async fn name_of(pid: i32) -> Option<String> {
-    // Bounded by the system; it reads no disk.
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(name.trim_end().to_owned())
+    let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = path.file_name()?.to_str()?;
+    // Of a file that was replaced (proc_pid_exe(5)).
+    Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
 /// The name of the program that a process runs; `None` where there is no such process.

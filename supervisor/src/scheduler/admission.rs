@@ -6,10 +6,10 @@ use std::sync::Arc;
 use ollmlx_proto::{Failure, RequestId, limits};
 
 use super::event::{Job, KeepAlive, LoadPlan};
-use super::lifecycle::{DrainReason, Input, State};
+use super::lifecycle::State;
 use super::model::Model;
 use super::queue::{Kept, Waiting};
-use super::{Cause, Effect, Outbox, Scheduler, cause};
+use super::{Effect, Outbox, Scheduler, cause};
 
 impl Scheduler {
     pub(super) fn arrived(
@@ -131,12 +131,14 @@ impl Scheduler {
         if model.queue.remove(request).is_some() {
             self.homes.remove(request);
             self.queue_len -= 1;
-            self.load_for_nobody(at, out);
+            model.left_alone = Some(self.now);
         } else if let Some(running) = model.running.get_mut(&request) {
             if running.cancel_deadline.is_none() {
                 // One that is silent is found by that. This is for one that goes on and does not hear, and it may be in the
                 // middle of a step that takes its time.
-                let patience_ms = self.config.timeouts.silence_ms.saturating_mul(limits::CANCEL_SILENCES);
+                let silence_ms = self.config.timeouts.silence_ms;
+                let patience_ms = silence_ms.saturating_mul(limits::CANCEL_SILENCES);
+                let patience_ms = patience_ms.min(silence_ms.max(limits::CANCEL_MS_MAX));
                 running.cancel_deadline = Some(self.now.plus_ms(patience_ms));
                 // One whose worker is dying is let go when that is reaped.
                 if !matches!(model.state, State::Exiting { .. }) {
@@ -145,15 +147,6 @@ impl Scheduler {
             }
         } else {
             out.never(format!("{request} is neither waiting nor running"));
-        }
-    }
-
-    /// A load that nobody waits for any more gives back what it holds.
-    fn load_for_nobody(&mut self, at: usize, out: &mut Outbox) {
-        let model = &self.models[at];
-        let loads = matches!(model.state, State::Handshaking { .. } | State::Loading { .. });
-        if loads && model.queue.is_empty() && model.running.is_empty() {
-            self.apply(at, Input::Drain { reason: DrainReason::Unload }, Some(Cause::Asked), out);
         }
     }
 

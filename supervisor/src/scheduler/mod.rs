@@ -224,7 +224,7 @@ impl Scheduler {
             let held = blocked.and_then(|_| self.held_until(model));
             let cancel = model.running.values().filter_map(|running| running.cancel_deadline).min();
             let cancel = cancel.filter(|_| !matches!(model.state, State::Exiting { .. }));
-            [state, wait, gives_way, held, cancel].into_iter().flatten().min()
+            [state, wait, gives_way, held, cancel, model.given_up_at()].into_iter().flatten().min()
         };
         self.models.iter().filter_map(of_model).chain(self.incidents.deadline()).min()
     }
@@ -419,6 +419,9 @@ impl Scheduler {
         for at in 0..self.models.len() {
             let model = &mut self.models[at];
             let late = model.queue.take(|waiting| waiting.deadline <= now);
+            if !late.is_empty() {
+                model.left_alone = Some(now);
+            }
             for waiting in late {
                 let failure = self.waited_in_vain(at, &waiting.plan);
                 self.fail_waiting(waiting.request, failure, out);
@@ -427,6 +430,8 @@ impl Scheduler {
             if model.state.deadline().is_some_and(|deadline| deadline <= now) {
                 let cause = settle::cause_of_elapsed(model.state);
                 self.apply(at, Input::Elapsed, cause, out);
+            } else if model.given_up_at().is_some_and(|at| at <= now) {
+                self.apply(at, Input::Kill, Some(Cause::Asked), out);
             } else if model.running.values().any(|running| running.cancel_deadline.is_some_and(|at| at <= now))
                 && !matches!(model.state, State::Exiting { .. })
             {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId};
+use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId, limits};
 
 use super::backoff::DeathTally;
 use super::event::{Cause, KeepAlive, LoadPlan, Mono};
@@ -49,6 +49,8 @@ pub(super) struct Model {
     pub(super) priority: i32,
     /// When its present process was wanted.
     pub(super) started: Mono,
+    /// When somebody left its line last.
+    pub(super) left_alone: Option<Mono>,
     /// What its last load took, in nanoseconds; 0 where none has ended.
     pub(super) load_ns: u64,
     pub(super) tally: DeathTally,
@@ -94,6 +96,7 @@ impl Model {
             load_ns: 0,
             tally: DeathTally::default(),
             restarts: 0,
+            left_alone: None,
             died: None,
             last_death: None,
             deaths: Deaths::default(),
@@ -144,6 +147,13 @@ impl Model {
             let pardoned = u32::from(!std::mem::replace(&mut waiting.was_acquitted, true));
             waiting.deaths = waiting.deaths.saturating_sub(pardoned);
         }
+    }
+
+    /// When its load is given up, since nobody waits for it any more.
+    pub(super) fn given_up_at(&self) -> Option<Mono> {
+        let loads = matches!(self.state, State::Handshaking { .. } | State::Loading { .. });
+        let alone = self.left_alone.filter(|_| loads && self.queue.is_empty() && self.running.is_empty());
+        alone.map(|at| at.plus_ms(limits::LOAD_FOR_NOBODY_MS))
     }
 
     /// For the view: nothing where it never died.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ollmlx_proto::{MemoryReport, ModelId, WorkerId};
+use ollmlx_proto::{MemoryReport, ModelId, WorkerId, limits};
 
 use super::event::{Mono, Shrink};
 use super::ladder::Step;
@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub workers_max: usize,
     /// Whether models that are kept for ever stay whatever others need; they don't where all are kept for ever.
     pub pins_hold: bool,
+    /// How long a request holds its slot, on the average of the last ones; told by the driver.
+    pub service_ns: u64,
     /// Whether a successor serves.
     pub is_replaced: bool,
     /// Whether the server is leaving.
@@ -147,6 +149,14 @@ impl Snapshot {
         self.workers.iter().find(|view| view.worker.model == *model)
     }
 
+    /// When somebody who is turned away may find a place: the time that those before take, as measured, in whole seconds.
+    #[must_use]
+    pub fn retry_after_s(&self) -> u64 {
+        let rounds = (self.queue_len as u64).saturating_add(1).div_ceil(self.running.max(1) as u64);
+        let wait_ns = self.service_ns.saturating_mul(rounds);
+        wait_ns.div_ceil(1_000_000_000).clamp(1, limits::RETRY_AFTER_S_MAX)
+    }
+
     /// The deaths of one model, if there were any.
     #[must_use]
     pub fn deaths_of(&self, model: &ModelId) -> Option<&ModelDeaths> {
@@ -179,6 +189,7 @@ impl Scheduler {
             shrink: self.config.shrink,
             workers_max: self.config.workers_max.max(1),
             pins_hold: self.config.default_keep_alive != KeepAlive::Forever,
+            service_ns: 0,
             is_replaced: self.is_replaced,
             leaving: self.leaving,
             deaths: self.models.iter().filter_map(Model::deaths).collect(),
@@ -280,5 +291,22 @@ impl Scheduler {
             return Err(format!("sums: {total} bytes, {queued} queued, {running} running, {} known", self.homes.len()));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_turned_away_is_told_the_time_that_those_before_take() {
+        let told = |service_s: u64, queue_len, running| {
+            let service_ns = service_s * 1_000_000_000;
+            Snapshot { service_ns, queue_len, running, ..Snapshot::default() }.retry_after_s()
+        };
+        assert_eq!(told(0, 500, 4), 1, "nothing was measured yet");
+        assert_eq!(told(2, 0, 0), 2);
+        assert_eq!(told(2, 7, 4), 4);
+        assert_eq!(told(2, usize::MAX, 1), limits::RETRY_AFTER_S_MAX);
     }
 }

@@ -52,7 +52,7 @@ impl<W: Write + Send + 'static> Outlet<W> {
                 voice.beaten = now;
                 voice.pulses += 1;
                 voice.tell();
-                // The step can't end for that; the write after it fails as well.
+                // The step can't end for that. One that fails for good fails after it as well.
                 let _gone = voice.sender.flush();
             }
         })
