@@ -19,9 +19,10 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 const ERRORS_KEPT_MAX: usize = 8;
 /// Bytes of a log line that are kept; llama.cpp quotes from the model file.
 const LINE_BYTES_MAX: usize = 1024;
-/// A token of a small model has some thousand nodes, and costs a heart some ten microseconds this way; a node of a long input
-/// on a slow CPU takes about a second.
-const NODES_PER_BEAT: u32 = 2;
+/// About half a layer. A beat looks at the clock and at a lock, which costs a tenth of a microsecond or two; a token of a small
+/// model has a thousand nodes and takes ten milliseconds. The matrices of half a layer take a slow CPU seconds at most, even
+/// for thousands of tokens.
+const NODES_PER_BEAT: u32 = 16;
 
 struct Log {
     level: u32,
