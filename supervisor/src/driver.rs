@@ -28,7 +28,7 @@ use ollmlx_proto::limits;
 use tokio::task::JoinHandle;
 
 pub use crate::worker::sink::TicketItem;
-pub use handle::{Handle, Ticket};
+pub use handle::{Handle, Ticket, deadline_passed};
 
 use crate::os::nest::Nest;
 use crate::os::{clock::Clock, rng};

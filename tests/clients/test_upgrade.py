@@ -58,6 +58,14 @@ class Upgrade(unittest.TestCase):
             house.until("without the new server", 30, lambda: pid not in house.processes())
         self.server.stop()
 
+    def replace(self, script):
+        """Puts a script in the place of the server's program; the command line stays what it is."""
+        fresh = self.folder / "fresh"
+        fresh.write_text(f"#!/bin/sh\n{script}\n")
+        fresh.chmod(0o755)
+        os.replace(fresh, house.OLLMLX)
+        house.OLLMLX = self.program
+
     def pid(self):
         try:
             return self.server.call("GET", "/api/ollmlx/server", seconds=5)[1]["pid"]
@@ -100,11 +108,7 @@ class Upgrade(unittest.TestCase):
         self.assertNotIn(self.pid(), (old, new))
 
     def test_a_signal_to_leave_is_heard_while_the_new_program_hangs(self):
-        hanging = self.folder / "hanging"
-        hanging.write_text("#!/bin/sh\nexec sleep 60\n")
-        hanging.chmod(0o755)
-        os.replace(hanging, house.OLLMLX)
-        house.OLLMLX = self.program
+        self.replace("exec sleep 60")
         self.server.process.send_signal(signal.SIGUSR2)
         asleep = lambda: [pid for pid in house.descendants(self.server.process.pid) if house.processes()[pid][1] == "sleep"]
         (child,) = house.until("a new program", 10, asleep)
@@ -152,11 +156,7 @@ class Upgrade(unittest.TestCase):
         self.assertEqual(self.server.process.wait(30), 0, "the old server ends by itself")
 
     def test_row_44_a_new_program_that_does_not_start_leaves_the_old_one_serving(self):
-        broken = self.folder / "broken"
-        broken.write_text("#!/bin/sh\necho it is broken >&2\nexit 3\n")
-        broken.chmod(0o755)
-        os.replace(broken, house.OLLMLX)
-        house.OLLMLX = self.program
+        self.replace("echo it is broken >&2\nexit 3")
         done = self.server.cli("upgrade")
         self.assertEqual(done.returncode, 1)
         self.assertIn("the old server goes on", done.stderr)

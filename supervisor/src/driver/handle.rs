@@ -186,6 +186,12 @@ impl Handle {
     }
 }
 
+/// What a request is told whose own time is over, wherever it is.
+#[must_use]
+pub fn deadline_passed() -> Failure {
+    Failure::new(FailureKind::DeadlineExceeded, "the request's own deadline has passed")
+}
+
 /// How the driver hears that nobody wants a request any more.
 #[derive(Debug)]
 enum Dropped {
@@ -243,8 +249,7 @@ impl Ticket {
         {
             self.ended = true;
             self.cancel();
-            let text = "the request's own deadline has passed";
-            return Poll::Ready(Some(TicketItem::Failed(Failure::new(FailureKind::DeadlineExceeded, text))));
+            return Poll::Ready(Some(TicketItem::Failed(deadline_passed())));
         }
         // A driver that ends without a word has told everyone else that the server leaves.
         let gone = || TicketItem::Failed(Failure::new(FailureKind::ShuttingDown, "server is shutting down"));

@@ -19,7 +19,7 @@ use crate::catalog::{CatalogError, ModelRef};
 use crate::config::Span;
 use crate::config::value::parse_span;
 use crate::dialect::{Call, CallBody, Encoder, Meta, Rejection, anthropic, ollama, openai};
-use crate::driver::{Ticket, TicketItem};
+use crate::driver::{Ticket, TicketItem, deadline_passed};
 use crate::os::rng;
 use crate::os::wall::{rfc3339_utc, unix_seconds, wall_now};
 use crate::scheduler::Mono;
@@ -159,9 +159,9 @@ pub(super) async fn run(state: &Arc<AppState>, flavor: Flavor, headers: &HeaderM
     };
     let prepared = match deadline {
         None => prepare(state, flavor, body).await,
-        Some(at) => tokio::time::timeout_at(at, prepare(state, flavor, body)).await.unwrap_or_else(|_| {
-            Err(Rejection::from(&Failure::new(FailureKind::DeadlineExceeded, "the request's own deadline has passed")))
-        }),
+        Some(at) => tokio::time::timeout_at(at, prepare(state, flavor, body))
+            .await
+            .unwrap_or_else(|_| Err(Rejection::from(&deadline_passed()))),
     };
     match prepared {
         Ok(Prepared::Done(reply)) => reply,
