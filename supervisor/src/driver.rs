@@ -27,12 +27,13 @@ use std::path::PathBuf;
 use ollmlx_proto::limits;
 use tokio::task::JoinHandle;
 
-pub use crate::worker::sink::TicketItem;
+pub use crate::types::TicketItem;
 pub use handle::{Handle, Ticket, deadline_passed};
 
 use crate::os::nest::Nest;
 use crate::os::{clock::Clock, rng};
-use crate::scheduler::{Mono, Scheduler, SchedulerConfig};
+use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::types::Mono;
 use crate::worker::link::LinkConfig;
 use crate::worker::socket::Door;
 

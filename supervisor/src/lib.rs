@@ -53,4 +53,5 @@ pub mod http;
 pub mod os;
 pub mod scheduler;
 pub mod telemetry;
+pub mod types;
 pub mod worker;

@@ -16,8 +16,9 @@ use ollmlx_proto::{
     Progress, Request, RequestId, Role, Sampling, ThinkMode, Work,
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
-use ollmlx_supervisor::driver::{DriverConfig, TicketItem};
-use ollmlx_supervisor::scheduler::{Job, LoadPlan, Terms};
+use ollmlx_supervisor::driver::DriverConfig;
+use ollmlx_supervisor::types::TicketItem;
+use ollmlx_supervisor::types::{Job, LoadPlan, Terms};
 
 /// A model whose id is derived from its name and whose weights are this file.
 #[must_use]

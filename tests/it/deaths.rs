@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use ollmlx_proto::{FailureKind, RequestId, WorkerId};
-use ollmlx_supervisor::scheduler::{Cause, Fate, SchedulerConfig};
+use ollmlx_supervisor::scheduler::SchedulerConfig;
+use ollmlx_supervisor::types::{Cause, Fate};
 
 use crate::world::{Answer, Standing, World};
 

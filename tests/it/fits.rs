@@ -9,9 +9,8 @@ use ollmlx_supervisor::catalog::{Correction, Learned, Loaded, ModelRef};
 use ollmlx_supervisor::config::Rules;
 use ollmlx_supervisor::http::fit::{self, Ask};
 use ollmlx_supervisor::http::{HttpConfig, learn};
-use ollmlx_supervisor::scheduler::{
-    Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Scheduler, SchedulerConfig, Shrink,
-};
+use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
+use ollmlx_supervisor::types::{Job, KeepAlive, LoadPlan, Mono, Shrink};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -61,7 +60,7 @@ impl Desk {
                     }
                     Effect::Push { .. } if self.are_slow => {}
                     Effect::Push { worker, .. } => {
-                        let cause = ollmlx_supervisor::scheduler::Cause::Exited { code: 0 };
+                        let cause = ollmlx_supervisor::types::Cause::Exited { code: 0 };
                         owed.push(Event::Exited { worker, cause, log_tail: String::new() });
                     }
                     Effect::Fail { failure, .. } => self.refused.push((failure.kind, failure.public)),
@@ -536,7 +535,7 @@ fn a_loaded_model_is_not_said_to_be_made_smaller() {
 #[test]
 fn a_judgement_of_a_model_that_rests_says_why() {
     let mut desk = Desk::new(4000, |config| config.shrink = Shrink::Slots);
-    let cause = ollmlx_supervisor::scheduler::Cause::TooLarge { own: u64::MAX, need: 5000, limit: 4000 };
+    let cause = ollmlx_supervisor::types::Cause::TooLarge { own: u64::MAX, need: 5000, limit: 4000 };
     desk.load(&plan("m", 4, 800, 800), None);
     let (worker, _) = desk.started.last().unwrap().clone();
     for _ in 0..3 {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use harness::script::Script;
 use ollmlx_proto::{Failure, FailureKind, FinishReason, Finished, Output, RequestId};
-use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle, Ticket, TicketItem};
-use ollmlx_supervisor::scheduler::{Job, LoadPlan, Snapshot, WorkerView};
+use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle, Ticket};
+use ollmlx_supervisor::types::TicketItem;
+use ollmlx_supervisor::types::{Job, LoadPlan, Snapshot, WorkerView};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 

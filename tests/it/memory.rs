@@ -3,7 +3,7 @@
 
 use harness::script::Script;
 use ollmlx_proto::{FailureKind, FinishReason};
-use ollmlx_supervisor::scheduler::{Cause, Fate, LoadPlan, Step};
+use ollmlx_supervisor::types::{Cause, Fate, LoadPlan, Step};
 
 use crate::house::{Answer, House, endless, first_delta};
 

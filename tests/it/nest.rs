@@ -8,7 +8,7 @@ use harness::cgroups::FakeTree;
 use harness::script::{Misfortune, Script};
 use ollmlx_proto::limits;
 use ollmlx_supervisor::os::nest::Nest;
-use ollmlx_supervisor::scheduler::{Cause, Fate, LoadPlan};
+use ollmlx_supervisor::types::{Cause, Fate, LoadPlan};
 
 use crate::house::{Answer, House, endless, first_delta};
 

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use ollmlx_supervisor::scheduler::{Event, KeepAlive, SchedulerConfig};
+use ollmlx_supervisor::scheduler::{Event, SchedulerConfig};
+use ollmlx_supervisor::types::KeepAlive;
 
 use crate::world::World;
 

@@ -2,7 +2,8 @@
 //! concerns nobody else.
 
 use ollmlx_proto::{FailureKind, RequestId, limits};
-use ollmlx_supervisor::scheduler::{Cause, Event, KeepAlive, Push, SchedulerConfig, Step};
+use ollmlx_supervisor::scheduler::{Event, Push, SchedulerConfig};
+use ollmlx_supervisor::types::{Cause, KeepAlive, Step};
 
 use crate::relief::{self, later, load, model, reap, state, worker};
 use crate::world::{Answer, Standing, World};

@@ -13,7 +13,7 @@ use ollmlx_proto::frame::{self, Decoder};
 use ollmlx_proto::{
     FailureKind, FinishReason, FromWorker, Incarnation, ToWorker, WorkerHello, WorkerId, limits, version,
 };
-use ollmlx_supervisor::scheduler::{Cause, Job, KeepAlive};
+use ollmlx_supervisor::types::{Cause, Job, KeepAlive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::house::{Answer, House, PATIENCE, endless, first_delta};

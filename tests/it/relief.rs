@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use ollmlx_proto::{FailureKind, RequestId, WorkerId, limits};
 use ollmlx_supervisor::catalog::ModelRef;
-use ollmlx_supervisor::scheduler::{Cause, Event, Fate, KeepAlive, Mono, Push, SchedulerConfig, Step};
+use ollmlx_supervisor::scheduler::{Event, Push, SchedulerConfig};
+use ollmlx_supervisor::types::{Cause, Fate, KeepAlive, Mono, Step};
 
 use crate::world::{Answer, Standing, World};
 

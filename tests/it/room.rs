@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use ollmlx_proto::{FailureKind, RequestId, WorkerId, limits};
-use ollmlx_supervisor::scheduler::{Event, LoadPlan, Mono, SchedulerConfig, Shrink};
+use ollmlx_supervisor::scheduler::{Event, SchedulerConfig};
+use ollmlx_supervisor::types::{LoadPlan, Mono, Shrink};
 
 use crate::fits;
 use crate::world::{Answer, Standing, World};

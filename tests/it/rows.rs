@@ -8,7 +8,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ollmlx_proto::{FailureKind, FinishReason};
-use ollmlx_supervisor::scheduler::{Cause, Job, KeepAlive, LoadPlan, SchedulerConfig};
+use ollmlx_supervisor::scheduler::SchedulerConfig;
+use ollmlx_supervisor::types::{Cause, Job, KeepAlive, LoadPlan};
 use tokio::io::AsyncReadExt;
 
 use crate::house::{Answer, House, PATIENCE, endless, first_delta};

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use ollmlx_proto::{FailureKind, WorkerId};
 use ollmlx_supervisor::catalog::{Correction, ModelRef};
-use ollmlx_supervisor::scheduler::{Cause, Event, KeepAlive, LoadPlan, Mono, SchedulerConfig, Shrink};
+use ollmlx_supervisor::scheduler::{Event, SchedulerConfig};
+use ollmlx_supervisor::types::{Cause, KeepAlive, LoadPlan, Mono, Shrink};
 
 use crate::fits;
 use crate::world::{Answer, Luck, Standing, World};

@@ -29,41 +29,22 @@ enum InTests {
 const ROOMS: &[(&str, Option<&[&str]>)] = &[
     ("cli", None),
     ("config", Some(&[])),
-    // `scheduler`, and in `dialect` also `driver`, only for the words of the driver's handle, see `DRIVER_WORDS`.
     // `os` for the wall clock and for luck, which go into replies and decide nothing.
-    ("http", Some(&["dialect", "driver", "catalog", "scheduler", "config", "os"])),
-    ("dialect", Some(&["catalog", "driver", "scheduler"])),
+    ("http", Some(&["types", "dialect", "driver", "catalog", "config", "os"])),
+    ("dialect", Some(&["types", "catalog"])),
     ("catalog", Some(&["os"])),
-    ("scheduler", Some(&["catalog"])),
-    ("driver", Some(&["scheduler", "worker", "catalog", "os"])),
-    ("worker", Some(&["os"])),
+    ("scheduler", Some(&["types", "catalog"])),
+    ("driver", Some(&["types", "scheduler", "worker", "catalog", "os"])),
+    ("worker", Some(&["types", "os"])),
+    ("types", Some(&["catalog"])),
     ("service", Some(&["os", "config"])),
     ("os", Some(&[])),
     ("telemetry", Some(&[])),
 ];
 
-/// What `http` and `dialect` may name of scheduler and driver: plain words that the driver's handle takes and gives.
-const DRIVER_WORDS: &[&str] = &[
-    "Job",
-    "KeepAlive",
-    "LoadPlan",
-    "Terms",
-    "Snapshot",
-    "WorkerView",
-    "Mono",
-    "TicketItem",
-    "Cause",
-    "DeathRecord",
-    "ModelDeaths",
-    "HeldRequest",
-    "Fate",
-    "After",
-    "Totals",
-    "Step",
-];
-
 /// Worlds that a pure room must not touch.
 const PURE: &[(&str, &[&str])] = &[
+    ("types", &["tokio", "std::process", "std::fs", "std::thread", "std::env", "Instant::now", "SystemTime::now"]),
     ("scheduler", &["tokio", "std::process", "std::fs", "std::thread", "std::env", "Instant::now", "SystemTime::now"]),
     ("dialect", &["tokio", "std::process", "std::fs", "std::thread", "std::env", "Instant::now"]),
 ];
@@ -281,18 +262,12 @@ fn tidy_rooms_know_only_their_neighbours() {
         let Some(allowed) = allowed else { continue };
         let text = read(&path);
         let tests_begin = tests_begin(&text);
-        for CratePath { line, room: name, leaves } in crate_paths(&text) {
+        for CratePath { line, room: name, .. } in crate_paths(&text) {
             if line >= tests_begin {
                 continue;
             }
             if name != room && name != "telemetry" && !allowed.contains(&name.as_str()) {
                 offenders.push(format!("{inside}:{line}: {room} names {name}"));
-            }
-            let words_only =
-                matches!((room.as_str(), name.as_str()), ("http" | "dialect", "scheduler") | ("dialect", "driver"));
-            if words_only {
-                let strangers = leaves.iter().filter(|leaf| !DRIVER_WORDS.contains(&leaf.as_str()));
-                offenders.extend(strangers.map(|leaf| format!("{inside}:{line}: {room} names {name}::{leaf}")));
             }
         }
     }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use ollmlx_proto::limits::{INCIDENT_OVER_MS, INCIDENT_STAGGER_MS, INCIDENT_WINDOW_MS};
 use ollmlx_proto::{Failure, FailureKind, ModelId, Retry, WorkerId};
-use ollmlx_supervisor::scheduler::{Cause, Mono, SchedulerConfig};
+use ollmlx_supervisor::scheduler::SchedulerConfig;
+use ollmlx_supervisor::types::{Cause, Mono};
 
 use crate::world::{Answer, World};
 

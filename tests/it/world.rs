@@ -11,10 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
-use ollmlx_supervisor::scheduler::{
-    Cause, Effect, Event, Job, KeepAlive, LoadPlan, Mono, Outbox, Push, Scheduler, SchedulerConfig, Snapshot, Step,
-    WorkerView,
-};
+use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Push, Scheduler, SchedulerConfig};
+use ollmlx_supervisor::types::{Cause, Job, KeepAlive, LoadPlan, Mono, Snapshot, Step, WorkerView};
 
 use crate::together::Together;
 

@@ -28,8 +28,8 @@ use tokio::sync::watch;
 
 use super::serve::Leaving;
 use crate::driver::Handle;
-use crate::scheduler::Snapshot;
-use crate::scheduler::snapshot::WorkerView;
+use crate::types::Snapshot;
+use crate::types::WorkerView;
 
 /// All there is.
 pub(super) const EVERYTHING: u64 = u64::MAX;

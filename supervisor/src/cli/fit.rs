@@ -16,7 +16,7 @@ use super::{house, human, model_path};
 use crate::catalog::Learned;
 use crate::config::Config;
 use crate::http::fit::{Ask, judge};
-use crate::scheduler::{KeepAlive, Snapshot};
+use crate::types::{KeepAlive, Snapshot};
 
 /// Prints the judgement.
 ///

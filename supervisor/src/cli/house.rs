@@ -20,7 +20,8 @@ use crate::driver::{self, DriverConfig};
 use crate::http::{self, AppState, HttpConfig};
 use crate::os::nest::Nest;
 use crate::os::{cgroup, memory};
-use crate::scheduler::{KeepAlive, SchedulerConfig, Shrink};
+use crate::scheduler::SchedulerConfig;
+use crate::types::{KeepAlive, Shrink};
 
 /// What the house needs to know of the world around it.
 pub(super) struct World {

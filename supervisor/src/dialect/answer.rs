@@ -4,7 +4,7 @@ use ollmlx_proto::{Failure, Finished, Output, Part, Timings, TokenLogprob, ToolC
 use serde_json::{Map, Value, json};
 
 use super::Meta;
-use crate::driver::TicketItem;
+use crate::types::TicketItem;
 
 /// What has been said so far.
 #[derive(Clone, Debug, Default, PartialEq)]

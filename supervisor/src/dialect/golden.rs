@@ -11,7 +11,7 @@ use ollmlx_proto::{
 use serde_json::Value;
 
 use super::{Call, Encoder, Meta, Rejection, anthropic, ollama, openai};
-use crate::driver::TicketItem;
+use crate::types::TicketItem;
 
 type Parse = fn(&[u8]) -> Result<Call, Rejection>;
 type Make = fn(Meta) -> Box<dyn Encoder>;

@@ -23,8 +23,8 @@ use ollmlx_proto::limits::{EMBED_INPUTS_MAX, TOP_LOGPROBS_MAX};
 use ollmlx_proto::{Failure, FailureKind, Format, Logprobs, Message, ThinkMode, TokenId, ToolSpec};
 use serde_json::{Map, Value};
 
-use crate::driver::TicketItem;
-use crate::scheduler::KeepAlive;
+use crate::types::KeepAlive;
+use crate::types::TicketItem;
 
 /// Turns what a ticket says into a reply. One per request: either [`Encoder::frames`] for every item, or
 /// [`Encoder::push`] for every item and [`Encoder::finish`] after the terminal one.

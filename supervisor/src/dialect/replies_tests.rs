@@ -7,7 +7,7 @@ use ollmlx_proto::{
 
 use super::ollama::{self, load_reply};
 use super::{Encoder, Meta, error_status, openai};
-use crate::driver::TicketItem;
+use crate::types::TicketItem;
 
 fn meta() -> Meta {
     let (model, created, id) = ("tiny".into(), "T".into(), "chatcmpl-77".into());

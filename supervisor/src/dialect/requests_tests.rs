@@ -4,7 +4,7 @@ use ollmlx_proto::{ContentPart, Format, Logprobs, Role, ThinkLevel, ThinkMode};
 use serde_json::{Value, json};
 
 use super::{Call, CallBody, Rejection, ollama, openai};
-use crate::scheduler::KeepAlive;
+use crate::types::KeepAlive;
 
 type Parser = fn(&[u8]) -> Result<Call, Rejection>;
 

@@ -14,7 +14,7 @@ use tracing::warn;
 use super::task::{Process, Task};
 use crate::catalog;
 use crate::os::nest::Cell;
-use crate::scheduler::LoadPlan;
+use crate::types::LoadPlan;
 use crate::worker::Report;
 
 /// A worker's control group.

@@ -7,10 +7,12 @@ use tracing::{error, info, warn};
 use super::oom::OomKills;
 use super::task::{Place, Process, Task};
 use crate::os::{memory, rng};
-use crate::scheduler::{Cause, Effect, Event, LoadPlan, Mono, Push, Step};
+use crate::scheduler::{Effect, Event, Push};
+use crate::types::TicketItem;
+use crate::types::{Cause, LoadPlan, Mono, Step};
 use crate::worker::link::{LinkCommand, Message, Phase};
 use crate::worker::reap::{self, SHOVES_LEN_MAX, Shove};
-use crate::worker::sink::{Summary, TicketItem};
+use crate::worker::sink::Summary;
 use crate::worker::spawn;
 
 /// For a request that is larger than a frame may be.

@@ -12,9 +12,9 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::os::clock::Clock;
-use crate::scheduler::{Job, KeepAlive, LoadPlan, Mono, Snapshot};
+use crate::types::TicketItem;
+use crate::types::{Job, KeepAlive, LoadPlan, Mono, Snapshot};
 use crate::worker::log_book::LogBook;
-use crate::worker::sink::TicketItem;
 
 /// What handles tell the driver.
 pub(super) enum Command {

@@ -6,7 +6,7 @@
 use nix::sys::signal::Signal;
 
 use crate::os::process::Exit;
-use crate::scheduler::{Cause, Mono};
+use crate::types::{Cause, Mono};
 
 /// Between two counts that are kept, so that one is older than this: a large process takes a while to be gone once it is
 /// killed.

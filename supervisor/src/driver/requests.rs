@@ -7,9 +7,11 @@ use ollmlx_proto::{Failure, FailureKind, Request, RequestId, WorkerId};
 use tracing::{error, info, warn};
 
 use super::task::{Next, Place, Task};
-use crate::scheduler::{Event, Mono};
+use crate::scheduler::Event;
+use crate::types::Mono;
+use crate::types::TicketItem;
 use crate::worker::link::{LinkCommand, Message};
-use crate::worker::sink::{Sink, Summary, TicketItem};
+use crate::worker::sink::{Sink, Summary};
 
 impl Task {
     /// Connects the client with the link, then sends the request. A client that is gone by now takes no slot.

@@ -18,10 +18,12 @@ use super::oom::OomKills;
 use crate::os::clock::Clock;
 use crate::os::process::Exit;
 use crate::os::{memory, process};
-use crate::scheduler::{Cause, Effect, Event, Mono, Outbox, Scheduler};
+use crate::scheduler::{Effect, Event, Outbox, Scheduler};
+use crate::types::TicketItem;
+use crate::types::{Cause, Mono};
 use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, Message, Phase, Reader};
 use crate::worker::reap::Shove;
-use crate::worker::sink::{Sink, Summary, TicketItem};
+use crate::worker::sink::{Sink, Summary};
 use crate::worker::socket::{Door, Knock, same_token};
 use crate::worker::{Report, Reported};
 

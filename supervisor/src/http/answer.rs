@@ -19,10 +19,11 @@ use crate::catalog::{CatalogError, ModelRef};
 use crate::config::Span;
 use crate::config::value::parse_span;
 use crate::dialect::{Call, CallBody, Encoder, Meta, Rejection, anthropic, ollama, openai};
-use crate::driver::{Ticket, TicketItem, deadline_passed};
+use crate::driver::{Ticket, deadline_passed};
 use crate::os::rng;
 use crate::os::wall::{rfc3339_utc, unix_seconds, wall_now};
-use crate::scheduler::Mono;
+use crate::types::Mono;
+use crate::types::TicketItem;
 
 /// How long a request may take in all: waiting, loading, computing.
 const TIMEOUT: &str = "x-ollmlx-timeout";

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ollmlx_proto::limits::{CONNECTIONS_PER_ADDRESS_MAX, CROWD_LOG_MS};
 
-use crate::scheduler::Mono;
+use crate::types::Mono;
 
 /// Addresses without a connection are forgotten when so many are known, or twice as many as were left the last time.
 const ADDRESSES_KEPT_MIN: usize = 64;

@@ -17,7 +17,7 @@ use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::FitRequest;
 use crate::dialect::options::share;
 use crate::os::wall::rfc3339_local;
-use crate::scheduler::{LoadPlan, Snapshot, WorkerView};
+use crate::types::{LoadPlan, Snapshot, WorkerView};
 
 /// How a model would be loaded; what is left out is as for any request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

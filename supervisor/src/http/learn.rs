@@ -11,7 +11,7 @@ use ollmlx_proto::{ModelId, WorkerId};
 use tokio::sync::{mpsc, watch};
 
 use crate::catalog::{Learned, Loaded};
-use crate::scheduler::{Snapshot, WorkerView};
+use crate::types::{Snapshot, WorkerView};
 
 /// Models to be forgotten that wait for a write to end.
 pub const FORGET_LEN_MAX: usize = 16;

@@ -11,7 +11,7 @@ use super::native;
 use super::respond::{HttpReply, json};
 use crate::catalog::ModelRef;
 use crate::os::wall::{rfc3339_local, wall_now};
-use crate::scheduler::WorkerView;
+use crate::types::WorkerView;
 
 /// "For ever" as Ollama shows it: the largest Go duration, some 292 years.
 const FOREVER: Duration = Duration::from_secs(9_223_372_036);

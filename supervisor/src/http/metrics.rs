@@ -16,9 +16,9 @@ use tokio::sync::watch;
 
 use super::AppState;
 use super::respond::{HttpReply, reply, text, whole};
-use crate::driver::TicketItem;
 use crate::os::memory;
-use crate::scheduler::{Mono, Snapshot, Step};
+use crate::types::TicketItem;
+use crate::types::{Mono, Snapshot, Step};
 
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What routes are called in labels, and whose they are. The last is every other path.
@@ -338,7 +338,7 @@ impl Text {
         name: &str,
         kind: &str,
         help: &str,
-        value: impl Fn(&crate::scheduler::WorkerView) -> u64,
+        value: impl Fn(&crate::types::WorkerView) -> u64,
     ) {
         self.family(name, kind, help);
         // Two ids may have one name (a model that was created anew): one sample per name.

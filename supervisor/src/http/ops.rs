@@ -16,7 +16,7 @@ use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::NameRequest;
 use crate::os::wall::rfc3339_local;
-use crate::scheduler::Mono;
+use crate::types::Mono;
 
 /// Lines on their way to a client.
 const LINES_LEN_MAX: usize = 64;

@@ -15,7 +15,7 @@ use crate::catalog::{Learned, Loaded, ModelRef};
 use crate::dialect::options::{Share, Window, sampling, share};
 use crate::dialect::{Call, CallBody, Rejection, ollama};
 use crate::os::rng;
-use crate::scheduler::{Job, LoadPlan, Terms};
+use crate::types::{Job, LoadPlan, Terms};
 
 /// Tokens of one pass where nobody asks for another number.
 pub(super) const BATCH_TOKENS: u32 = 512;

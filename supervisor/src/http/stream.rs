@@ -7,9 +7,10 @@ use bytes::Bytes;
 
 use super::metrics::Pace;
 use crate::dialect::Encoder;
-use crate::driver::{Handle, Ticket, TicketItem};
+use crate::driver::{Handle, Ticket};
 use crate::os::wall::{rfc3339_utc, wall_now};
-use crate::scheduler::Mono;
+use crate::types::Mono;
+use crate::types::TicketItem;
 
 /// Keeps an encoder's idea of time fresh.
 #[derive(Clone, Debug)]

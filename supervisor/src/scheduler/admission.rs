@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use ollmlx_proto::{Failure, RequestId, limits};
 
-use super::event::{Job, KeepAlive, LoadPlan};
 use super::lifecycle::State;
 use super::model::Model;
 use super::queue::{Kept, Waiting};
 use super::{Effect, Outbox, Scheduler, cause};
+
+use crate::types::{Job, KeepAlive, LoadPlan};
 
 impl Scheduler {
     pub(super) fn arrived(

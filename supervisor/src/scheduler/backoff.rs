@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 
 use ollmlx_proto::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN, DEATHS_MAX, DEATHS_WINDOW_S, QUARANTINE_S};
 
-use super::event::Mono;
 use super::lifecycle::Rest;
+
+use crate::types::Mono;
 
 /// SplitMix64: small, seeded, good enough to spread restarts.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@
 use ollmlx_proto::ModelId;
 use std::collections::BTreeMap;
 
-use super::event::Mono;
+use crate::types::Mono;
 
 /// One worker's memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

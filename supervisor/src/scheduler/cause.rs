@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use ollmlx_proto::memory::{bytes_allowed, bytes_needed};
 use ollmlx_proto::{Failure, FailureKind, Retry};
 
-use super::event::{Cause, Mono};
+use crate::types::{Cause, Mono, too_large};
 
 /// Longest line of a worker's standard error that a client gets to see, in characters.
 const LAST_LINE_CHARS_MAX: usize = 300;
@@ -12,65 +12,6 @@ const LAST_LINE_CHARS_MAX: usize = 300;
 const HOLDERS_NAMED_MAX: usize = 3;
 
 impl Cause {
-    /// What happened, for people.
-    #[must_use]
-    pub fn words(&self) -> String {
-        match self {
-            Self::Asked => "asked to leave".to_owned(),
-            Self::Exited { code } => format!("exited with status {code}"),
-            Self::Signalled { signal } => match Signal::try_from(*signal) {
-                Ok(name) => format!("killed by {name}"),
-                Err(_) => format!("killed by signal {signal}"),
-            },
-            Self::NoHello => "did not say hello in time".to_owned(),
-            Self::HelloRefused(why) => format!("hello refused: {why}"),
-            Self::LoadStalled => "loading made no progress".to_owned(),
-            Self::LoadFailed(failure) => failure.public.clone(),
-            Self::Silent => "was silent for too long".to_owned(),
-            Self::Protocol(why) => format!("broke the protocol: {why}"),
-            Self::Unhealthy => "failed one request after the other".to_owned(),
-            Self::LinkLost => "closed its connection".to_owned(),
-            Self::SpawnFailed(why) => format!("could not be started: {why}"),
-            Self::OverBudget => "took more memory than there is".to_owned(),
-            Self::OverOwnLimit { took, limit } => {
-                format!(
-                    "took more memory ({}) than its own limit allows ({})",
-                    bytes_needed(*took),
-                    bytes_allowed(*limit)
-                )
-            }
-            Self::Leaked => {
-                "kept much more memory than planned, and was replaced while it had nothing to do".to_owned()
-            }
-            Self::OutOfMemory => "killed by the system for want of memory".to_owned(),
-            Self::TooLarge { need, limit, own } => can_never_fit(*need, *limit, *own).public,
-        }
-    }
-
-    /// One of a fixed set of words, for counting.
-    #[must_use]
-    pub fn class(&self) -> &'static str {
-        match self {
-            Self::Asked => "asked",
-            Self::Exited { .. } => "exited",
-            Self::Signalled { signal } => Signal::try_from(*signal).map_or("signal", Signal::as_str),
-            Self::NoHello => "no-hello",
-            Self::HelloRefused(_) => "hello-refused",
-            Self::LoadStalled => "load-stalled",
-            Self::LoadFailed(_) => "load-failed",
-            Self::Silent => "silent",
-            Self::Protocol(_) => "protocol",
-            Self::Unhealthy => "unhealthy",
-            Self::LinkLost => "link-lost",
-            Self::SpawnFailed(_) => "spawn-failed",
-            Self::OverBudget => "over-budget",
-            Self::OverOwnLimit { .. } => "over-own-limit",
-            Self::Leaked => "leak-recycle",
-            Self::OutOfMemory => "out-of-memory",
-            Self::TooLarge { .. } => "too-large",
-        }
-    }
-
     /// Whether it was ended for its memory, which says nothing of what its requests are like.
     pub(super) fn is_memory(&self) -> bool {
         matches!(self, Self::OverBudget | Self::OverOwnLimit { .. } | Self::OutOfMemory | Self::TooLarge { .. })
@@ -202,15 +143,6 @@ pub(super) fn shutting_down() -> Failure {
 }
 
 /// `limit` is everybody's, `own` the model's; `u64::MAX` is none.
-pub(super) fn can_never_fit(need: u64, limit: u64, own: u64) -> Failure {
-    let (whose, allowed) = if own < limit { ("its own limit", own) } else { ("the limit", limit) };
-    Failure::new(
-        FailureKind::OutOfMemory,
-        format!("model requires more memory ({}) than {whose} allows ({})", bytes_needed(need), bytes_allowed(allowed)),
-    )
-    .with_detail(format!("{need} bytes needed, {allowed} bytes allowed"))
-}
-
 /// It would fit if those were not kept for ever.
 pub(super) fn pinned(need: u64, limit: u64, held: &[(&str, u64)]) -> Failure {
     let all = held.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
@@ -257,6 +189,11 @@ pub(super) fn places_are_pinned(workers_max: usize, held: &[(&str, u64)]) -> Fai
 fn listed(held: &[(&str, u64)]) -> String {
     let named = held.iter().map(|(name, bytes)| format!("{name} ({})", bytes_needed(*bytes)));
     named.collect::<Vec<_>>().join(", ")
+}
+
+pub(super) fn can_never_fit(need: u64, limit: u64, own: u64) -> Failure {
+    let detail = format!("{need} bytes needed, {} bytes allowed", own.min(limit));
+    Failure::new(FailureKind::OutOfMemory, too_large(need, limit, own)).with_detail(detail)
 }
 
 #[cfg(test)]

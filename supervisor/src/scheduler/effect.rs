@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use ollmlx_proto::{Failure, Request, RequestId, WorkerId};
 
-use super::event::{Cause, LoadPlan};
-use super::ladder::Step;
+use crate::types::{Cause, LoadPlan, Step};
 
 /// How firmly a worker is shown the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

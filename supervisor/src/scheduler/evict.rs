@@ -11,7 +11,7 @@
 
 use std::cmp::Reverse;
 
-use super::event::{KeepAlive, Mono};
+use crate::types::{KeepAlive, Mono};
 
 /// One that could go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,79 +18,10 @@ use std::cmp::Reverse;
 
 use ollmlx_proto::Failure;
 
-use super::event::{KeepAlive, LoadPlan, Shrink};
 use super::lifecycle::State;
 use super::model::Model;
 use super::{Scheduler, cause};
-use crate::catalog::Correction;
-
-impl LoadPlan {
-    /// Bytes that are set aside for it: the estimate, and what is known from earlier processes.
-    #[must_use]
-    pub fn need(&self) -> u64 {
-        self.learned(self.memory.total())
-    }
-
-    /// An estimate with what earlier processes took above theirs.
-    #[must_use]
-    pub fn learned(&self, estimate: u64) -> u64 {
-        estimate.saturating_add(self.terms.learned.on(estimate))
-    }
-
-    /// The same plan with no more of what was learned than there is room for, where the estimate fits.
-    #[must_use]
-    pub fn capped(&self, available: u64) -> Self {
-        let mut plan = self.clone();
-        if self.need() > available
-            && let Some(left) = available.checked_sub(self.memory.total())
-        {
-            plan.terms.learned.bytes = left;
-            plan.spec.memory_limit_bytes = plan.need();
-        }
-        plan
-    }
-
-    /// The same model with other slots and another window.
-    fn resized(&self, slots: u16, context_tokens: u32) -> Self {
-        let mut plan = self.clone();
-        (plan.spec.slots, plan.spec.context_tokens) = (slots, context_tokens);
-        plan.memory =
-            self.model.card.memory.estimate(slots, context_tokens, self.spec.batch_tokens, &self.spec.kv_type);
-        plan.spec.memory_limit_bytes = plan.need();
-        plan.terms.shrunk = true;
-        plan
-    }
-
-    /// The largest smaller plan that takes no more than this; where what was learned leaves none, by the estimate alone.
-    #[must_use]
-    pub fn shrunk(&self, shrink: Shrink, available: u64) -> Option<Self> {
-        let by_estimate = || {
-            let learned = self.terms.learned;
-            let mut plan = self.clone();
-            plan.terms.learned = Correction::default();
-            let mut plan = plan.fewer(shrink, available)?;
-            plan.terms.learned = learned;
-            Some(plan.capped(available))
-        };
-        let fits_as_it_is = self.memory.total() <= available;
-        self.fewer(shrink, available).or_else(|| if fits_as_it_is { None } else { by_estimate() })
-    }
-
-    fn fewer(&self, shrink: Shrink, available: u64) -> Option<Self> {
-        let (spec, memory) = (&self.spec, &self.model.card.memory);
-        let (batch, fits) = ((spec.batch_tokens, spec.kv_type.as_str()), |total| self.learned(total) <= available);
-        if shrink == Shrink::Nothing {
-            return None;
-        }
-        let fewer = spec.slots.saturating_sub(1);
-        if let Some(slots) = memory.most_slots(fewer, spec.context_tokens, batch, fits) {
-            return Some(self.resized(slots, spec.context_tokens));
-        }
-        let context = memory.longest_context(1, spec.context_tokens, batch, fits);
-        let context = context.filter(|tokens| shrink == Shrink::Context && *tokens >= self.terms.context_least);
-        context.map(|tokens| self.resized(1, tokens))
-    }
-}
+use crate::types::{KeepAlive, LoadPlan};
 
 impl Scheduler {
     /// Whether it stays whatever others need.

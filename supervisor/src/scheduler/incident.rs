@@ -23,10 +23,11 @@ use std::sync::Arc;
 
 use ollmlx_proto::limits::{INCIDENT_OVER_MS, INCIDENT_STAGGER_MS, INCIDENT_WINDOW_MS};
 
-use super::event::{Cause, Mono};
 use super::model::Model;
 use super::{Effect, Outbox, Scheduler};
 use crate::catalog::ModelRef;
+
+use crate::types::{Cause, Mono};
 
 /// That a model died with others; until a process of it is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

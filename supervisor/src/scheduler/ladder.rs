@@ -21,44 +21,10 @@
 
 use ollmlx_proto::limits::{MEMORY_MARKS_PERMILLE, PRESSURE_MARKS_PERMILLE};
 
-/// Where the ladder stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
-    /// Nothing is wrong.
-    #[default]
-    Calm,
-    /// Nothing new without something old going.
-    Hold,
-    /// Caches go.
-    Trim,
-    /// Idle workers go.
-    Evict,
-    /// The worst worker goes, politely.
-    Drain,
-    /// The worst worker goes at once.
-    Kill,
-}
+use crate::types::Step;
 
-impl Step {
-    /// All but calm, in order.
-    pub const TAKEN: [Self; 5] = [Self::Hold, Self::Trim, Self::Evict, Self::Drain, Self::Kill];
-
-    /// Lower-case name for logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Calm => "calm",
-            Self::Hold => "hold",
-            Self::Trim => "trim",
-            Self::Evict => "evict",
-            Self::Drain => "drain",
-            Self::Kill => "kill",
-        }
-    }
-
-    fn at(index: usize) -> Self {
-        index.checked_sub(1).and_then(|taken| Self::TAKEN.get(taken).copied()).unwrap_or(Self::Calm)
-    }
+fn step_at(index: usize) -> Step {
+    index.checked_sub(1).and_then(|taken| Step::TAKEN.get(taken).copied()).unwrap_or(Step::Calm)
 }
 
 /// One gauge: its marks to enter and to leave each step, lowest first.
@@ -108,12 +74,12 @@ impl Ladder {
 
     /// Where it stands.
     pub(super) fn step(&self) -> Step {
-        self.by_use().max(Step::at(self.pressed.step))
+        self.by_use().max(step_at(self.pressed.step))
     }
 
     /// Where it would stand without pressure on the machine.
     pub(super) fn by_use(&self) -> Step {
-        Step::at(self.used.step)
+        step_at(self.used.step)
     }
 }
 

@@ -6,9 +6,10 @@
 
 use nix::sys::signal::Signal;
 
-use super::event::Cause;
 use super::model::Model;
 use crate::catalog::Backend;
+
+use crate::types::Cause;
 
 /// Below the best level that the worker finds by itself: one that every CPU of the last ten years has, and one that
 /// every CPU of this kind has.

@@ -28,7 +28,8 @@
 use std::num::NonZeroU32;
 
 use super::effect::Push;
-use super::event::Mono;
+
+use crate::types::Mono;
 
 /// How long each state may last, in milliseconds.
 #[derive(Clone, Copy, Debug)]

@@ -44,22 +44,19 @@ mod model;
 mod own_limit;
 mod poison;
 mod queue;
-pub mod record;
+mod record;
 mod relief;
 mod replace;
 mod room;
 mod settle;
-pub mod snapshot;
+mod snapshot;
 
 use std::collections::BTreeMap;
 
 use ollmlx_proto::{MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
 
 pub use effect::{Effect, Outbox, Push};
-pub use event::{Cause, Event, Job, KeepAlive, LoadPlan, Mono, Shrink, Terms};
-pub use ladder::Step;
-pub use record::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
-pub use snapshot::{Account, Snapshot, Totals, WorkerView};
+pub use event::Event;
 
 use backoff::Rng;
 use budget::Ledger;
@@ -69,6 +66,8 @@ use ladder::Ladder;
 use lifecycle::{DrainReason, Input, State, Timeouts};
 use model::{Model, Running};
 use poison::Poisons;
+
+use crate::types::{Cause, KeepAlive, Mono, Shrink, Totals};
 
 /// What an administrator may set, with defaults from `limits`.
 #[derive(Clone, Debug)]

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId, limits};
 
 use super::backoff::DeathTally;
-use super::event::{Cause, KeepAlive, LoadPlan, Mono};
 use super::incident::Membership;
 use super::ladder::Ladder;
 use super::lifecycle::State;
 use super::queue::{Queue, Waiting, serves};
-use super::record::{Deaths, ModelDeaths};
+use super::record::Deaths;
 use crate::catalog::ModelRef;
+
+use crate::types::{Cause, KeepAlive, LoadPlan, ModelDeaths, Mono};
 
 /// A request that holds a slot.
 #[derive(Clone, Debug)]

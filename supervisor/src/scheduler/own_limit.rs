@@ -7,11 +7,11 @@
 use ollmlx_proto::limits;
 
 use super::budget::{part, permille};
-use super::event::Cause;
-use super::ladder::Step;
 use super::lifecycle::{DrainReason, Input, Rung, State};
 use super::relief::{enter_mark, works};
 use super::{Effect, Outbox, Push, Scheduler};
+
+use crate::types::{Cause, Step};
 
 impl Scheduler {
     pub(super) fn hold_own_limits(&mut self, out: &mut Outbox) {

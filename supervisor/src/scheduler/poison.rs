@@ -11,7 +11,7 @@ use std::io;
 
 use ollmlx_proto::{ModelId, Request, limits};
 
-use super::event::Mono;
+use crate::types::Mono;
 
 #[derive(Debug)]
 struct Known {

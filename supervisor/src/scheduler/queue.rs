@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ollmlx_proto::limits::POISON_DEATHS_MAX;
 use ollmlx_proto::{Request, RequestId};
 
-use super::event::{KeepAlive, LoadPlan, Mono};
+use crate::types::{KeepAlive, LoadPlan, Mono};
 
 /// What a request is kept as: one prompt, however often it is granted.
 #[derive(Clone, Debug)]

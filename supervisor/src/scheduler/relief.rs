@@ -14,12 +14,12 @@
 
 use ollmlx_proto::limits;
 
-use super::event::{Cause, Mono};
 use super::evict::{Need, choose};
-use super::ladder::Step;
 use super::lifecycle::{DrainReason, Input, Rung, State};
 use super::model::Model;
 use super::{Effect, Outbox, Push, Scheduler};
+
+use crate::types::{Cause, Mono, Step};
 
 impl Scheduler {
     /// Reads the gauges and does what the step asks for.

@@ -8,8 +8,9 @@
 //! Decision: what is held elsewhere is no reason for a step of the memory ladder. It is what was set aside there, nothing
 //! here can free it, and the other server has a ladder of its own.
 
-use super::event::KeepAlive;
 use super::{Outbox, Scheduler};
+
+use crate::types::KeepAlive;
 
 impl Scheduler {
     /// A successor serves.

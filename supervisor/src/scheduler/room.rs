@@ -11,12 +11,13 @@
 //! which a single endless answer holds up every model that isn't loaded.
 
 use super::evict::{Candidate, Need, choose};
-use super::ladder::Step;
 use super::lifecycle::{DrainReason, Input, State};
 use super::model::{Model, Running};
 use super::queue::Kept;
 use super::relief::is_going;
-use super::{Effect, Mono, Outbox, Scheduler};
+use super::{Effect, Outbox, Scheduler};
+
+use crate::types::{Mono, Step};
 
 /// A model without a process that somebody waits for.
 #[derive(Clone, Copy, Debug)]

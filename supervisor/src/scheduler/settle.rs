@@ -21,14 +21,15 @@
 
 use ollmlx_proto::{Failure, Incarnation, RequestId, WorkerId, limits};
 
-use super::event::Cause;
 use super::ladder::Ladder;
 use super::level;
 use super::lifecycle::{self, Action, DrainReason, Input, Rest, Rung, State};
 use super::model::Running;
 use super::queue::Kept;
-use super::record::{After, DeathRecord, Fate, HeldRequest, last_lines};
+use super::record::last_lines;
 use super::{Effect, Outbox, Push, Scheduler, cause};
+
+use crate::types::{After, Cause, DeathRecord, Fate, HeldRequest};
 
 /// Failed loads that a waiting request sits through.
 const LOADS_FAILED_MAX: u32 = 3;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::answer::{Answer, End, end_of, note_grant, sign_of_life};
 use super::super::{Encoder, Meta, Rejection, tools};
-use crate::driver::TicketItem;
+use crate::types::TicketItem;
 
 /// Replies of `/v1/messages`.
 #[derive(Clone, Debug)]

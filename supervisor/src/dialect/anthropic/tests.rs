@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::{Call, CallBody, Encoder, Meta, Rejection};
 use super::{MessageEncoder, error_body, messages};
-use crate::driver::TicketItem;
+use crate::types::TicketItem;
 
 fn read(body: &Value) -> Result<Call, Rejection> {
     messages(body.to_string().as_bytes())

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::super::json::{self, Fields};
 use super::super::{Call, CallBody, Rejection, check_inputs, logprobs, tools};
 use super::values;
-use crate::scheduler::KeepAlive;
+use crate::types::KeepAlive;
 
 /// Ollama's text for an empty body.
 pub(super) const MISSING: &str = "missing request body";

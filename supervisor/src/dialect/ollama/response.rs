@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::answer::{Answer, End, end_of, insert_positive, logprobs_json, note_grant, total_ns};
 use super::super::{Encoder, Meta, Rejection, tools};
-use crate::driver::TicketItem;
+use crate::types::TicketItem;
 
 /// Replies of `/api/generate`.
 #[derive(Clone, Debug)]

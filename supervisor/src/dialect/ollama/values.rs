@@ -4,7 +4,7 @@ use ollmlx_proto::{Format, JsonText, ThinkLevel, ThinkMode};
 use serde_json::Value;
 
 use super::super::Rejection;
-use crate::scheduler::KeepAlive;
+use crate::types::KeepAlive;
 
 /// How long a model stays: seconds as a number, or a Go duration. Negative is forever, 0 is not at all.
 ///

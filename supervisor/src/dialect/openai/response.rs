@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::super::answer::{Answer, End, end_of, logprobs_json, note_grant, sign_of_life};
 use super::super::ollama::response::vector_text;
 use super::super::{Encoder, Meta, Rejection, tools};
-use crate::driver::TicketItem;
+use crate::types::TicketItem;
 
 /// The record that ends every good stream.
 pub const DONE: &str = "data: [DONE]\n\n";
