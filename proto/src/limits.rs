@@ -193,6 +193,13 @@ pub const INCIDENT_STAGGER_MS: u64 = 5_000;
 pub const INCIDENT_OVER_MS: u64 = 60_000;
 /// Deaths that a request may be present at before it is the suspect.
 pub const POISON_DEATHS_MAX: u32 = 2;
+/// Failed loads that a waiting request sits through.
+pub const LOADS_FAILED_MAX: u32 = 3;
+/// Time that a request may lose to kills from outside (SIGKILL, SIGTERM and the like) without a token between them: whoever
+/// kills for this long means it, or it is a system that kills for want of memory and doesn't say so.
+pub const LOST_TO_KILLS_MS_MAX: u64 = 10 * 60_000;
+/// How long a model rests whose own worker says that trying again is pointless.
+pub const PERMANENT_REST_MS: u64 = 1_000;
 /// For how long a request that was ended for that is refused when it comes again.
 pub const POISON_TTL_MS: u64 = 10 * 60_000;
 /// Such requests that are remembered.

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use ollmlx_proto::{FailureKind, RequestId, WorkerId};
-use ollmlx_supervisor::scheduler::SchedulerConfig;
-use ollmlx_supervisor::types::{Cause, Fate};
+use ollmlx_proto::{FailureKind, RequestId, WorkerId, limits};
+use ollmlx_supervisor::scheduler::{Event, SchedulerConfig};
+use ollmlx_supervisor::types::{Cause, Fate, Mono};
 
 use crate::world::{Answer, Standing, World};
 
@@ -88,22 +88,41 @@ fn one_request() -> (World, RequestId) {
     (world, request)
 }
 
+/// A tenth of what a request may lose to kills.
+const COST_NS: u64 = limits::LOST_TO_KILLS_MS_MAX * 1_000_000 / 10;
+
+/// Its worker is killed when that has cost it so much, its rest afterwards included.
+fn killed_late(world: &mut World, signal: i32) {
+    let worker = next_busy(world);
+    world.now = Mono(world.now.0 + COST_NS);
+    world.tell(Event::Heard { worker: worker.clone() });
+    die(world, &worker, signal);
+}
+
 #[test]
-fn kills_from_outside_are_no_evidence_until_there_is_no_end_of_them() {
+fn kills_from_outside_are_no_evidence_until_they_have_cost_ten_minutes() {
     let (mut world, request) = one_request();
-    for round in 1..30 {
-        let worker = next_busy(&mut world);
-        die(&mut world, &worker, if round % 2 == 0 { 9 } else { 15 });
+    for round in 1..10 {
+        killed_late(&mut world, if round % 2 == 0 { 9 } else { 15 });
         assert_eq!(world.requests[&request].0, Standing::Waiting, "after {round} kills");
     }
     // One crash is no proof either, and takes nothing of the patience with kills.
     let worker = next_busy(&mut world);
     die(&mut world, &worker, 11);
     assert_eq!(world.requests[&request].0, Standing::Waiting);
-    let worker = next_busy(&mut world);
-    die(&mut world, &worker, 9);
+    killed_late(&mut world, 9);
     assert_eq!(world.failures, [(request, FailureKind::WorkerDied)]);
     assert_eq!(world.sentenced, 0, "nobody says that the request did it");
+}
+
+#[test]
+fn kills_in_quick_succession_end_nobody() {
+    let (mut world, request) = one_request();
+    for round in 1..=200 {
+        let worker = next_busy(&mut world);
+        die(&mut world, &worker, 9);
+        assert_eq!(world.requests[&request].0, Standing::Waiting, "after {round} kills");
+    }
 }
 
 #[test]
@@ -122,14 +141,15 @@ fn whoever_gets_on_between_kills_sits_through_any_number_of_them() {
 #[test]
 fn kills_in_a_load_do_not_count_as_failed_loads() {
     let (mut world, request) = one_request();
-    for round in 1..=30 {
+    for round in 1..=10 {
         while world.processes.is_empty() {
             assert!(world.jump(), "it is tried again");
         }
         let worker = world.processes.keys().next().expect("it was started").clone();
         world.proceed(&worker);
+        world.now = Mono(world.now.0 + COST_NS);
         die(&mut world, &worker, 9);
-        assert_eq!(world.requests[&request].0 == Standing::Waiting, round < 30, "after {round} kills");
+        assert_eq!(world.requests[&request].0 == Standing::Waiting, round < 10, "after {round} kills");
     }
 }
 

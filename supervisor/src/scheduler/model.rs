@@ -1,27 +1,73 @@
-//! What the scheduler knows of one model: its life, its line, its present process and its past.
+//! What the scheduler knows of one model: its life, its line, its present process and its past; and the table of all.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ollmlx_proto::{Incarnation, ModelId, Ready, RequestId, WorkerId, limits};
+use ollmlx_proto::{Incarnation, ModelId, Ready, WorkerId, limits};
 
-use super::backoff::DeathTally;
-use super::incident::Membership;
-use super::ladder::Ladder;
-use super::lifecycle::State;
-use super::queue::{Queue, Waiting, serves};
-use super::record::Deaths;
+use super::history::History;
+use super::life::State;
+use super::line::{Line, serves};
+use super::pressure::Gauge;
 use crate::catalog::ModelRef;
-
 use crate::types::{Cause, KeepAlive, LoadPlan, ModelDeaths, Mono};
 
-/// A request that holds a slot.
-#[derive(Clone, Debug)]
-pub(super) struct Running {
-    /// As it waited, and will again if its worker dies.
-    pub(super) waiting: Waiting,
-    /// Its client left; the worker must confirm the end by then.
-    pub(super) cancel_deadline: Option<Mono>,
+/// The present process, or the last one until it is reaped.
+#[derive(Debug, Default)]
+pub(super) struct Process {
+    /// How it was told to load.
+    pub(super) plan: Option<Box<LoadPlan>>,
+    /// What it said when it was ready.
+    pub(super) ready: Option<Ready>,
+    /// Bytes that it was found to take then.
+    pub(super) ready_bytes: u64,
+    /// Of its load: done, and of how much.
+    pub(super) progress: Option<(u64, u64)>,
+    /// When it was wanted.
+    pub(super) started: Mono,
+    /// Why it is on its way out.
+    pub(super) cause: Option<Cause>,
+    /// The state it was in before that, and how many it ran then.
+    pub(super) left_from: Option<(&'static str, usize)>,
+    /// Where it stands with its model's own limit.
+    pub(super) own_limit: Gauge,
+}
+
+impl Process {
+    /// Keeps why it leaves, and from where, at the transition that makes it. Returns the cause that is told of.
+    pub(super) fn note_way_out(
+        &mut self,
+        (from, to): (State, State),
+        over: Option<Cause>,
+        cause: Option<Cause>,
+        runs: usize,
+    ) -> Option<Cause> {
+        let leaves = matches!(to, State::Exiting { .. });
+        let hurries = matches!(to, State::Draining { reason, .. } if reason.is_hurry());
+        if (hurries || leaves) && !matches!(from, State::Exiting { .. }) {
+            // Those that end in a hurry were there as well.
+            let before = self.left_from.map_or(0, |(_, count)| count);
+            self.left_from = Some((from.name(), before.max(runs)));
+        }
+        if !leaves {
+            return cause;
+        }
+        let why = match (over, cause) {
+            // What ends its link in this state is most likely the system, for the same reason.
+            (Some(over), None | Some(Cause::LinkLost)) => over,
+            (_, cause) => cause.unwrap_or(Cause::Asked),
+        };
+        Some(self.cause.get_or_insert(why).clone())
+    }
+}
+
+/// How much a model is wanted, when others need its place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stay {
+    pub(super) keep_alive: KeepAlive,
+    /// As the last request said.
+    pub(super) priority: i32,
+    /// When it last got or ended a request.
+    pub(super) last_used: Mono,
 }
 
 /// One model.
@@ -32,82 +78,34 @@ pub(super) struct Model {
     /// Of its present or last process.
     pub(super) incarnation: Incarnation,
     pub(super) state: State,
-    pub(super) queue: Queue,
-    /// Who holds a slot. In step with the state's count, except while a lost link lingers.
-    pub(super) running: BTreeMap<RequestId, Running>,
-    /// How the present process was told to load.
-    pub(super) plan: Option<Box<LoadPlan>>,
-    /// What it said when it was ready.
-    pub(super) ready: Option<Ready>,
-    pub(super) progress: Option<(u64, u64)>,
-    /// Why it is on its way out.
-    pub(super) cause: Option<Cause>,
-    /// The state it was in before that, and how many it ran then.
-    pub(super) left_from: Option<(&'static str, usize)>,
-    pub(super) keep_alive: KeepAlive,
-    pub(super) last_used: Mono,
-    /// As the last request said.
-    pub(super) priority: i32,
-    /// When its present process was wanted.
-    pub(super) started: Mono,
-    /// When somebody left its line last.
-    pub(super) left_alone: Option<Mono>,
-    /// What its last load took, in nanoseconds; 0 where none has ended.
-    pub(super) load_ns: u64,
-    pub(super) tally: DeathTally,
-    pub(super) restarts: u32,
-    /// The class of cause that the last process died of, if that was unasked.
-    pub(super) died: Option<&'static str>,
-    pub(super) last_death: Option<String>,
-    pub(super) deaths: Deaths,
+    pub(super) line: Line,
+    pub(super) process: Process,
+    pub(super) stay: Stay,
+    pub(super) history: History,
     /// The incident that its last processes died in.
     pub(super) incident: Option<Membership>,
-    /// Processes that died of their memory since one ended otherwise.
-    pub(super) memory_deaths: u32,
-    /// Bytes that the last of several such took.
-    pub(super) appetite: Option<u64>,
-    /// Bytes that its present process was found to take when it was ready.
-    pub(super) ready_bytes: u64,
-    /// Where it stands with its own limit.
-    pub(super) own_ladder: Ladder,
-    /// Processes in a row that took more than the whole limit in their load.
-    pub(super) too_large: u32,
-    /// Lower CPU level that its processes are told to use, since one died in its start at a better one.
-    pub(super) cpu_level: Option<&'static str>,
+}
+
+/// That a model died with others; until a process of it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Membership {
+    pub(super) number: u64,
+    /// The first of the deaths.
+    pub(super) since: Mono,
 }
 
 impl Model {
-    pub(super) fn new(model: Arc<ModelRef>, keep_alive: KeepAlive) -> Self {
+    fn new(model: Arc<ModelRef>, keep_alive: KeepAlive) -> Self {
         Self {
             id: model.id.clone(),
             model,
             incarnation: Incarnation(0),
             state: State::Absent,
-            queue: Queue::default(),
-            running: BTreeMap::new(),
-            plan: None,
-            ready: None,
-            progress: None,
-            cause: None,
-            left_from: None,
-            keep_alive,
-            last_used: Mono(0),
-            priority: 0,
-            started: Mono(0),
-            load_ns: 0,
-            tally: DeathTally::default(),
-            restarts: 0,
-            left_alone: None,
-            died: None,
-            last_death: None,
-            deaths: Deaths::default(),
+            line: Line::default(),
+            process: Process::default(),
+            stay: Stay { keep_alive, priority: 0, last_used: Mono(0) },
+            history: History::default(),
             incident: None,
-            memory_deaths: 0,
-            appetite: None,
-            ready_bytes: 0,
-            own_ladder: Ladder::default(),
-            too_large: 0,
-            cpu_level: None,
         }
     }
 
@@ -117,12 +115,12 @@ impl Model {
 
     /// Bytes that its present process may take, where it has a limit of its own.
     pub(super) fn own_limit(&self) -> Option<u64> {
-        self.plan.as_ref().and_then(|plan| plan.terms.limit)
+        self.process.plan.as_ref().and_then(|plan| plan.terms.limit)
     }
 
     /// When an idle worker goes, counted from now.
     pub(super) fn expires_at(&self, now: Mono) -> Option<Mono> {
-        match self.keep_alive {
+        match self.stay.keep_alive {
             KeepAlive::ForMs(ms) => Some(now.plus_ms(ms)),
             KeepAlive::Forever => None,
             KeepAlive::Unload => Some(now),
@@ -131,51 +129,82 @@ impl Model {
 
     /// Whether the process can serve what asks for `wanted`.
     pub(super) fn serves(&self, wanted: &LoadPlan) -> bool {
-        let context_tokens = self.ready.as_ref().map_or(0, |ready| ready.context_tokens);
-        self.plan.as_ref().is_some_and(|loaded| serves(loaded, context_tokens, wanted))
+        let context_tokens = self.process.ready.as_ref().map_or(0, |ready| ready.context_tokens);
+        self.process.plan.as_ref().is_some_and(|loaded| serves(loaded, context_tokens, wanted))
     }
 
     pub(super) fn has_free_slot(&self) -> bool {
-        let slots = self.ready.as_ref().map_or(0, |ready| usize::from(ready.slots));
-        self.state.accepts_work() && self.running.len() < slots
-    }
-
-    /// The last death that it was present at is no evidence against it: once, until it has got ahead. Two that kill the workers
-    /// of two models at the same time again and again would never be alone otherwise.
-    pub(super) fn acquit(&mut self, request: RequestId) {
-        let running = self.running.get_mut(&request).map(|running| &mut running.waiting);
-        if let Some(waiting) = running.or_else(|| self.queue.find(request)) {
-            let pardoned = u32::from(!std::mem::replace(&mut waiting.was_acquitted, true));
-            waiting.deaths = waiting.deaths.saturating_sub(pardoned);
-        }
+        let slots = self.process.ready.as_ref().map_or(0, |ready| usize::from(ready.slots));
+        self.state.accepts_work() && self.line.running().len() < slots
     }
 
     /// When its load is given up, since nobody waits for it any more.
     pub(super) fn given_up_at(&self) -> Option<Mono> {
         let loads = matches!(self.state, State::Handshaking { .. } | State::Loading { .. });
-        let alone = self.left_alone.filter(|_| loads && self.queue.is_empty() && self.running.is_empty());
-        alone.map(|at| at.plus_ms(limits::LOAD_FOR_NOBODY_MS))
+        self.line.given_up_at().filter(|_| loads)
+    }
+
+    /// When the first of those that were cancelled must be let go; one on its way out is waited for in any case.
+    pub(super) fn cancel_deadline(&self) -> Option<Mono> {
+        self.line.cancel_deadline().filter(|_| !matches!(self.state, State::Exiting { .. }))
     }
 
     /// For the view: nothing where it never died.
     pub(super) fn deaths(&self) -> Option<ModelDeaths> {
-        let Deaths { records, count } = &self.deaths;
-        let model = self.model.clone();
-        (*count > 0).then(|| ModelDeaths { model, deaths: records.clone(), count: *count })
-    }
-
-    /// Whether one that runs is on probation: then nobody joins it.
-    pub(super) fn has_suspect(&self) -> bool {
-        self.running.values().any(|running| running.waiting.deaths > 0 || running.waiting.must_be_alone())
-    }
-
-    /// Probation: one suspect at a time, nobody joins it, and one that was present at two deaths runs alone.
-    pub(super) fn must_wait(&self, head: &Waiting) -> bool {
-        self.has_suspect() || (head.must_be_alone() && !self.running.is_empty())
+        let deaths = &self.history.deaths;
+        let (model, records) = (self.model.clone(), deaths.records.clone());
+        (deaths.count > 0).then_some(ModelDeaths { model, deaths: records, count: deaths.count })
     }
 
     /// Whether nothing would be lost by forgetting it.
-    pub(super) fn is_forgettable(&self) -> bool {
-        self.state == State::Absent && self.queue.is_empty() && self.tally.is_empty()
+    fn is_forgettable(&self) -> bool {
+        self.state == State::Absent && self.line.is_empty() && self.history.is_empty()
+    }
+}
+
+/// All models, in order of id; a place is stable within a step.
+#[derive(Debug, Default)]
+pub(super) struct Models(Vec<Model>);
+
+impl std::ops::Deref for Models {
+    type Target = [Model];
+
+    fn deref(&self) -> &[Model] {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Models {
+    fn deref_mut(&mut self) -> &mut [Model] {
+        &mut self.0
+    }
+}
+
+impl Models {
+    pub(super) fn find(&self, model: &ModelId) -> Option<usize> {
+        self.0.binary_search_by(|known| known.id.cmp(model)).ok()
+    }
+
+    /// The place of a living process; `None` for one that is gone, whose late words are dropped.
+    pub(super) fn living(&self, worker: &WorkerId) -> Option<usize> {
+        let at = self.find(&worker.model)?;
+        let model = &self.0[at];
+        (model.incarnation == worker.incarnation && model.state.has_process()).then_some(at)
+    }
+
+    /// The place of a model, known or new. The table stays bounded: the absent model that was used longest ago goes.
+    pub(super) fn place_of(&mut self, model: &Arc<ModelRef>, keep_alive: KeepAlive) -> usize {
+        if let Some(at) = self.find(&model.id) {
+            return at;
+        }
+        if self.0.len() >= limits::MODELS_REMEMBERED_MAX {
+            let absent = self.0.iter().enumerate().filter(|(_, model)| model.is_forgettable());
+            if let Some((at, _)) = absent.min_by_key(|(_, model)| model.stay.last_used) {
+                self.0.remove(at);
+            }
+        }
+        let at = self.0.partition_point(|known| known.id < model.id);
+        self.0.insert(at, Model::new(Arc::clone(model), keep_alive));
+        at
     }
 }

@@ -3,6 +3,7 @@
 
 mod cause;
 mod death;
+mod outlook;
 mod plan;
 mod snapshot;
 mod ticket;
@@ -10,6 +11,7 @@ mod time;
 
 pub use cause::{Cause, too_large};
 pub use death::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
+pub use outlook::{Outlook, Prospect, WishedLoad};
 pub use plan::{Job, KeepAlive, LoadPlan, Shrink, Terms};
 pub use snapshot::{Account, Snapshot, Step, Totals, WorkerView};
 pub use ticket::TicketItem;

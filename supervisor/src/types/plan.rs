@@ -15,6 +15,17 @@ pub enum Job {
     Run(Box<Request>),
 }
 
+impl Job {
+    /// Bytes that are kept of it until its end.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Load => 0,
+            Self::Run(run) => run.bytes(),
+        }
+    }
+}
+
 /// How long a model stays after its last request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeepAlive {

@@ -22,11 +22,11 @@ struct Known {
 
 /// Those that are known, the oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Poisons(VecDeque<Known>);
+pub(in crate::scheduler) struct Poisons(VecDeque<Known>);
 
 impl Poisons {
     /// Remembers one; where there are too many, the oldest is forgotten.
-    pub(super) fn add(&mut self, model: &ModelId, request: &Request, now: Mono) {
+    pub(in crate::scheduler) fn add(&mut self, model: &ModelId, request: &Request, now: Mono) {
         self.0.retain(|known| known.until > now);
         if self.0.len() >= limits::POISONS_MAX {
             self.0.pop_front();
@@ -36,7 +36,7 @@ impl Poisons {
     }
 
     /// Until when it is refused, if it is known.
-    pub(super) fn until(&self, model: &ModelId, request: &Request, now: Mono) -> Option<Mono> {
+    pub(in crate::scheduler) fn until(&self, model: &ModelId, request: &Request, now: Mono) -> Option<Mono> {
         let mut suspects = self.0.iter().filter(|known| known.until > now && known.model == *model).peekable();
         suspects.peek()?;
         let digest = digest(request);
@@ -44,7 +44,7 @@ impl Poisons {
     }
 
     /// Forgets those of one model.
-    pub(super) fn pardon(&mut self, model: &ModelId) {
+    pub(in crate::scheduler) fn pardon(&mut self, model: &ModelId) {
         self.0.retain(|known| known.model != *model);
     }
 }

@@ -11,51 +11,65 @@
 
 use std::cmp::Reverse;
 
+use crate::scheduler::life::State;
+use crate::scheduler::view::View;
 use crate::types::{KeepAlive, Mono};
 
 /// One that could go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Candidate {
+pub(in crate::scheduler) struct Candidate {
     /// Its place in the scheduler's table.
-    pub(super) at: usize,
+    pub(in crate::scheduler) at: usize,
     /// Whether it works.
-    pub(super) busy: bool,
+    pub(in crate::scheduler) busy: bool,
     /// What its going frees.
-    pub(super) bytes: u64,
+    pub(in crate::scheduler) bytes: u64,
     /// As its requests say.
-    pub(super) priority: i32,
+    pub(in crate::scheduler) priority: i32,
     /// How long it would stay.
-    pub(super) keep_alive: KeepAlive,
+    pub(in crate::scheduler) keep_alive: KeepAlive,
     /// Since then, in nanoseconds.
-    pub(super) idle_ns: u64,
+    pub(in crate::scheduler) idle_ns: u64,
     /// What its load took, in nanoseconds; 0 where that isn't known.
-    pub(super) load_ns: u64,
+    pub(in crate::scheduler) load_ns: u64,
     /// When it last got or ended a request.
-    pub(super) last_used: Mono,
+    pub(in crate::scheduler) last_used: Mono,
+}
+
+impl Candidate {
+    pub(in crate::scheduler) fn of(view: View<'_>, at: usize) -> Self {
+        let model = &view.models[at];
+        Self {
+            at,
+            busy: matches!(model.state, State::Busy { .. }),
+            bytes: view.bytes(model),
+            priority: model.stay.priority,
+            keep_alive: model.stay.keep_alive,
+            idle_ns: view.now.since(model.stay.last_used),
+            load_ns: model.history.load_ns,
+            last_used: model.stay.last_used,
+        }
+    }
 }
 
 /// What is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Need {
+pub(in crate::scheduler) struct Need {
     /// Bytes.
-    pub(super) bytes: u64,
+    pub(in crate::scheduler) bytes: u64,
     /// Places for processes.
-    pub(super) places: usize,
+    pub(in crate::scheduler) places: usize,
 }
 
 impl Need {
     /// Whether nothing is.
-    pub(super) fn is_met(&self) -> bool {
+    pub(in crate::scheduler) fn is_met(&self) -> bool {
         self.bytes == 0 && self.places == 0
     }
 
-    fn less(self, bytes: u64, places: usize) -> Self {
+    /// What is missing once so much has gone.
+    pub(in crate::scheduler) fn less(self, bytes: u64, places: usize) -> Self {
         Self { bytes: self.bytes.saturating_sub(bytes), places: self.places.saturating_sub(places) }
-    }
-
-    /// What is missing once those that are on their way out are gone.
-    pub(super) fn after(self, bytes: u64, places: usize) -> Self {
-        self.less(bytes, places)
     }
 }
 
@@ -70,7 +84,7 @@ fn rank(candidate: &Candidate) -> (bool, i32, u64, Reverse<u128>, Mono, usize) {
 }
 
 /// The fewest of the best that are enough, or `None` where all of them are not.
-pub(super) fn choose(mut candidates: Vec<Candidate>, need: Need) -> Option<Vec<Candidate>> {
+pub(in crate::scheduler) fn choose(mut candidates: Vec<Candidate>, need: Need) -> Option<Vec<Candidate>> {
     candidates.sort_by_key(rank);
     let mut victims = Vec::new();
     let mut missing = need;

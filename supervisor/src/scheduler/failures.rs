@@ -1,6 +1,5 @@
-//! Causes in words, and the failures that clients get for them.
+//! The failures that clients get from the scheduler, in words.
 
-use nix::sys::signal::Signal;
 use ollmlx_proto::memory::{bytes_allowed, bytes_needed};
 use ollmlx_proto::{Failure, FailureKind, Retry};
 
@@ -10,28 +9,6 @@ use crate::types::{Cause, Mono, too_large};
 const LAST_LINE_CHARS_MAX: usize = 300;
 /// Models that are named to somebody who has waited too long for their memory.
 const HOLDERS_NAMED_MAX: usize = 3;
-
-impl Cause {
-    /// Whether it was ended for its memory, which says nothing of what its requests are like.
-    pub(super) fn is_memory(&self) -> bool {
-        matches!(self, Self::OverBudget | Self::OverOwnLimit { .. } | Self::OutOfMemory | Self::TooLarge { .. })
-    }
-
-    /// Whether somebody outside ended it: what a process computes can bring SIGSEGV or SIGABRT upon it, never these. Our own
-    /// signals have other causes, and so has the system's SIGKILL when memory runs out, where the system tells.
-    pub(super) fn is_from_outside(&self) -> bool {
-        let Self::Signalled { signal } = self else { return false };
-        matches!(
-            Signal::try_from(*signal),
-            Ok(Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT)
-        )
-    }
-
-    /// Whether trying again is pointless, by the worker's own word.
-    pub(super) fn is_permanent(&self) -> bool {
-        matches!(self, Self::LoadFailed(failure) if failure.retry == Retry::Never)
-    }
-}
 
 fn last_line(log_tail: &str) -> Option<String> {
     let line = log_tail.lines().rev().map(str::trim).find(|line| !line.is_empty())?;

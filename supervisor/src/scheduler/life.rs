@@ -29,7 +29,7 @@ use std::num::NonZeroU32;
 
 use super::effect::Push;
 
-use crate::types::Mono;
+use crate::types::{Cause, Mono};
 
 /// How long each state may last, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +101,7 @@ impl DrainReason {
     }
 }
 
-/// The rung of the ladder out.
+/// How far one is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rung {
     /// The link is gone; it is probably dying by itself.
@@ -232,6 +232,48 @@ impl State {
         matches!(self, Self::Draining { .. } | Self::Exiting { .. })
     }
 
+    /// Whether its memory is free soon: one that may finish what it runs, however long, is not counted on.
+    #[must_use]
+    pub fn frees_soon(self) -> bool {
+        match self {
+            Self::Draining { reason, .. } => !reason.is_patient(),
+            state => matches!(state, Self::Exiting { .. }),
+        }
+    }
+
+    /// Whether it computes, and can be told to stop that.
+    #[must_use]
+    pub fn works(self) -> bool {
+        match self {
+            Self::Loading { .. } | Self::Busy { .. } => true,
+            Self::Draining { reason, .. } => reason.is_patient(),
+            _ => false,
+        }
+    }
+
+    /// Whether it has been killed and is not reaped yet.
+    #[must_use]
+    pub fn is_killed(self) -> bool {
+        matches!(self, Self::Exiting { rung: Rung::Pushed(Push::Kill), .. })
+    }
+
+    /// Why it ends when its time is over. `None` keeps the cause that is known.
+    #[must_use]
+    pub fn cause_of_elapsed(self) -> Option<Cause> {
+        match self {
+            Self::Handshaking { .. } => Some(Cause::NoHello),
+            Self::Loading { .. } => Some(Cause::LoadStalled),
+            Self::Idle { .. } => Some(Cause::Asked),
+            Self::Busy { .. } => Some(Cause::Silent),
+            Self::Draining { reason, .. } if reason.is_hurry() => None,
+            Self::Draining { reason: DrainReason::Leaving, .. } => Some(Cause::Asked),
+            Self::Draining { .. } => Some(Cause::Silent),
+            Self::Exiting { .. } | Self::Absent | Self::Spawning | Self::Backoff { .. } | Self::Quarantined { .. } => {
+                None
+            }
+        }
+    }
+
     /// Process id, where known.
     #[must_use]
     pub fn pid(self) -> Option<u32> {
@@ -335,6 +377,18 @@ pub enum Input {
     Elapsed,
 }
 
+impl Input {
+    /// Why a worker in this state is asked to go, for the log.
+    #[must_use]
+    pub fn reason(self, from: State) -> Option<&'static str> {
+        match self {
+            Self::Drain { reason } => Some(reason.words()),
+            Self::Elapsed if matches!(from, State::Idle { .. }) => Some("its keep-alive is over"),
+            _ => None,
+        }
+    }
+}
+
 /// What a transition asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -380,142 +434,163 @@ fn drain_deadline(reason: DrainReason, now: Mono, timeouts: &Timeouts) -> Mono {
     })
 }
 
+/// A next state and what it asks for; `None` where the pair can't happen.
+type Next = Option<(State, Action)>;
+
 /// The next state and what it asks for; `None` where the pair can't happen.
 #[must_use]
-pub fn next(state: State, input: Input, now: Mono, timeouts: &Timeouts) -> Option<(State, Action)> {
-    use Input as I;
-    use State as S;
-    let stay = Some((state, Action::Nothing));
+pub fn next(state: State, input: Input, now: Mono, timeouts: &Timeouts) -> Next {
     match state {
-        // Exits: Wanted.
-        S::Absent => match input {
-            I::Wanted => Some((S::Spawning, Action::Spawn)),
-            I::Pardoned => stay,
-            I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Progress | I::Ready { .. } | I::LoadFailed => {
-                None
-            }
-            I::Granted | I::Ended { .. } | I::Heard | I::Rearm { .. } | I::Drain { .. } | I::LinkClosed => None,
-            I::Misbehaved | I::Exited { .. } | I::Hung | I::Kill | I::Elapsed => None,
-        },
-        // Exits: Spawned, SpawnFailed. No other event comes in between.
-        S::Spawning => match input {
-            I::Spawned { pid } => {
-                Some((S::Handshaking { pid, deadline: now.plus_ms(timeouts.hello_ms) }, Action::Nothing))
-            }
-            I::SpawnFailed { rest } => Some(settled(rest)),
-            I::Pardoned => stay,
-            I::Wanted | I::Hello | I::Progress | I::Ready { .. } | I::LoadFailed | I::Granted | I::Ended { .. } => None,
-            I::Heard | I::Rearm { .. } | I::Drain { .. } | I::LinkClosed | I::Misbehaved | I::Exited { .. } => None,
-            I::Hung | I::Kill | I::Elapsed => None,
-        },
-        // Exits: Hello, bad or late hello, drain, death.
-        S::Handshaking { pid, .. } => match input {
-            I::Hello => Some((S::Loading { pid, deadline: now.plus_ms(timeouts.load_stall_ms) }, Action::Load)),
-            I::Misbehaved | I::Kill => Some(exiting(pid, Push::Kill, now, timeouts)),
-            I::Drain { .. } | I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
-            I::LinkClosed => Some(lingering(pid, now, timeouts)),
-            I::Exited { rest } => Some(settled(rest)),
-            I::Pardoned => stay,
-            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Progress | I::Ready { .. } => None,
-            I::LoadFailed | I::Granted | I::Ended { .. } | I::Heard | I::Rearm { .. } | I::Hung => None,
-        },
-        // Exits: Ready, failed or stalled load, drain, death.
-        S::Loading { pid, .. } => match input {
-            I::Progress => Some((S::Loading { pid, deadline: now.plus_ms(timeouts.load_stall_ms) }, Action::Nothing)),
-            I::Ready { expires_at } => Some((S::Idle { pid, expires_at }, Action::Nothing)),
-            I::LoadFailed | I::Drain { .. } => Some(exiting(pid, Push::Ask, now, timeouts)),
-            I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
-            I::Misbehaved | I::Kill => Some(exiting(pid, Push::Kill, now, timeouts)),
-            I::LinkClosed => Some(lingering(pid, now, timeouts)),
-            I::Exited { rest } => Some(settled(rest)),
-            I::Pardoned | I::Heard => stay,
-            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Granted | I::Ended { .. } => None,
-            I::Rearm { .. } | I::Hung => None,
-        },
-        // Exits: Granted, expiry, drain, death.
-        S::Idle { pid, .. } => match input {
-            I::Granted => {
-                let deadline = now.plus_ms(timeouts.silence_ms);
-                Some((S::Busy { pid, in_flight: NonZeroU32::MIN, deadline }, Action::Nothing))
-            }
-            I::Rearm { expires_at } => Some((S::Idle { pid, expires_at }, Action::Nothing)),
-            I::Elapsed | I::Drain { .. } => Some(exiting(pid, Push::Ask, now, timeouts)),
-            // A second `Ready` or a failed load after it: the worker is confused.
-            I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => Some(exiting(pid, Push::Kill, now, timeouts)),
-            I::LinkClosed => Some(lingering(pid, now, timeouts)),
-            I::Exited { rest } => Some(settled(rest)),
-            I::Pardoned | I::Heard | I::Progress => stay,
-            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Ended { .. } | I::Hung => None,
-        },
-        // Exits: last Ended, drain, silence, death.
-        S::Busy { pid, in_flight, deadline } => match input {
-            I::Granted => Some((S::Busy { pid, in_flight: in_flight.saturating_add(1), deadline }, Action::Nothing)),
-            I::Ended { expires_at } => Some(match NonZeroU32::new(in_flight.get() - 1) {
-                None => (S::Idle { pid, expires_at }, Action::Nothing),
-                Some(in_flight) => {
-                    let deadline = now.plus_ms(timeouts.silence_ms);
-                    (S::Busy { pid, in_flight, deadline }, Action::Nothing)
-                }
-            }),
-            I::Heard => Some((S::Busy { pid, in_flight, deadline: now.plus_ms(timeouts.silence_ms) }, Action::Nothing)),
-            I::Drain { reason } => {
-                let deadline = drain_deadline(reason, now, timeouts);
-                Some((S::Draining { pid, in_flight, reason, deadline }, Action::Nothing))
-            }
-            I::Elapsed | I::Hung | I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => {
-                Some(exiting(pid, Push::Kill, now, timeouts))
-            }
-            I::LinkClosed => Some(lingering(pid, now, timeouts)),
-            I::Exited { rest } => Some(settled(rest)),
-            I::Pardoned | I::Rearm { .. } | I::Progress => stay,
-            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello => None,
-        },
-        // Exits: last Ended, patience over, death. Never granted (I5).
-        S::Draining { pid, in_flight, reason, deadline } => match input {
-            I::Ended { .. } => Some(match NonZeroU32::new(in_flight.get() - 1) {
-                None => exiting(pid, Push::Ask, now, timeouts),
-                Some(in_flight) => {
-                    let deadline = if reason.is_patient() { drain_deadline(reason, now, timeouts) } else { deadline };
-                    (S::Draining { pid, in_flight, reason, deadline }, Action::Nothing)
-                }
-            }),
-            I::Heard if reason.is_patient() => {
-                let deadline = drain_deadline(reason, now, timeouts);
-                Some((S::Draining { pid, in_flight, reason, deadline }, Action::Nothing))
-            }
-            I::Drain { reason: harder } if reason.is_patient() && !harder.is_patient() => {
-                let deadline = drain_deadline(harder, now, timeouts);
-                Some((S::Draining { pid, in_flight, reason: harder, deadline }, Action::Nothing))
-            }
-            I::Elapsed if reason.is_patient() => Some(exiting(pid, Push::Kill, now, timeouts)),
-            I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
-            I::Hung | I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => {
-                Some(exiting(pid, Push::Kill, now, timeouts))
-            }
-            I::LinkClosed => Some(lingering(pid, now, timeouts)),
-            I::Exited { rest } => Some(settled(rest)),
-            I::Pardoned | I::Rearm { .. } | I::Progress | I::Heard | I::Drain { .. } => stay,
-            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Granted => None,
-        },
-        // Exits: Exited. Whatever it still says is of no interest.
-        S::Exiting { pid, rung, .. } => match input {
-            I::Exited { rest } => Some(settled(rest)),
-            I::Elapsed => Some(match rung {
-                Rung::Pushed(Push::Ask) => exiting(pid, Push::Term, now, timeouts),
-                Rung::Linger | Rung::Pushed(Push::Term | Push::Kill) => exiting(pid, Push::Kill, now, timeouts),
-            }),
-            I::Kill if rung != Rung::Pushed(Push::Kill) => Some(exiting(pid, Push::Kill, now, timeouts)),
-            I::Hello | I::Progress | I::Ready { .. } | I::LoadFailed | I::Ended { .. } | I::Heard | I::Kill => stay,
-            I::Rearm { .. } | I::Drain { .. } | I::LinkClosed | I::Misbehaved | I::Pardoned => stay,
-            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Granted | I::Hung => None,
-        },
-        // Exits: time, pardon.
-        S::Backoff { .. } | S::Quarantined { .. } => match input {
-            I::Elapsed | I::Pardoned => Some((S::Absent, Action::Nothing)),
-            I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Progress | I::Ready { .. } => None,
-            I::LoadFailed | I::Granted | I::Ended { .. } | I::Heard | I::Rearm { .. } | I::Drain { .. } => None,
-            I::LinkClosed | I::Misbehaved | I::Exited { .. } | I::Hung | I::Kill => None,
-        },
+        State::Absent | State::Spawning | State::Backoff { .. } | State::Quarantined { .. } => {
+            without_pid(state, input, now, timeouts)
+        }
+        State::Handshaking { pid, .. } => handshaking(state, pid, input, now, timeouts),
+        State::Loading { pid, .. } => loading(state, pid, input, now, timeouts),
+        State::Idle { pid, .. } => idle(state, pid, input, now, timeouts),
+        State::Busy { .. } => busy(state, input, now, timeouts),
+        State::Draining { .. } => draining(state, input, now, timeouts),
+        State::Exiting { pid, rung, .. } => leaving(state, (pid, rung), input, now, timeouts),
+    }
+}
+
+/// No process, or none that is known yet. Exits: `Wanted`; `Spawned` and `SpawnFailed`, and no other event comes in between;
+/// time, pardon.
+fn without_pid(state: State, input: Input, now: Mono, timeouts: &Timeouts) -> Next {
+    match (state, input) {
+        (State::Absent, Input::Wanted) => Some((State::Spawning, Action::Spawn)),
+        (State::Spawning, Input::Spawned { pid }) => {
+            Some((State::Handshaking { pid, deadline: now.plus_ms(timeouts.hello_ms) }, Action::Nothing))
+        }
+        (State::Spawning, Input::SpawnFailed { rest }) => Some(settled(rest)),
+        (State::Absent | State::Spawning, Input::Pardoned) => Some((state, Action::Nothing)),
+        (State::Backoff { .. } | State::Quarantined { .. }, Input::Elapsed | Input::Pardoned) => {
+            Some((State::Absent, Action::Nothing))
+        }
+        _ => None,
+    }
+}
+
+/// Exits: `Hello`, bad or late hello, drain, death.
+fn handshaking(state: State, pid: u32, input: Input, now: Mono, timeouts: &Timeouts) -> Next {
+    use Input as I;
+    match input {
+        I::Hello => Some((State::Loading { pid, deadline: now.plus_ms(timeouts.load_stall_ms) }, Action::Load)),
+        I::Misbehaved | I::Kill => Some(exiting(pid, Push::Kill, now, timeouts)),
+        I::Drain { .. } | I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
+        I::LinkClosed => Some(lingering(pid, now, timeouts)),
+        I::Exited { rest } => Some(settled(rest)),
+        I::Pardoned => Some((state, Action::Nothing)),
+        I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Progress | I::Ready { .. } => None,
+        I::LoadFailed | I::Granted | I::Ended { .. } | I::Heard | I::Rearm { .. } | I::Hung => None,
+    }
+}
+
+/// Exits: `Ready`, failed or stalled load, drain, death. Progress alone pushes its deadline, no other sign of life does.
+fn loading(state: State, pid: u32, input: Input, now: Mono, timeouts: &Timeouts) -> Next {
+    use Input as I;
+    match input {
+        I::Progress => Some((State::Loading { pid, deadline: now.plus_ms(timeouts.load_stall_ms) }, Action::Nothing)),
+        I::Ready { expires_at } => Some((State::Idle { pid, expires_at }, Action::Nothing)),
+        I::LoadFailed | I::Drain { .. } => Some(exiting(pid, Push::Ask, now, timeouts)),
+        I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
+        I::Misbehaved | I::Kill => Some(exiting(pid, Push::Kill, now, timeouts)),
+        I::LinkClosed => Some(lingering(pid, now, timeouts)),
+        I::Exited { rest } => Some(settled(rest)),
+        I::Pardoned | I::Heard => Some((state, Action::Nothing)),
+        I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Granted | I::Ended { .. } => None,
+        I::Rearm { .. } | I::Hung => None,
+    }
+}
+
+/// Exits: `Granted`, expiry, drain, death.
+fn idle(state: State, pid: u32, input: Input, now: Mono, timeouts: &Timeouts) -> Next {
+    use Input as I;
+    match input {
+        I::Granted => {
+            let deadline = now.plus_ms(timeouts.silence_ms);
+            Some((State::Busy { pid, in_flight: NonZeroU32::MIN, deadline }, Action::Nothing))
+        }
+        I::Rearm { expires_at } => Some((State::Idle { pid, expires_at }, Action::Nothing)),
+        I::Elapsed | I::Drain { .. } => Some(exiting(pid, Push::Ask, now, timeouts)),
+        // A second `Ready` or a failed load after it: the worker is confused.
+        I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => Some(exiting(pid, Push::Kill, now, timeouts)),
+        I::LinkClosed => Some(lingering(pid, now, timeouts)),
+        I::Exited { rest } => Some(settled(rest)),
+        I::Pardoned | I::Heard | I::Progress => Some((state, Action::Nothing)),
+        I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Ended { .. } | I::Hung => None,
+    }
+}
+
+/// Exits: last `Ended`, drain, silence, death.
+fn busy(state: State, input: Input, now: Mono, timeouts: &Timeouts) -> Next {
+    use Input as I;
+    let State::Busy { pid, in_flight, deadline } = state else { return None };
+    let heard = now.plus_ms(timeouts.silence_ms);
+    match input {
+        I::Granted => Some((State::Busy { pid, in_flight: in_flight.saturating_add(1), deadline }, Action::Nothing)),
+        I::Ended { expires_at } => Some(match NonZeroU32::new(in_flight.get() - 1) {
+            None => (State::Idle { pid, expires_at }, Action::Nothing),
+            Some(in_flight) => (State::Busy { pid, in_flight, deadline: heard }, Action::Nothing),
+        }),
+        I::Heard => Some((State::Busy { pid, in_flight, deadline: heard }, Action::Nothing)),
+        I::Drain { reason } => {
+            let deadline = drain_deadline(reason, now, timeouts);
+            Some((State::Draining { pid, in_flight, reason, deadline }, Action::Nothing))
+        }
+        I::Elapsed | I::Hung | I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => {
+            Some(exiting(pid, Push::Kill, now, timeouts))
+        }
+        I::LinkClosed => Some(lingering(pid, now, timeouts)),
+        I::Exited { rest } => Some(settled(rest)),
+        I::Pardoned | I::Rearm { .. } | I::Progress => Some((state, Action::Nothing)),
+        I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello => None,
+    }
+}
+
+/// Exits: last `Ended`, patience over, death. Never granted (I5).
+fn draining(state: State, input: Input, now: Mono, timeouts: &Timeouts) -> Next {
+    use Input as I;
+    let State::Draining { pid, in_flight, reason, deadline } = state else { return None };
+    let deadline = if reason.is_patient() { drain_deadline(reason, now, timeouts) } else { deadline };
+    match input {
+        I::Ended { .. } => Some(match NonZeroU32::new(in_flight.get() - 1) {
+            None => exiting(pid, Push::Ask, now, timeouts),
+            Some(in_flight) => (State::Draining { pid, in_flight, reason, deadline }, Action::Nothing),
+        }),
+        I::Heard => Some((State::Draining { pid, in_flight, reason, deadline }, Action::Nothing)),
+        I::Drain { reason: harder } if reason.is_patient() && !harder.is_patient() => {
+            let deadline = drain_deadline(harder, now, timeouts);
+            Some((State::Draining { pid, in_flight, reason: harder, deadline }, Action::Nothing))
+        }
+        I::Elapsed if reason.is_patient() => Some(exiting(pid, Push::Kill, now, timeouts)),
+        I::Elapsed => Some(exiting(pid, Push::Term, now, timeouts)),
+        I::Hung | I::Misbehaved | I::Kill | I::Ready { .. } | I::LoadFailed => {
+            Some(exiting(pid, Push::Kill, now, timeouts))
+        }
+        I::LinkClosed => Some(lingering(pid, now, timeouts)),
+        I::Exited { rest } => Some(settled(rest)),
+        I::Pardoned | I::Rearm { .. } | I::Progress | I::Drain { .. } => Some((state, Action::Nothing)),
+        I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Hello | I::Granted => None,
+    }
+}
+
+/// Exits: `Exited`. Whatever it still says is of no interest.
+fn leaving(state: State, (pid, rung): (u32, Rung), input: Input, now: Mono, timeouts: &Timeouts) -> Next {
+    use Input as I;
+    match input {
+        I::Exited { rest } => Some(settled(rest)),
+        I::Elapsed => Some(match rung {
+            Rung::Pushed(Push::Ask) => exiting(pid, Push::Term, now, timeouts),
+            Rung::Linger | Rung::Pushed(Push::Term | Push::Kill) => exiting(pid, Push::Kill, now, timeouts),
+        }),
+        I::Kill if rung != Rung::Pushed(Push::Kill) => Some(exiting(pid, Push::Kill, now, timeouts)),
+        I::Hello | I::Progress | I::Ready { .. } | I::LoadFailed | I::Ended { .. } | I::Heard | I::Kill => {
+            Some((state, Action::Nothing))
+        }
+        I::Rearm { .. } | I::Drain { .. } | I::LinkClosed | I::Misbehaved | I::Pardoned => {
+            Some((state, Action::Nothing))
+        }
+        I::Wanted | I::Spawned { .. } | I::SpawnFailed { .. } | I::Granted | I::Hung => None,
     }
 }
 

@@ -40,6 +40,11 @@ impl Holding {
         if self.base.is_some() { self.sampled } else { self.reported }
     }
 
+    /// Whether the system has said anything.
+    pub(super) fn is_sampled(&self) -> bool {
+        self.base.is_some()
+    }
+
     fn sample(&mut self, bytes: u64, now: Mono) {
         self.sampled = bytes;
         self.peak = self.peak.max(bytes);
@@ -101,25 +106,9 @@ impl Ledger {
         self.entries.values().fold(0, |sum: u64, holding| sum.saturating_add(holding.measured()))
     }
 
-    /// Bytes that all together take more in a second.
-    pub(super) fn growth(&self) -> u64 {
-        self.entries.values().fold(0, |sum: u64, holding| sum.saturating_add(holding.growth))
-    }
-
     /// What is measured, as a part of the limit.
     pub(super) fn used_permille(&self) -> u64 {
         self.limit.map_or(0, |limit| permille(self.measured(), limit))
-    }
-
-    /// Measured bytes above this part of the limit.
-    pub(super) fn measured_above(&self, mark_permille: u64) -> u64 {
-        self.limit.map_or(0, |limit| self.measured().saturating_sub(part(limit, mark_permille)))
-    }
-
-    /// Whether what is measured, less this and more that, is above this part of the limit.
-    pub(super) fn would_be_above(&self, less: u64, more: u64, mark_permille: u64) -> bool {
-        let then = self.measured().saturating_sub(less).saturating_add(more);
-        self.limit.is_some_and(|limit| then > part(limit, mark_permille))
     }
 
     /// Bytes missing for `need` more.
@@ -189,7 +178,7 @@ mod tests {
         ledger.sample(&model, 50, Mono(1));
         assert_eq!((ledger.total(), ledger.measured(), ledger.planned()), (70, 50, 60));
         ledger.sample(&model, 120, Mono(1));
-        assert_eq!((ledger.total(), ledger.used_permille(), ledger.measured_above(1_100)), (120, 1_200, 10));
+        assert_eq!((ledger.total(), ledger.used_permille()), (120, 1_200));
         ledger.release(&model);
         assert_eq!(ledger.total(), 0);
     }
@@ -202,12 +191,11 @@ mod tests {
         let ms = |ms: u64| Mono(ms * 1_000_000);
         ledger.sample(&model, 20, ms(0));
         ledger.sample(&model, 30, ms(250));
-        assert_eq!(ledger.growth(), 40);
+        assert_eq!(ledger.of(&model).growth, 40);
         ledger.sample(&model, 90, ms(251));
-        assert_eq!((ledger.growth(), ledger.measured()), (40, 90), "too close together");
-        assert!(ledger.would_be_above(0, 21, 1_100) && !ledger.would_be_above(1, 21, 1_100));
+        assert_eq!((ledger.of(&model).growth, ledger.measured()), (40, 90), "too close together");
         ledger.sample(&model, 10, ms(500));
-        assert_eq!(ledger.growth(), 0);
+        assert_eq!(ledger.of(&model).growth, 0);
     }
 
     #[test]
