@@ -1,7 +1,7 @@
 //! What a worker is asked to do: the one request that every dialect is translated into.
 //!
-//! Defaults are the supervisor's business (options of the request over parameters of the model over the table in
-//! `ollama-conformance` 1.13), so nothing here is optional that a sampler would need.
+//! Defaults are the supervisor's business (options of the request over parameters of the model over the table of
+//! `docs/conformance.md`, Options), so nothing here is optional that a sampler would need.
 
 use serde::{Deserialize, Serialize};
 

@@ -34,13 +34,7 @@
 //!   `ollmlx_proto::limits` or an entry of `config::table`.
 //! - No `unsafe`.
 //!
-//! # How to add…
-//!
-//! - *an endpoint*: an arm in [`http::route`], a translator in a folder of [`dialect`].
-//! - *a setting*: an entry in `config/table.rs`; flag, environment variable, file key, `ollmlx config` and the check of
-//!   the README follow from it.
-//! - *an engine*: a binary that calls `ollmlx_worker_kit::serve::main` with one `impl Engine`, and a variant of
-//!   [`catalog::Backend`].
+//! How to add an endpoint, a setting or an engine is in `docs/adding.md`, the rooms in `docs/architecture.md`.
 
 #![forbid(unsafe_code)]
 

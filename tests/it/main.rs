@@ -4,6 +4,7 @@
 
 mod crowd;
 mod deaths;
+mod docs;
 mod door;
 mod every_index;
 mod fits;

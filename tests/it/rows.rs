@@ -1,5 +1,5 @@
 //! Rows of the catalogue of faults that no other file proves: each test has its row's number in its name, and
-//! `tidy_every_row_of_the_faults_is_proven_or_told` keeps the table whole.
+//! `docs_every_row_of_the_faults_is_proven_or_told` keeps the table whole.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! House rules that no compiler knows: size of files, module docs, banned words, who may know whom, where `unsafe` may
-//! stand, and that the README's paths exist. Each rule reports all its offenders at once.
+//! House rules that no compiler knows: size of files, module docs, banned words, who may know whom, and where `unsafe`
+//! may stand. Each rule reports all its offenders at once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -322,44 +322,6 @@ fn tidy_crates_depend_only_downwards() {
     assert_none("crates that depend on a stranger", &offenders);
 }
 
-/// Rows of the catalogue of faults that this repository answers for: workers, their socket, the supervisor, clients, races.
-const ROWS: [std::ops::RangeInclusive<u32>; 2] = [1..=58, 76..=82];
-
-/// The numbers behind `row` in the names of tests: `fn row_06_07_…` and `def test_row_06_07_…`.
-fn rows_in_names(text: &str) -> Vec<u32> {
-    let mut rows = Vec::new();
-    for line in text.lines().map(str::trim_start) {
-        let names = ["fn row_", "async fn row_", "def test_row_"];
-        let Some(rest) = names.iter().find_map(|start| line.strip_prefix(start)) else { continue };
-        rows.extend(rest.split('_').map_while(|word| if word.len() == 2 { word.parse::<u32>().ok() } else { None }));
-    }
-    rows
-}
-
-/// The numbers in the first column of the table under this heading of the README.
-fn rows_told(readme: &str) -> Vec<u32> {
-    let section = readme.split("\n## ").find(|section| section.starts_with("Faults")).unwrap_or_default();
-    let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split('|').next());
-    cells.flat_map(|cell| cell.split(',')).filter_map(|number| number.trim().parse().ok()).collect()
-}
-
-#[test]
-fn tidy_every_row_of_the_faults_is_proven_or_told() {
-    let mut proven: Vec<u32> = sources().iter().flat_map(|(_, text)| rows_in_names(text)).collect();
-    proven.extend(rows_in_names(&read(&root().join("tests/it/tidy.rs"))));
-    for folder in ["tests/clients", "tests/vm"] {
-        proven.extend(files(&root().join(folder), "py").iter().flat_map(|path| rows_in_names(&read(path))));
-    }
-    let told = rows_told(&read(&root().join("README.md")));
-    let known = |row: &u32| ROWS.iter().any(|rows| rows.contains(row));
-    let silent = ROWS.into_iter().flatten().filter(|row| !proven.contains(row) && !told.contains(row));
-    let mut offenders: Vec<String> = silent.map(|row| format!("row {row} has no test and is not told of")).collect();
-    let strange = proven.iter().chain(&told).filter(|row| !known(row));
-    offenders.extend(strange.map(|row| format!("there is no row {row}")));
-    assert_none("rows of the faults", &offenders);
-    assert!(proven.len() > told.len(), "{} proven, {} told", proven.len(), told.len());
-}
-
 #[test]
 fn row_41_the_wall_clock_decides_nothing() {
     let mut offenders = Vec::new();
@@ -372,25 +334,4 @@ fn row_41_the_wall_clock_decides_nothing() {
         }
     }
     assert_none("the wall clock outside os/, which only dates things with it", &offenders);
-}
-
-#[test]
-fn tidy_paths_in_the_readme_exist() {
-    let readme = read(&root().join("README.md"));
-    let mut offenders = Vec::new();
-    let mut path_count = 0;
-    for word in readme.split('`').skip(1).step_by(2) {
-        let is_path = word.contains('/')
-            && !word.contains([' ', ':', '~', '*', '<', '$', '{', '…'])
-            && !word.starts_with(['/', '-']);
-        let ours = ["supervisor/", "proto/", "worker-", "tests/", "stress/", ".ci/", "./dev"];
-        if is_path && ours.iter().any(|start| word.starts_with(start)) {
-            path_count += 1;
-            if !root().join(word).exists() {
-                offenders.push(word.to_owned());
-            }
-        }
-    }
-    assert_none("paths in README.md that do not exist", &offenders);
-    assert!(path_count >= 10, "README.md should show the way: it names {path_count} paths");
 }

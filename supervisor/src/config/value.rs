@@ -1,4 +1,4 @@
-//! Text to value: the parsing rules of Ollama's environment (`ollama-conformance` 4.1), as pure functions.
+//! Text to value: the parsing rules of Ollama's environment (`docs/conformance.md`, Environment), as pure functions.
 //!
 //! Knows no knob and no origin. Every function is total: any text yields a value or the reason why not.
 
