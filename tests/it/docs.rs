@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ollmlx_proto::{Failure, FailureKind, limits};
 use ollmlx_supervisor::config::table;
-use ollmlx_supervisor::scheduler::Cause;
+use ollmlx_supervisor::types::Cause;
 
 const README_LINES_MAX: usize = 150;
 const PARAGRAPH_WORDS_MAX: usize = 100;
