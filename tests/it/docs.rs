@@ -212,6 +212,43 @@ fn docs_settings_are_those_of_the_table() {
     assert!(read("docs/settings.md").contains(&table), "the table of docs/settings.md should read:\n{table}");
 }
 
+/// What follows a page's name in a comment, such as "Options" in "`docs/conformance.md`, Options": the heading that is
+/// meant. A name without one means the whole page.
+fn cited_headings(source: &str) -> Vec<(String, Option<String>)> {
+    let text: Vec<&str> =
+        source.lines().map(|line| line.trim_start().trim_start_matches(['/', '!', '#']).trim()).collect();
+    let text = text.join(" ");
+    let cited = text.split("`docs/").skip(1).filter_map(|rest| rest.split_once('`'));
+    let cited = cited.filter(|(page, _)| page.ends_with(".md"));
+    cited
+        .map(|(page, rest)| {
+            let heading = rest.strip_prefix(", ").and_then(|rest| rest.split([',', '.', ';', ':', ')', '`']).next());
+            let heading = heading.filter(|heading| heading.starts_with(char::is_uppercase));
+            (format!("docs/{page}"), heading.map(str::to_owned))
+        })
+        .collect()
+}
+
+#[test]
+fn docs_that_sources_cite_are_here() {
+    let text = "//! As in (`docs/a.md`, Two\n//! words), and `docs/b.md`, which says";
+    let expect = [("docs/a.md".to_owned(), Some("Two words".to_owned())), ("docs/b.md".to_owned(), None)];
+    assert_eq!(cited_headings(text), expect);
+    let (mut offenders, mut cited_count) = (Vec::new(), 0);
+    for path in files("", &[".rs", ".toml"]).into_iter().filter(|path| !path.ends_with("it/docs.rs")) {
+        for (page, heading) in cited_headings(&read(&path)) {
+            cited_count += 1;
+            let is_there = root().join(&page).exists()
+                && heading.as_ref().is_none_or(|heading| read(&page).contains(&format!("\n## {heading}\n")));
+            if !is_there {
+                offenders.push(format!("{path}: {page} {}", heading.unwrap_or_default()));
+            }
+        }
+    }
+    assert_none("sources cite pages or headings that are not here", &offenders);
+    assert!(cited_count > 0, "the sources cite some page");
+}
+
 /// The numbers behind `row` in the names of tests: `fn row_06_07_…` and `def test_row_06_07_…`.
 fn rows_in_names(text: &str) -> Vec<u32> {
     let mut rows = Vec::new();
