@@ -21,7 +21,8 @@
 //!
 //! # What is absent
 //!
-//! These sentences are the architecture; the test `tidy` and the lints keep them true.
+//! These sentences are the architecture. What they say of the scheduler, of dialects, of channels and of `unsafe` is
+//! checked, by the rules in `tests/shape/src/rules.rs` and by lints.
 //!
 //! - No lock guards the life of a worker: only [`driver`] owns a [`scheduler::Scheduler`].
 //! - The scheduler has no clock, no process, no task and no randomness of its own: time is an argument, luck is a seed. A
