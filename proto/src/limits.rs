@@ -107,9 +107,9 @@ pub const RELIEF_DRAIN_MS: u64 = 5_000;
 
 /// A worker's control group gets at least this much beside its budget: buffers that no plan knows, and the kernel's own
 /// book-keeping of the process.
-pub const CELL_HEADROOM_BYTES_MIN: u64 = 512 << 20;
+pub const CGROUP_HEADROOM_BYTES_MIN: u64 = 512 << 20;
 /// And at least this part of its budget, in percent: as far as plans may be wrong.
-pub const CELL_HEADROOM_PERCENT: u64 = 25;
+pub const CGROUP_HEADROOM_PERCENT: u64 = 25;
 /// A worker that idles with this much more than its budget, and than it had when it was ready, has leaked it.
 pub const LEAK_BYTES_MIN: u64 = 256 << 20;
 /// And at least this part of it, in percent.
@@ -120,6 +120,8 @@ pub const LEAK_PERCENT: u64 = 25;
 pub const WATCHDOG_TICK_MS: u64 = 1_000;
 /// Looks in a row without a sign of life of the driver after which the server ends itself.
 pub const WATCHDOG_MISSED_MAX: u32 = 60;
+/// Signs of life for a service manager are at least this far apart, however impatient it is.
+pub const SERVICE_PULSE_MS_MIN: u64 = 10;
 /// After the last worker is reaped, connections get this long to write what they have.
 pub const FAREWELL_MS: u64 = 2_000;
 /// Longest way from the first signal to the end of a server whose parts all take their time. A service manager must wait
@@ -158,6 +160,8 @@ pub const KILL_TIMEOUT_MS: u64 = 10_000;
 pub const UPGRADE_READY_MS: u64 = 30_000;
 /// Bytes of what one that does not serve says in its place.
 pub const LAST_WORDS_BYTES_MAX: u64 = 1_024;
+/// Between two looks of `ollmlx upgrade` at which server answers.
+pub const UPGRADE_POLL_MS: u64 = 100;
 /// After a successor has taken over, running requests of the old server get this long.
 pub const UPGRADE_DRAIN_MS: u64 = 10 * 60_000;
 /// After a successor has taken over, connections that are open may still bring a request for this long.

@@ -5,16 +5,16 @@
 //! | `handle` | what the rest of the supervisor holds: `Handle`, `Ticket` |
 //! | `task` | the loop: from the world to events |
 //! | `effects` | from effects to the world |
-//! | `cells` | control groups, whose files may keep one waiting |
+//! | `cgroups` | control groups, whose files may keep one waiting |
 //! | `requests` | the way of a request between client, driver and links |
 //!
 //! The driver never waits for a client, a worker or a disk: it only receives, and what it sends has a reserved place.
-//! Every queue is bounded: commands, reports, knocks, one place per ticket for the news that it was dropped.
+//! Every queue is bounded: commands, reports, hellos, one place per ticket for the news that it was dropped.
 //!
 //! A request is kept, once, until its end; when its worker dies, its client and every token that was produced come back
 //! from the link, and the next grant sends the request together with them.
 
-mod cells;
+mod cgroups;
 mod effects;
 mod handle;
 mod oom;
@@ -30,12 +30,12 @@ use tokio::task::JoinHandle;
 pub use crate::types::TicketItem;
 pub use handle::{Handle, Ticket, deadline_passed};
 
-use crate::os::nest::Nest;
+use crate::os::worker_cgroup::CgroupParent;
 use crate::os::{clock::Clock, rng};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::types::Mono;
 use crate::worker::link::LinkConfig;
-use crate::worker::socket::Door;
+use crate::worker::socket::WorkerListener;
 
 /// What the driver needs to know.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ pub struct DriverConfig {
     /// A frame that has begun must end within this.
     pub frame_timeout_ms: u64,
     /// Where workers get control groups of their own; `None` is nowhere. Of use with a memory limit only.
-    pub nest: Option<Nest>,
+    pub cgroup_parent: Option<CgroupParent>,
     /// What workers must do wrong on purpose, see [`ollmlx_proto::fault`].
     pub fault: Option<String>,
 }
@@ -61,7 +61,7 @@ impl Default for DriverConfig {
             runtime_dir: None,
             scheduler: SchedulerConfig::default(),
             frame_timeout_ms: limits::FRAME_TIMEOUT_MS,
-            nest: None,
+            cgroup_parent: None,
             fault: None,
         }
     }
@@ -100,11 +100,11 @@ impl Driver {
 pub async fn start(config: DriverConfig) -> io::Result<(Handle, Driver)> {
     let seed = rng::seed()?;
     tracing::info!(seed, "driver started");
-    let door = Door::open(config.runtime_dir.as_deref(), seed)?;
+    let listener = WorkerListener::open(config.runtime_dir.as_deref(), seed)?;
     let clock = Clock::start();
     let scheduler = Scheduler::new(config.scheduler.clone(), seed);
     // Limits and the like are known before anything happens.
     let (handle, inbox) = handle::pair(clock, scheduler.snapshot(Mono(clock.now_ns())));
-    let task = tokio::spawn(task::Task::new(config, clock, scheduler, door.path(), inbox).run(door));
+    let task = tokio::spawn(task::Task::new(config, clock, scheduler, listener.path(), inbox).run(listener));
     Ok((handle, Driver { task }))
 }

@@ -47,6 +47,10 @@ pub mod driver;
 pub mod http;
 pub mod os;
 pub mod scheduler;
+pub mod server;
 pub mod telemetry;
 pub mod types;
 pub mod worker;
+
+/// Of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

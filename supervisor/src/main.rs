@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use ollmlx_supervisor::cli::output::tell;
+use ollmlx_supervisor::os::stderr::tell;
 
 fn main() -> ExitCode {
     match ollmlx_supervisor::cli::main() {

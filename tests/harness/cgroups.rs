@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use ollmlx_supervisor::os::nest::Tree;
+use ollmlx_supervisor::os::worker_cgroup::CgroupTree;
 
 /// The tree. Nothing runs in it: a process is a number in a group's `cgroup.procs`.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ fn busy() -> io::Error {
     io::Error::new(io::ErrorKind::ResourceBusy, "busy")
 }
 
-impl Tree for FakeTree {
+impl CgroupTree for FakeTree {
     fn read(&self, file: &Path) -> io::Result<String> {
         fs::read_to_string(file)
     }

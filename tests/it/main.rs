@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod cgroups;
 mod crowd;
 mod deaths;
 mod docs;
@@ -10,7 +11,6 @@ mod every_index;
 mod fits;
 mod house;
 mod memory;
-mod nest;
 mod nth_failure;
 mod orphan;
 mod own_limit;

@@ -16,11 +16,12 @@ use self::guest::Guest;
 use super::args::ChaosArgs;
 use super::client::Client;
 use super::error::CliError;
-use super::output::{print, print_json, tell, text_of};
-use super::serve::Signals;
+use super::output::{print, print_json, text_of};
 use super::{model_path, text_table};
 use crate::config::Config;
 use crate::os::clock::Clock;
+use crate::os::signal::Signals;
+use crate::os::stderr::tell;
 
 /// Tokens of an answer.
 const TOKENS: u32 = 32;
@@ -56,7 +57,7 @@ struct Outcome {
 /// # Errors
 /// No model, a server that does not start, or a fault that was not survived as it should be.
 pub async fn run(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new().map_err(|source| CliError::System { step: "listen to signals", source })?;
     tokio::select! {
         done = tried(config, args) => done,
         // The private server is killed as its guest is dropped, and its folder goes.

@@ -39,7 +39,7 @@ pub struct Client {
 
 /// An answer whose body has not been read.
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpAnswer {
     response: Response<Incoming>,
     connection: Connection,
 }
@@ -161,7 +161,7 @@ impl Client {
         path: &str,
         content_type: Option<&str>,
         body: RequestBody,
-    ) -> Result<Answer, CliError> {
+    ) -> Result<HttpAnswer, CliError> {
         let address = (self.base.host.as_str(), self.base.port);
         let connect = timeout(Duration::from_millis(limits::CLI_CONNECT_TIMEOUT_MS), TcpStream::connect(address));
         let stream = match connect.await {
@@ -185,7 +185,7 @@ impl Client {
         }
         let request = request.body(body).map_err(broken)?;
         let response = self.patiently(sender.send_request(request)).await?.map_err(broken)?;
-        Ok(Answer { response, connection })
+        Ok(HttpAnswer { response, connection })
     }
 
     async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, CliError> {
@@ -194,7 +194,7 @@ impl Client {
     }
 }
 
-impl Answer {
+impl HttpAnswer {
     /// Itself, or the server's refusal as an error.
     async fn ok(self) -> Result<Self, CliError> {
         let status = self.response.status();

@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::error::CliError;
-use super::output::{print, print_json, tell};
+use super::output::{print, print_json};
 use super::text_table;
 use crate::config::Config;
+use crate::os::stderr::tell;
 
 /// Prints.
 ///

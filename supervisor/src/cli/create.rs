@@ -13,10 +13,10 @@ use sha2::{Digest, Sha256};
 use super::args::{CreateArgs, exactly};
 use super::client::Client;
 use super::error::CliError;
-use super::output::tell;
-use super::progress::{Progress, Spinner};
+use super::progress::{Spinner, TransferProgress};
 use super::transfer;
 use crate::catalog::modelfile::{self, Modelfile};
+use crate::os::stderr::tell;
 
 /// Bytes hashed at a time.
 const HASH_CHUNK_BYTES: usize = 1024 * 1024;
@@ -201,7 +201,7 @@ async fn upload(client: &Client, blob: &str, path: &Path, name: &str) -> Result<
     let size_bytes = file.metadata().await.map_err(|error| file_error(path, error))?.len();
     let sent_bytes = Arc::new(AtomicU64::new(0));
     let status = format!("copying file {name}");
-    let mut progress = Progress::new();
+    let mut progress = TransferProgress::new();
     let mut ticks = tokio::time::interval(Duration::from_millis(UPLOAD_TICK_MS));
     let sending = client.upload(blob, file, size_bytes, Arc::clone(&sent_bytes));
     let mut sending = std::pin::pin!(sending);

@@ -1,10 +1,9 @@
 //! What can go wrong in a command, each in the one line that is printed after `Error: `.
 
-use std::io::ErrorKind;
-
 use thiserror::Error;
 
 use crate::config::ConfigError;
+use crate::server::ServerError;
 
 /// Exit status where the settings must be changed before it is of any use to try again: `EX_CONFIG` of sysexits(3). The
 /// service manager's unit says that it ends there.
@@ -74,37 +73,12 @@ pub enum CliError {
         /// Why.
         source: std::io::Error,
     },
-    /// The store can't be opened.
-    #[error("the model store can't be used: {0}")]
-    Store(String),
     /// The Modelfile makes no sense.
     #[error("{0}")]
     Modelfile(String),
-    /// The server's address can't be used.
-    #[error("listen tcp {address}: bind: {reason}{hint}")]
-    Bind {
-        /// Where.
-        address: String,
-        /// In the system's words, lower-case.
-        reason: String,
-        /// What to do about it, on a line of its own.
-        hint: String,
-        /// Its kind.
-        kind: ErrorKind,
-    },
-    /// Another server has the state folder.
-    #[error(
-        "another server uses the state folder {folder}: {who}\n(Stop it, replace it with `{upgrade}`, or give this one \
-         a folder of its own: `ollmlx serve --state-dir FOLDER` or OLLMLX_STATE_DIR=FOLDER)"
-    )]
-    Occupied {
-        /// Which.
-        folder: String,
-        /// The other one, as far as it is known.
-        who: String,
-        /// The command that replaces it.
-        upgrade: String,
-    },
+    /// There is no server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// Something of the system.
     #[error("{step}: {source}")]
     System {
@@ -122,14 +96,12 @@ impl CliError {
         matches!(self, Self::Refused { status, .. } if *status == http::StatusCode::NOT_FOUND)
     }
 
-    /// The process's exit status: [`EXIT_SETTINGS`], [`EXIT_UNTOLD`], or 1. A port or a folder that another process has, an address that
-    /// is not there yet: all that may be better a moment later.
+    /// The process's exit status: [`EXIT_SETTINGS`], [`EXIT_UNTOLD`], or 1.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::ServeUsage(_) | Self::Bind { kind: ErrorKind::PermissionDenied, .. } => {
-                EXIT_SETTINGS
-            }
+            Self::Config(_) | Self::ServeUsage(_) => EXIT_SETTINGS,
+            Self::Server(error) if error.is_of_settings() => EXIT_SETTINGS,
             Self::Untold(_) => EXIT_UNTOLD,
             _ => 1,
         }
@@ -138,6 +110,8 @@ impl CliError {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
     use crate::config::{Config, Sources};
 
@@ -147,11 +121,16 @@ mod tests {
         let bad = Config::from_sources(&Sources { flags, ..Sources::default() }).unwrap_err();
         assert_eq!(CliError::from(bad).exit_status(), 78);
         assert_eq!(CliError::ServeUsage(String::new()).exit_status(), 78);
-        let bind = |kind| CliError::Bind { address: String::new(), reason: String::new(), hint: String::new(), kind };
+        let bind = |kind| {
+            let (address, reason, hint) = Default::default();
+            CliError::Server(ServerError::Bind { address, reason, hint, kind })
+        };
         assert_eq!(bind(ErrorKind::PermissionDenied).exit_status(), 78, "a port that only root may have");
         for kind in [ErrorKind::AddrInUse, ErrorKind::AddrNotAvailable, ErrorKind::NotFound] {
             assert_eq!(bind(kind).exit_status(), 1, "{kind:?}");
         }
+        let (folder, who, upgrade) = Default::default();
+        assert_eq!(CliError::from(ServerError::Occupied { folder, who, upgrade }).exit_status(), 1);
         assert_eq!(CliError::ServerDown.exit_status(), 1);
         assert_eq!(CliError::Untold(Box::new(CliError::ServerDown)).exit_status(), 2);
         assert_eq!(CliError::DoesNotFit(String::new()).exit_status(), 1);

@@ -1,7 +1,7 @@
 //! `ollmlx fit`: whether and how a model fits, before anything is loaded.
 //!
-//! Asks the server, which knows what others hold. Where none listens on this machine, the same judgement is made here from
-//! the settings, as if nothing was loaded.
+//! Asks the server, which knows what others hold. Where none listens on this machine, the same judgement is made from the
+//! settings, as if nothing was loaded (see [`judge_offline`]).
 
 use std::cmp::Ordering;
 
@@ -12,11 +12,10 @@ use super::args::{FitArgs, exactly};
 use super::client::Client;
 use super::error::CliError;
 use super::output::{print, print_json, text_of};
-use super::{house, human, model_path};
-use crate::catalog::Learned;
+use super::{human, model_path};
 use crate::config::Config;
-use crate::http::fit::{Ask, judge};
-use crate::types::{KeepAlive, Snapshot};
+use crate::http::fit::Ask;
+use crate::server::judge_offline;
 
 /// Prints the judgement.
 ///
@@ -35,7 +34,7 @@ async fn answer(client: &Client, config: &Config, args: FitArgs) -> Result<(), C
     let model = model_path::absolute(&name).unwrap_or(name);
     let ask = Ask { context_tokens: args.ctx, slots: args.slots, kv_type: args.kv_type };
     let judged = match client.heartbeat().await {
-        Err(CliError::ServerDown) if client.is_local() => offline(config, &model, &ask).await?,
+        Err(CliError::ServerDown) if client.is_local() => judge_offline(config, &model, &ask).await?,
         Err(error) => return Err(error),
         Ok(()) => {
             let body =
@@ -49,27 +48,6 @@ async fn answer(client: &Client, config: &Config, args: FitArgs) -> Result<(), C
         print(&story(&judged))?
     }
     if judged["fits"] == json!(true) { Ok(()) } else { Err(CliError::DoesNotFit(refusal(&judged))) }
-}
-
-/// Without a server. The stores are only read.
-async fn offline(config: &Config, name: &str, ask: &Ask) -> Result<Value, CliError> {
-    let system = |source| CliError::System { step: "find the workers", source };
-    let catalog = house::catalog(config, house::worker_dir(config).map_err(system)?, false)?;
-    let model = catalog.resolve(name).await.map_err(|error| CliError::Usage(error.to_string()))?;
-    let scheduler = house::scheduler_config(config);
-    let snapshot = Snapshot {
-        limit_bytes: scheduler.memory_limit,
-        shrink: scheduler.shrink,
-        workers_max: scheduler.workers_max,
-        pins_hold: scheduler.default_keep_alive != KeepAlive::Forever,
-        ..Snapshot::default()
-    };
-    let learned = Learned::read(&house::learned_path(config));
-    let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    let judged = judge(&model, &house::http_config(config, nowhere), &learned, &snapshot, ask);
-    let mut judged = judged.map_err(|rejection| CliError::Usage(rejection.message))?;
-    judged["offline"] = json!(true);
-    Ok(judged)
 }
 
 fn number(value: &Value) -> u64 {

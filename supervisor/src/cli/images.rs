@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::error::CliError;
-use super::output::tell;
+use crate::os::stderr::tell;
 
 /// Largest file that is sent.
 const FILE_BYTES_MAX: u64 = 100_000_000;

@@ -1,4 +1,5 @@
-//! The command line: one file per command. All but `serve` and `config` talk to a server over HTTP like any client.
+//! The command line: one file per command. All but `serve`, which starts [`crate::server`], and `config` talk to a server over HTTP
+//! like any client.
 //!
 //! Errors are one line on standard error that begins with `Error: `, and exit status 1; 78 where settings make no sense,
 //! so that a service manager does not try them again, and 2 where `fit`, whose 1 is an answer, can't tell (see [`error`]).
@@ -22,7 +23,6 @@ pub mod ps;
 pub mod remove;
 pub mod restart;
 pub mod run;
-pub mod serve;
 pub mod show;
 pub mod stop;
 pub mod text_table;
@@ -32,14 +32,9 @@ pub mod version;
 pub mod why;
 pub mod wrap;
 
-mod claim;
-mod estate;
-mod house;
 mod images;
 mod repl;
 mod repl_command;
-mod service;
-mod watchdog;
 
 use std::collections::BTreeMap;
 
@@ -51,6 +46,7 @@ use client::Client;
 use error::CliError;
 
 use crate::config::Config;
+use crate::server;
 
 /// Parses the process's arguments and does what they say.
 ///
@@ -74,7 +70,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
     let command = match cli.command {
         Some(Subcommands::Serve(serve)) => {
             let config = Config::from_process(serve.flags).map_err(CliError::from);
-            return config.and_then(serve::run).inspect_err(upgrade::say_why);
+            return config.and_then(|config| Ok(server::run(config)?)).inspect_err(server::say_why);
         }
         Some(Subcommands::Config(config)) => return config::run(&settings()?, &config),
         Some(command) => Some(command),

@@ -1,7 +1,5 @@
-//! Standard output of the commands that print once, and standard error of all. A reader that hung up (`ollmlx list | head -1`) is
-//! no error.
+//! Standard output of the commands that print once. A reader that hung up (`ollmlx list | head -1`) is no error.
 
-use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
 
 use serde_json::Value;
@@ -20,17 +18,6 @@ pub fn print(text: &str) -> Result<(), CliError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Writes a line to standard error in one piece. Where that can't be written to the line is lost and nothing else happens;
-/// `eprintln!` would panic.
-pub fn tell(line: Arguments<'_>) {
-    tell_as_it_is(&format!("{line}\n"));
-}
-
-/// The same for a text that has its own ends of lines.
-pub fn tell_as_it_is(text: &str) {
-    let _nobody_reads = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Prints a value, indented.

@@ -49,14 +49,14 @@ impl Drop for Spinner {
 
 /// The statuses of a create, pull or push.
 #[derive(Debug)]
-pub struct Progress {
+pub struct TransferProgress {
     terminal: bool,
     columns: usize,
     /// The status whose line is on the screen.
     current: String,
 }
 
-impl Progress {
+impl TransferProgress {
     /// Nothing shown yet.
     #[must_use]
     pub fn new() -> Self {
@@ -115,7 +115,7 @@ impl Progress {
     }
 }
 
-impl Default for Progress {
+impl Default for TransferProgress {
     fn default() -> Self {
         Self::new()
     }

@@ -6,7 +6,8 @@ use serde_json::json;
 use super::args::{Names, at_least_one};
 use super::client::Client;
 use super::error::CliError;
-use super::output::{print, tell};
+use super::output::print;
+use crate::os::stderr::tell;
 
 /// Unloads and removes one model after the other, up to the first error.
 ///

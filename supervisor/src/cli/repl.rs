@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::images;
-use super::output::{print, tell, tell_as_it_is, text_of};
+use super::output::{print, text_of};
 use super::progress::Spinner;
-use super::repl_command::{Block, Command, Mode, Switch, help, parse};
-use super::run::{End, Session, can};
+use super::repl_command::{Block, Mode, ReplCommand, Switch, help, parse};
+use super::run::{AnswerEnd, Session, can};
 use super::{list, show};
 use crate::catalog::modelfile;
 use crate::config::Config;
+use crate::os::stderr::{tell, tell_as_it_is};
 
 const PROMPT: &str = ">>> ";
 const PROMPT_MORE: &str = "... ";
@@ -80,7 +81,7 @@ struct Repl {
 
 /// What happens after a line.
 #[derive(PartialEq, Eq)]
-enum Next {
+enum AfterLine {
     Go,
     Leave,
 }
@@ -134,8 +135,8 @@ pub(super) async fn run(session: Session, config: &Config) -> Result<(), CliErro
             drop(lines.save_history(&repl.history_path));
         }
         match repl.line(&text).await {
-            Ok(Next::Go) => {}
-            Ok(Next::Leave) => return Ok(()),
+            Ok(AfterLine::Go) => {}
+            Ok(AfterLine::Leave) => return Ok(()),
             Err(error @ CliError::ServerDown) => return Err(error),
             Err(error) => tell(format_args!("Error: {error}")),
         }
@@ -185,14 +186,14 @@ impl Repl {
         Ok(())
     }
 
-    async fn line(&mut self, text: &str) -> Result<Next, CliError> {
+    async fn line(&mut self, text: &str) -> Result<AfterLine, CliError> {
         if text.trim_start().starts_with('/')
             && let Some(command) = parse(text)
         {
             return self.command(command).await;
         }
         self.say(text).await?;
-        Ok(Next::Go)
+        Ok(AfterLine::Go)
     }
 
     async fn say(&mut self, text: &str) -> Result<(), CliError> {
@@ -208,46 +209,46 @@ impl Repl {
         print("\n\n")?;
         self.messages.push(message);
         let answer = match end {
-            End::Done(text, last) => {
+            AnswerEnd::Done(text, last) => {
                 if self.session.verbose {
                     tell_as_it_is(&super::answer::timings(&last));
                 }
                 text
             }
-            End::Interrupted(text) => text,
+            AnswerEnd::Interrupted(text) => text,
         };
         self.messages.push(json!({"role": "assistant", "content": answer}));
         Ok(())
     }
 
-    async fn command(&mut self, command: Command) -> Result<Next, CliError> {
+    async fn command(&mut self, command: ReplCommand) -> Result<AfterLine, CliError> {
         match command {
-            Command::Help(topic) => tell_as_it_is(help(&topic)),
-            Command::SetParameter(None) => tell_as_it_is(PARAMETERS),
-            Command::SetParameter(Some((key, value))) => self.set_parameter(&key, &value)?,
-            Command::SetSystem(text) => {
+            ReplCommand::Help(topic) => tell_as_it_is(help(&topic)),
+            ReplCommand::SetParameter(None) => tell_as_it_is(PARAMETERS),
+            ReplCommand::SetParameter(Some((key, value))) => self.set_parameter(&key, &value)?,
+            ReplCommand::SetSystem(text) => {
                 self.system = Some(text);
                 print("Set system message.\n")?;
             }
-            Command::SetMode(mode) => print(&self.set_mode(mode))?,
-            Command::SetWrong(text) => print(&format!("{text}\n"))?,
-            Command::Show(topic) => print(&self.show(&topic))?,
-            Command::Load(model) if model.is_empty() => print("Usage:\n  /load <modelname>\n")?,
-            Command::Load(model) => self.change_model(model).await?,
-            Command::Save(model) if model.is_empty() => print("Usage:\n  /save <modelname>\n")?,
-            Command::Save(model) => self.save(&model).await?,
-            Command::Clear => {
+            ReplCommand::SetMode(mode) => print(&self.set_mode(mode))?,
+            ReplCommand::SetWrong(text) => print(&format!("{text}\n"))?,
+            ReplCommand::Show(topic) => print(&self.show(&topic))?,
+            ReplCommand::Load(model) if model.is_empty() => print("Usage:\n  /load <modelname>\n")?,
+            ReplCommand::Load(model) => self.change_model(model).await?,
+            ReplCommand::Save(model) if model.is_empty() => print("Usage:\n  /save <modelname>\n")?,
+            ReplCommand::Save(model) => self.save(&model).await?,
+            ReplCommand::Clear => {
                 self.messages.clear();
                 print("Cleared session context\n")?;
             }
-            Command::List => {
+            ReplCommand::List => {
                 let models = self.session.client.get("/api/tags").await?;
                 print(&list::table(&models, "", chrono::Utc::now()))?;
             }
-            Command::Bye => return Ok(Next::Leave),
-            Command::Unknown(word) => print(&format!("Unknown command '{word}'. Type /? for help\n"))?,
+            ReplCommand::Bye => return Ok(AfterLine::Leave),
+            ReplCommand::Unknown(word) => print(&format!("Unknown command '{word}'. Type /? for help\n"))?,
         }
-        Ok(Next::Go)
+        Ok(AfterLine::Go)
     }
 
     fn set_parameter(&mut self, key: &str, value: &str) -> Result<(), CliError> {

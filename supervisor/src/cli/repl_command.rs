@@ -2,7 +2,7 @@
 
 /// What a line of a session asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub(super) enum ReplCommand {
     /// `/?`, `/help`, with a topic.
     Help(String),
     /// `/set parameter k v…`; no words lists them.
@@ -58,54 +58,56 @@ pub(super) enum Switch {
 }
 
 /// A line that begins with a slash. `None` where it is no command but a path that belongs to a prompt.
-pub(super) fn parse(line: &str) -> Option<Command> {
+pub(super) fn parse(line: &str) -> Option<ReplCommand> {
     let line = line.trim();
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let rest = rest.trim();
     let first = || rest.split_whitespace().next().unwrap_or_default().to_owned();
     Some(match word {
-        "/?" | "/help" => Command::Help(rest.to_owned()),
+        "/?" | "/help" => ReplCommand::Help(rest.to_owned()),
         "/set" => parse_set(rest),
-        "/show" => Command::Show(first()),
-        "/load" => Command::Load(first()),
-        "/save" => Command::Save(first()),
-        "/clear" => Command::Clear,
-        "/list" | "/ls" => Command::List,
-        "/bye" | "/exit" => Command::Bye,
+        "/show" => ReplCommand::Show(first()),
+        "/load" => ReplCommand::Load(first()),
+        "/save" => ReplCommand::Save(first()),
+        "/clear" => ReplCommand::Clear,
+        "/list" | "/ls" => ReplCommand::List,
+        "/bye" | "/exit" => ReplCommand::Bye,
         _ if word.get(1..).is_some_and(|rest| rest.contains('/') || rest.contains('.')) => return None,
-        _ => Command::Unknown(word.to_owned()),
+        _ => ReplCommand::Unknown(word.to_owned()),
     })
 }
 
-fn parse_set(rest: &str) -> Command {
+fn parse_set(rest: &str) -> ReplCommand {
     let (word, value) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     let value = value.trim();
     match word {
-        "" => Command::Help("set".to_owned()),
+        "" => ReplCommand::Help("set".to_owned()),
         "parameter" => match value.split_once(char::is_whitespace) {
-            Some((key, value)) => Command::SetParameter(Some((key.to_owned(), value.trim().to_owned()))),
-            None if value.is_empty() => Command::SetParameter(None),
-            None => Command::SetWrong("Usage: /set parameter <name> <value>".to_owned()),
+            Some((key, value)) => ReplCommand::SetParameter(Some((key.to_owned(), value.trim().to_owned()))),
+            None if value.is_empty() => ReplCommand::SetParameter(None),
+            None => ReplCommand::SetWrong("Usage: /set parameter <name> <value>".to_owned()),
         },
-        "system" if value.is_empty() => Command::SetWrong("Usage: /set system <message>".to_owned()),
-        "system" => Command::SetSystem(value.to_owned()),
-        "history" => Command::SetMode(Mode::History(Switch::On)),
-        "nohistory" => Command::SetMode(Mode::History(Switch::Off)),
-        "wordwrap" => Command::SetMode(Mode::WordWrap(Switch::On)),
-        "nowordwrap" => Command::SetMode(Mode::WordWrap(Switch::Off)),
-        "verbose" => Command::SetMode(Mode::Verbose(Switch::On)),
-        "quiet" => Command::SetMode(Mode::Verbose(Switch::Off)),
+        "system" if value.is_empty() => ReplCommand::SetWrong("Usage: /set system <message>".to_owned()),
+        "system" => ReplCommand::SetSystem(value.to_owned()),
+        "history" => ReplCommand::SetMode(Mode::History(Switch::On)),
+        "nohistory" => ReplCommand::SetMode(Mode::History(Switch::Off)),
+        "wordwrap" => ReplCommand::SetMode(Mode::WordWrap(Switch::On)),
+        "nowordwrap" => ReplCommand::SetMode(Mode::WordWrap(Switch::Off)),
+        "verbose" => ReplCommand::SetMode(Mode::Verbose(Switch::On)),
+        "quiet" => ReplCommand::SetMode(Mode::Verbose(Switch::Off)),
         "think" => match value {
-            "" | "true" => Command::SetMode(Mode::Think(None)),
-            "high" | "medium" | "low" | "max" => Command::SetMode(Mode::Think(Some(value.to_owned()))),
-            "false" => Command::SetMode(Mode::NoThink),
-            _ => Command::SetWrong(format!("invalid think value: {value:?}")),
+            "" | "true" => ReplCommand::SetMode(Mode::Think(None)),
+            "high" | "medium" | "low" | "max" => ReplCommand::SetMode(Mode::Think(Some(value.to_owned()))),
+            "false" => ReplCommand::SetMode(Mode::NoThink),
+            _ => ReplCommand::SetWrong(format!("invalid think value: {value:?}")),
         },
-        "nothink" => Command::SetMode(Mode::NoThink),
-        "format" if value == "json" => Command::SetMode(Mode::FormatJson),
-        "format" => Command::SetWrong("Invalid or missing format. For 'json' mode use '/set format json'".to_owned()),
-        "noformat" => Command::SetMode(Mode::NoFormat),
-        _ => Command::SetWrong(format!("Unknown command '/set {word}'. Type /? for help")),
+        "nothink" => ReplCommand::SetMode(Mode::NoThink),
+        "format" if value == "json" => ReplCommand::SetMode(Mode::FormatJson),
+        "format" => {
+            ReplCommand::SetWrong("Invalid or missing format. For 'json' mode use '/set format json'".to_owned())
+        }
+        "noformat" => ReplCommand::SetMode(Mode::NoFormat),
+        _ => ReplCommand::SetWrong(format!("Unknown command '/set {word}'. Type /? for help")),
     }
 }
 
@@ -143,7 +145,7 @@ pub(super) fn help(topic: &str) -> &'static str {
         "shortcut" | "shortcuts" => {
             "Available keyboard shortcuts:
   Ctrl + a            Move to the beginning of the line (Home)
-  Ctrl + e            Move to the end of the line (End)
+  Ctrl + e            Move to the end of the line (AnswerEnd)
    Alt + b            Move back (left) one word
    Alt + f            Move forward (right) one word
   Ctrl + k            Delete the sentence after the cursor
@@ -234,20 +236,20 @@ mod tests {
     #[test]
     fn the_commands_of_the_table_are_known() {
         for (line, expect) in [
-            ("/?", Command::Help(String::new())),
-            ("/help set", Command::Help("set".into())),
-            ("/set parameter num_ctx 4096", Command::SetParameter(Some(("num_ctx".into(), "4096".into())))),
-            ("/set parameter", Command::SetParameter(None)),
-            ("/set system You are a cat.", Command::SetSystem("You are a cat.".into())),
-            ("/set verbose", Command::SetMode(Mode::Verbose(Switch::On))),
-            ("/set think high", Command::SetMode(Mode::Think(Some("high".into())))),
-            ("/set nothink", Command::SetMode(Mode::NoThink)),
-            ("/set format json", Command::SetMode(Mode::FormatJson)),
-            ("/show license", Command::Show("license".into())),
-            ("/load m", Command::Load("m".into())),
-            ("/bye", Command::Bye),
-            ("/exit ", Command::Bye),
-            ("/x y", Command::Unknown("/x".into())),
+            ("/?", ReplCommand::Help(String::new())),
+            ("/help set", ReplCommand::Help("set".into())),
+            ("/set parameter num_ctx 4096", ReplCommand::SetParameter(Some(("num_ctx".into(), "4096".into())))),
+            ("/set parameter", ReplCommand::SetParameter(None)),
+            ("/set system You are a cat.", ReplCommand::SetSystem("You are a cat.".into())),
+            ("/set verbose", ReplCommand::SetMode(Mode::Verbose(Switch::On))),
+            ("/set think high", ReplCommand::SetMode(Mode::Think(Some("high".into())))),
+            ("/set nothink", ReplCommand::SetMode(Mode::NoThink)),
+            ("/set format json", ReplCommand::SetMode(Mode::FormatJson)),
+            ("/show license", ReplCommand::Show("license".into())),
+            ("/load m", ReplCommand::Load("m".into())),
+            ("/bye", ReplCommand::Bye),
+            ("/exit ", ReplCommand::Bye),
+            ("/x y", ReplCommand::Unknown("/x".into())),
         ] {
             assert_eq!(parse(line), Some(expect), "{line}");
         }
@@ -260,7 +262,7 @@ mod tests {
 
     #[test]
     fn wrong_settings_say_what_is_right() {
-        let Some(Command::SetWrong(text)) = parse("/set format xml") else { panic!() };
+        let Some(ReplCommand::SetWrong(text)) = parse("/set format xml") else { panic!() };
         assert_eq!(text, "Invalid or missing format. For 'json' mode use '/set format json'");
     }
 

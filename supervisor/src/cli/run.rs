@@ -10,11 +10,12 @@ use super::answer::{AnswerPrinter, Colours, Look, Thoughts, timings};
 use super::args::{RunArgs, at_least_one};
 use super::client::{Client, Lines};
 use super::error::CliError;
-use super::output::{print, tell_as_it_is, text_of};
+use super::output::{print, text_of};
 use super::progress::Spinner;
 use super::{images, model_path, repl, transfer};
 use crate::config::Config;
 use crate::config::value::parse_go_duration;
+use crate::os::stderr::tell_as_it_is;
 
 /// Columns left free at the right edge.
 const MARGIN_COLUMNS: usize = 5;
@@ -213,7 +214,7 @@ async fn generate(session: &Session, prompt: String) -> Result<(), CliError> {
         print("\n\n")?;
     }
     if session.verbose
-        && let End::Done(_, last) = end
+        && let AnswerEnd::Done(_, last) = end
     {
         tell_as_it_is(&timings(&last));
     }
@@ -222,7 +223,7 @@ async fn generate(session: &Session, prompt: String) -> Result<(), CliError> {
 
 /// How an answer ended.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum AnswerEnd {
     /// By itself: the text, and the last line.
     Done(String, Value),
     /// The person pressed Ctrl-C: what there was.
@@ -250,12 +251,12 @@ impl Session {
     ///
     /// # Errors
     /// No server, or its refusal, first or in the middle.
-    pub(super) async fn ask(&self, path: &str, body: &Value, key: &str) -> Result<End, CliError> {
+    pub(super) async fn ask(&self, path: &str, body: &Value, key: &str) -> Result<AnswerEnd, CliError> {
         let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
         let mut spinner = Some(Spinner::start(""));
         let mut lines = tokio::select! {
             lines = self.client.stream(path, body) => lines?,
-            _ = &mut interrupt => return Ok(End::Interrupted(String::new())),
+            _ = &mut interrupt => return Ok(AnswerEnd::Interrupted(String::new())),
         };
         let mut printer = AnswerPrinter::new(std::io::stdout(), self.look);
         let mut text = String::new();
@@ -284,7 +285,7 @@ impl Session {
         };
         drop(spinner);
         printer.finish().or_else(output_gone)?;
-        Ok(if outcome? { End::Done(text, last) } else { End::Interrupted(text) })
+        Ok(if outcome? { AnswerEnd::Done(text, last) } else { AnswerEnd::Interrupted(text) })
     }
 }
 

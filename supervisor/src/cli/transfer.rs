@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::{TransferArgs, exactly};
 use super::client::Client;
 use super::error::CliError;
-use super::progress::Progress;
+use super::progress::TransferProgress;
 
 /// Fetches a model.
 ///
@@ -35,7 +35,7 @@ async fn transfer(client: &Client, path: &str, args: TransferArgs) -> Result<(),
 /// # Errors
 /// No server, or its refusal, first or in the middle.
 pub(super) async fn follow(client: &Client, path: &str, body: &serde_json::Value) -> Result<(), CliError> {
-    let mut progress = Progress::new();
+    let mut progress = TransferProgress::new();
     let mut lines = client.stream(path, body).await?;
     let end = loop {
         match lines.next().await {

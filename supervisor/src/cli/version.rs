@@ -3,9 +3,7 @@
 use super::client::Client;
 use super::error::CliError;
 use super::output::{print, text_of};
-
-/// Of this program.
-pub const OWN: &str = env!("CARGO_PKG_VERSION");
+use crate::VERSION;
 
 /// Prints. A server that is down is a warning, not an error.
 ///
@@ -18,9 +16,11 @@ pub async fn run(client: &Client) -> Result<(), CliError> {
 
 fn text(server: Option<&str>) -> String {
     match server {
-        Some(version) if version == OWN => format!("ollmlx version is {version}\n"),
-        Some(version) => format!("ollmlx version is {version}\nWarning: client version is {OWN}\n"),
-        None => format!("Warning: could not connect to a running ollmlx instance\nWarning: client version is {OWN}\n"),
+        Some(version) if version == VERSION => format!("ollmlx version is {version}\n"),
+        Some(version) => format!("ollmlx version is {version}\nWarning: client version is {VERSION}\n"),
+        None => {
+            format!("Warning: could not connect to a running ollmlx instance\nWarning: client version is {VERSION}\n")
+        }
     }
 }
 
@@ -30,8 +30,8 @@ mod tests {
 
     #[test]
     fn the_server_s_version_comes_first() {
-        assert_eq!(text(Some(OWN)), format!("ollmlx version is {OWN}\n"));
-        assert!(text(Some("9.9")).ends_with(&format!("Warning: client version is {OWN}\n")));
+        assert_eq!(text(Some(VERSION)), format!("ollmlx version is {VERSION}\n"));
+        assert!(text(Some("9.9")).ends_with(&format!("Warning: client version is {VERSION}\n")));
         assert!(text(None).starts_with("Warning: could not connect"));
     }
 }

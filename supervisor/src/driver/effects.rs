@@ -5,13 +5,13 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::oom::OomKills;
-use super::task::{Place, Process, Task};
+use super::task::{ClientPlace, Process, Task};
 use crate::os::{memory, rng};
 use crate::scheduler::{Effect, Event, Push};
 use crate::types::TicketItem;
 use crate::types::{Cause, LoadPlan, Mono, Step};
-use crate::worker::link::{LinkCommand, Message, Phase};
-use crate::worker::reap::{self, SHOVES_LEN_MAX, Shove};
+use crate::worker::link::{LinkCommand, LinkMessage, Phase};
+use crate::worker::reap::{self, GroupSignal, SIGNALS_LEN_MAX};
 use crate::worker::sink::Summary;
 use crate::worker::spawn;
 
@@ -48,7 +48,7 @@ impl Task {
                 if let Some(record) = self.requests.get_mut(&request) {
                     let load_ns = now.since(record.arrived);
                     (record.granted, record.worker) = (Some(now), Some(worker));
-                    if let Place::Here(client) = std::mem::replace(&mut record.place, Place::AtLink) {
+                    if let ClientPlace::Here(client) = std::mem::replace(&mut record.place, ClientPlace::AtLink) {
                         // A client that is gone needs no answer, and a new queue has room for two.
                         let _gone = client.try_send(TicketItem::Granted { load_ns });
                         let _gone = client.try_send(TicketItem::Loaded);
@@ -68,7 +68,7 @@ impl Task {
             }
             Effect::Continue { worker } => {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, "worker was stopped and is told to go on");
-                self.shove(&worker, Shove::Continue);
+                self.signal(&worker, GroupSignal::Continue);
             }
             Effect::Transition { worker, from, to, cause, reason } => {
                 self.transition(&worker, (from, to), cause, reason);
@@ -78,15 +78,15 @@ impl Task {
         }
     }
 
-    fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan, cell_bytes: u64) -> std::io::Result<u32> {
+    fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan, cgroup_bytes: u64) -> std::io::Result<u32> {
         let program = spawn::program(self.config.worker_dir.as_deref(), plan.model.backend.as_str())?;
         let token = rng::bytes()?;
         let started = spawn::start(&program, &self.socket, worker, &token, self.config.fault.as_deref())?;
         let pid = started.pid;
-        let (shoves, shoves_out) = mpsc::channel(SHOVES_LEN_MAX);
+        let (signals, signals_out) = mpsc::channel(SIGNALS_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
         let limit = [self.config.scheduler.memory_limit, plan.terms.limit].into_iter().flatten().min();
-        let (housing, housed) = self.house(worker, pid, cell_bytes, limit);
+        let (cgroup, cgroup_made) = self.make_cgroup(worker, pid, cgroup_bytes, limit);
         let weights = plan.spec.weights.first().cloned();
         if self.processes.is_empty() {
             self.oom_kills = OomKills::begin(self.now(), memory::oom_kill_count());
@@ -94,7 +94,7 @@ impl Task {
         let process = Process {
             pid,
             token,
-            shoves,
+            signals,
             phase,
             link: None,
             reported: 0,
@@ -103,14 +103,14 @@ impl Task {
             limit,
             is_accelerated: false,
             weights,
-            housing,
+            cgroup,
         };
         self.processes.insert(worker.clone(), process);
         let reports = self.reports_in.clone();
         self.tasks.spawn(reap::run(
             worker.clone(),
             started,
-            (shoves_out, housed),
+            (signals_out, cgroup_made),
             phase_out,
             reports,
             self.clock,
@@ -128,10 +128,10 @@ impl Task {
     }
 
     pub(super) fn send(&mut self, worker: &WorkerId, message: ToWorker) {
-        self.send_message(worker, Message::Plain(message));
+        self.send_message(worker, LinkMessage::Plain(message));
     }
 
-    pub(super) fn send_message(&mut self, worker: &WorkerId, message: Message) {
+    pub(super) fn send_message(&mut self, worker: &WorkerId, message: LinkMessage) {
         let Some(process) = self.processes.get(worker) else { return };
         let sent = process.link.as_ref().map(|link| link.messages.try_send(message).map_err(|_| ()));
         if let Some(Err(_full_or_closed)) = sent {
@@ -144,15 +144,15 @@ impl Task {
         match push {
             Push::Ask => self.send(worker, ToWorker::Drain),
             Push::Term | Push::Kill => {
-                self.shove(worker, if push == Push::Term { Shove::Terminate } else { Shove::Kill });
+                self.signal(worker, if push == Push::Term { GroupSignal::Terminate } else { GroupSignal::Kill });
             }
         }
     }
 
-    fn shove(&self, worker: &WorkerId, shove: Shove) {
+    fn signal(&self, worker: &WorkerId, signal: GroupSignal) {
         if let Some(process) = self.processes.get(worker) {
             // Full means that it has been told often enough.
-            let _told = process.shoves.try_send(shove);
+            let _told = process.signals.try_send(signal);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::types::{Job, KeepAlive, LoadPlan, Mono, Snapshot};
 use crate::worker::log_book::LogBook;
 
 /// What handles tell the driver.
-pub(super) enum Command {
+pub(super) enum DriverCommand {
     Submit {
         request: RequestId,
         job: Job,
@@ -39,7 +39,7 @@ pub(super) enum Command {
 
 /// The driver's end.
 pub(super) struct Inbox {
-    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) commands: mpsc::Receiver<DriverCommand>,
     pub(super) dropped: mpsc::Receiver<RequestId>,
     pub(super) snapshots: watch::Sender<Snapshot>,
     pub(super) finished: watch::Sender<bool>,
@@ -49,7 +49,7 @@ pub(super) struct Inbox {
 /// The only way in. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<DriverCommand>,
     /// Each ticket reserves its place in this queue, so that its end is never lost and its `drop` never waits.
     dropped: mpsc::Sender<RequestId>,
     snapshots: watch::Receiver<Snapshot>,
@@ -59,10 +59,10 @@ pub struct Handle {
     next_request: Arc<AtomicU64>,
 }
 
-impl std::fmt::Debug for Command {
+impl std::fmt::Debug for DriverCommand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Prompts are not for the log.
-        f.write_str("Command")
+        f.write_str("DriverCommand")
     }
 }
 
@@ -94,7 +94,7 @@ impl Handle {
         }
         let (client, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
         let dropped = match self.dropped.clone().try_reserve_owned() {
-            Ok(place) => Some(Dropped::Place(place)),
+            Ok(place) => Some(Dropped::ClientPlace(place)),
             Err(TrySendError::Full(_)) => {
                 let text = "server busy, please try again.  too many requests are not done yet";
                 // The only item of a new channel.
@@ -105,41 +105,41 @@ impl Handle {
             Err(TrySendError::Closed(_)) => None,
         };
         let ticket = Ticket { request, items, dropped, ended: false, deadline: None };
-        let submit = Command::Submit { request, job, plan: Box::new(plan), keep_alive, client };
+        let submit = DriverCommand::Submit { request, job, plan: Box::new(plan), keep_alive, client };
         let _driver_gone = self.commands.send(submit).await;
         ticket
     }
 
     /// Unload as soon as nothing runs. Returns at once; unknown models are fine.
     pub async fn unload(&self, model: ModelId) {
-        let _driver_gone = self.commands.send(Command::Unload(model)).await;
+        let _driver_gone = self.commands.send(DriverCommand::Unload(model)).await;
     }
 
     /// Forget a model's deaths (it was re-created, or a person asked).
     pub async fn pardon(&self, model: ModelId) {
-        let _driver_gone = self.commands.send(Command::Pardon(model)).await;
+        let _driver_gone = self.commands.send(DriverCommand::Pardon(model)).await;
     }
 
     /// Ends a model's backoff or quarantine, forgets its deaths, and replaces its process once what it runs has ended.
     /// Returns at once; unknown models are fine.
     pub async fn restart(&self, model: ModelId) {
-        let _driver_gone = self.commands.send(Command::Restart(model)).await;
+        let _driver_gone = self.commands.send(DriverCommand::Restart(model)).await;
     }
 
     /// A successor serves: what is idle goes, and so does whoever becomes idle. Returns at once.
     pub async fn replaced(&self) {
-        let _driver_gone = self.commands.send(Command::Replaced).await;
+        let _driver_gone = self.commands.send(DriverCommand::Replaced).await;
     }
 
     /// So many bytes of the limit are somebody else's: those of the server that this one replaces. Returns at once.
     pub async fn elsewhere_held(&self, bytes: u64) {
-        let _driver_gone = self.commands.send(Command::ElsewhereHeld(bytes)).await;
+        let _driver_gone = self.commands.send(DriverCommand::ElsewhereHeld(bytes)).await;
     }
 
     /// Returns when the driver has come round to answer, or is gone.
     pub async fn ping(&self) {
         let (answer, answered) = oneshot::channel();
-        let _driver_gone = self.commands.send(Command::Ping(answer)).await;
+        let _driver_gone = self.commands.send(DriverCommand::Ping(answer)).await;
         let _driver_gone = answered.await;
     }
 
@@ -163,7 +163,7 @@ impl Handle {
 
     /// Leave: refuse what waits and what comes, let running requests end within their time. `forced` ends them too.
     pub async fn shutdown(&self, forced: bool) {
-        let _driver_gone = self.commands.send(Command::Shutdown { forced }).await;
+        let _driver_gone = self.commands.send(DriverCommand::Shutdown { forced }).await;
     }
 
     /// Resolves when every worker is reaped after a shutdown. Cancel-safe.
@@ -196,7 +196,7 @@ pub fn deadline_passed() -> Failure {
 #[derive(Debug)]
 enum Dropped {
     /// By being told.
-    Place(mpsc::OwnedPermit<RequestId>),
+    ClientPlace(mpsc::OwnedPermit<RequestId>),
     /// By a task that waits for the end of this, or for the request's own deadline.
     #[expect(dead_code, reason = "it is only dropped")]
     Timed(oneshot::Sender<()>),
@@ -217,7 +217,9 @@ impl Ticket {
     /// latter even if nobody asks for its items because its client takes none.
     pub fn end_by(&mut self, deadline: tokio::time::Instant) {
         self.deadline = Some(Box::pin(tokio::time::sleep_until(deadline)));
-        if let Some(Dropped::Place(place)) = self.dropped.take_if(|dropped| matches!(dropped, Dropped::Place(_))) {
+        if let Some(Dropped::ClientPlace(place)) =
+            self.dropped.take_if(|dropped| matches!(dropped, Dropped::ClientPlace(_)))
+        {
             let (ticket, gone) = oneshot::channel::<()>();
             let request = self.request;
             self.dropped = Some(Dropped::Timed(ticket));
@@ -260,7 +262,7 @@ impl Ticket {
 
     /// Nobody wants it any more.
     fn cancel(&mut self) {
-        if let Some(Dropped::Place(place)) = self.dropped.take() {
+        if let Some(Dropped::ClientPlace(place)) = self.dropped.take() {
             place.send(self.request);
         }
     }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use ollmlx_proto::{Failure, FailureKind, Request, RequestId, WorkerId};
 use tracing::{error, info, warn};
 
-use super::task::{Next, Place, Task};
+use super::task::{ClientPlace, OnReturn, Task};
 use crate::scheduler::Event;
 use crate::types::Mono;
 use crate::types::TicketItem;
-use crate::worker::link::{LinkCommand, Message};
-use crate::worker::sink::{Sink, Summary};
+use crate::worker::link::{LinkCommand, LinkMessage};
+use crate::worker::sink::{ClientSink, Summary};
 
 impl Task {
     /// Connects the client with the link, then sends the request. A client that is gone by now takes no slot.
@@ -21,17 +21,17 @@ impl Task {
         record.worker = Some(worker.clone());
         let load_ns = now.since(record.arrived);
         record.granted.get_or_insert(now);
-        let sink = match std::mem::replace(&mut record.place, Place::AtLink) {
-            Place::Here(client) => {
+        let sink = match std::mem::replace(&mut record.place, ClientPlace::AtLink) {
+            ClientPlace::Here(client) => {
                 let told = client.try_send(TicketItem::Granted { load_ns });
-                told.is_ok().then(|| Box::new(Sink::new(client)))
+                told.is_ok().then(|| Box::new(ClientSink::new(client)))
             }
-            Place::Parked(sink) => Some(sink),
-            Place::Returning(_) => {
-                record.place = Place::Returning(Next::Grant(worker, request));
+            ClientPlace::Parked(sink) => Some(sink),
+            ClientPlace::Returning(_) => {
+                record.place = ClientPlace::Returning(OnReturn::Grant(worker, request));
                 return;
             }
-            Place::AtLink => None,
+            ClientPlace::AtLink => None,
         };
         match sink {
             Some(sink) => self.attach(&worker, &request, sink),
@@ -46,7 +46,7 @@ impl Task {
         self.owed.push_back(Event::Ended { worker, request });
     }
 
-    fn attach(&mut self, worker: &WorkerId, request: &Arc<Request>, mut sink: Box<Sink>) {
+    fn attach(&mut self, worker: &WorkerId, request: &Arc<Request>, mut sink: Box<ClientSink>) {
         sink.begin(self.now().0);
         let progress = sink.progress(request.sampling.is_repeatable());
         if !progress.produced.is_empty() {
@@ -59,7 +59,7 @@ impl Task {
         {
             error!(%worker, request_id = %request.id, "no room at the link");
         }
-        self.send_message(worker, Message::Run { request: request.clone(), progress });
+        self.send_message(worker, LinkMessage::Run { request: request.clone(), progress });
     }
 
     /// Its worker is gone: its client comes back.
@@ -67,8 +67,8 @@ impl Task {
         let Some(record) = self.requests.get_mut(&request) else {
             return self.owed.push_back(Event::Left { request });
         };
-        let was_at_link = matches!(record.place, Place::AtLink);
-        record.place = Place::Returning(Next::Park);
+        let was_at_link = matches!(record.place, ClientPlace::AtLink);
+        record.place = ClientPlace::Returning(OnReturn::Park);
         if !was_at_link {
             // It has not even come back from the one before.
             return;
@@ -82,18 +82,18 @@ impl Task {
     }
 
     /// It came back.
-    pub(super) fn parked(&mut self, request: RequestId, sink: Option<Box<Sink>>) {
+    pub(super) fn parked(&mut self, request: RequestId, sink: Option<Box<ClientSink>>) {
         // One that is not known any more has ended, or its client has.
         let Some(record) = self.requests.get_mut(&request) else { return };
-        let Place::Returning(next) = std::mem::replace(&mut record.place, Place::AtLink) else {
+        let ClientPlace::Returning(next) = std::mem::replace(&mut record.place, ClientPlace::AtLink) else {
             return error!(request_id = %request, "a client came back that nobody called");
         };
         match (next, sink) {
-            (Next::Park, Some(sink)) => record.place = Place::Parked(sink),
-            (Next::Grant(worker, kept), Some(sink)) => self.attach(&worker, &kept, sink),
-            (Next::Fail(failure), Some(sink)) => self.fail_parked(request, sink, failure),
+            (OnReturn::Park, Some(sink)) => record.place = ClientPlace::Parked(sink),
+            (OnReturn::Grant(worker, kept), Some(sink)) => self.attach(&worker, &kept, sink),
+            (OnReturn::Fail(failure), Some(sink)) => self.fail_parked(request, sink, failure),
             (next, None) => {
-                record.place = Place::Returning(next);
+                record.place = ClientPlace::Returning(next);
                 self.forget(request, &Summary { finish_reason: "cancelled", ..Summary::default() });
             }
         }
@@ -102,7 +102,7 @@ impl Task {
     /// Ends one that no worker works on.
     pub(super) fn forget(&mut self, request: RequestId, summary: &Summary) {
         let granted = match self.requests.get(&request).map(|record| &record.place) {
-            Some(Place::Returning(Next::Grant(worker, _))) => Some(worker.clone()),
+            Some(ClientPlace::Returning(OnReturn::Grant(worker, _))) => Some(worker.clone()),
             _ => None,
         };
         self.summarise(request, summary);
@@ -117,27 +117,27 @@ impl Task {
     pub(super) fn fail(&mut self, request: RequestId, failure: Failure) {
         let Some(record) = self.requests.get_mut(&request) else { return };
         warn!(request_id = %request, kind = ?failure.kind, error = failure.public, "request failed");
-        match std::mem::replace(&mut record.place, Place::AtLink) {
-            Place::Here(client) => {
+        match std::mem::replace(&mut record.place, ClientPlace::AtLink) {
+            ClientPlace::Here(client) => {
                 // The queue of one that waits is empty; one that is gone needs no answer.
                 let _gone = client.try_send(TicketItem::Failed(failure));
             }
-            Place::AtLink if failure.kind == FailureKind::Cancelled => return self.cancelled(request),
-            Place::AtLink => {
+            ClientPlace::AtLink if failure.kind == FailureKind::Cancelled => return self.cancelled(request),
+            ClientPlace::AtLink => {
                 if let Some(worker) = record.worker.clone() {
                     self.fail_at_link(&worker, request, failure);
                 }
             }
-            Place::Returning(_) => {
-                record.place = Place::Returning(Next::Fail(failure));
+            ClientPlace::Returning(_) => {
+                record.place = ClientPlace::Returning(OnReturn::Fail(failure));
                 return;
             }
-            Place::Parked(sink) => return self.fail_parked(request, sink, failure),
+            ClientPlace::Parked(sink) => return self.fail_parked(request, sink, failure),
         }
         self.summarise(request, &Summary { finish_reason: "failed", ..Summary::default() });
     }
 
-    fn fail_parked(&mut self, request: RequestId, mut sink: Box<Sink>, failure: Failure) {
+    fn fail_parked(&mut self, request: RequestId, mut sink: Box<ClientSink>, failure: Failure) {
         sink.fail(failure);
         self.summarise(request, &sink.summary);
         if !sink.is_done() {

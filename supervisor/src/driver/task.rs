@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::DriverConfig;
-use super::cells::Housing;
-use super::handle::{Command, Inbox};
+use super::cgroups::ProcessCgroup;
+use super::handle::{DriverCommand, Inbox};
 use super::oom::OomKills;
 use crate::os::clock::Clock;
 use crate::os::process::Exit;
@@ -21,10 +21,10 @@ use crate::os::{memory, process};
 use crate::scheduler::{Effect, Event, Outbox, Scheduler};
 use crate::types::TicketItem;
 use crate::types::{Cause, Mono};
-use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, Message, Phase, Reader};
-use crate::worker::reap::Shove;
-use crate::worker::sink::{Sink, Summary};
-use crate::worker::socket::{Door, Knock, same_token};
+use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, LinkMessage, LinkReader, Phase};
+use crate::worker::reap::GroupSignal;
+use crate::worker::sink::{ClientSink, Summary};
+use crate::worker::socket::{IncomingHello, WorkerListener, same_token};
 use crate::worker::{Report, Reported};
 
 /// Reports taken before a deadline that has come is looked at: neither starves the other.
@@ -34,13 +34,13 @@ const KILL: i32 = 9;
 /// At the end: how long clients may take to hear theirs.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Hellos waiting for the driver.
-const KNOCKS_LEN_MAX: usize = 64;
+const HELLOS_LEN_MAX: usize = 64;
 
 /// One process as the shell knows it.
 pub(super) struct Process {
     pub(super) pid: u32,
     pub(super) token: [u8; 32],
-    pub(super) shoves: mpsc::Sender<Shove>,
+    pub(super) signals: mpsc::Sender<GroupSignal>,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) link: Option<Link>,
     /// Its own count, in bytes.
@@ -56,17 +56,17 @@ pub(super) struct Process {
     /// The files it maps, told by the first of them.
     pub(super) weights: Option<PathBuf>,
     /// Its control group, where it has one.
-    pub(super) housing: Housing,
+    pub(super) cgroup: ProcessCgroup,
 }
 
 pub(super) struct Link {
     pub(super) commands: mpsc::Sender<LinkCommand>,
-    pub(super) messages: mpsc::Sender<Message>,
+    pub(super) messages: mpsc::Sender<LinkMessage>,
 }
 
 /// One request as the shell knows it, until its end.
-pub(super) struct Record {
-    pub(super) place: Place,
+pub(super) struct KnownRequest {
+    pub(super) place: ClientPlace,
     pub(super) arrived: Mono,
     /// The first time.
     pub(super) granted: Option<Mono>,
@@ -75,19 +75,19 @@ pub(super) struct Record {
 }
 
 /// Where the way to a client is.
-pub(super) enum Place {
+pub(super) enum ClientPlace {
     /// Here; given to the link with the grant.
     Here(mpsc::Sender<TicketItem>),
     /// At the link of the worker.
     AtLink,
     /// Called back from the link of a worker that is gone; this is done when it comes.
-    Returning(Next),
+    Returning(OnReturn),
     /// Here again, with what it has heard.
-    Parked(Box<Sink>),
+    Parked(Box<ClientSink>),
 }
 
 /// What is done with one that returns.
-pub(super) enum Next {
+pub(super) enum OnReturn {
     Park,
     Grant(WorkerId, Arc<Request>),
     Fail(Failure),
@@ -102,13 +102,13 @@ pub(super) struct Task {
     pub(super) reports_in: mpsc::Sender<Reported>,
     reports: mpsc::Receiver<Reported>,
     pub(super) processes: BTreeMap<WorkerId, Process>,
-    pub(super) requests: BTreeMap<RequestId, Record>,
+    pub(super) requests: BTreeMap<RequestId, KnownRequest>,
     pub(super) tasks: JoinSet<()>,
     /// Events that must come before any other.
     pub(super) owed: VecDeque<Event>,
     pub(super) finished: bool,
     /// Control groups made so far.
-    pub(super) cells: u64,
+    pub(super) cgroups: u64,
     /// Requests that their workers were told to pause.
     pauses: u64,
     /// How long a request holds its slot, on the average of the last ones; 0 before the first.
@@ -134,7 +134,7 @@ impl Task {
             tasks: JoinSet::new(),
             owed: VecDeque::new(),
             finished: false,
-            cells: 0,
+            cgroups: 0,
             pauses: 0,
             service_ns: 0,
             sampled: None,
@@ -142,10 +142,10 @@ impl Task {
         }
     }
 
-    pub(super) async fn run(mut self, door: Door) {
-        let (knocks_in, mut knocks) = mpsc::channel(KNOCKS_LEN_MAX);
-        let mut door_task = JoinSet::new();
-        door_task.spawn(door.serve(knocks_in, self.config.scheduler.timeouts.hello_ms));
+    pub(super) async fn run(mut self, listener: WorkerListener) {
+        let (hellos_in, mut hellos) = mpsc::channel(HELLOS_LEN_MAX);
+        let mut listening = JoinSet::new();
+        listening.spawn(listener.serve(hellos_in, self.config.scheduler.timeouts.hello_ms));
         let mut reports_in_a_row = 0;
         while !self.finished {
             let deadline = self.scheduler.next_deadline();
@@ -164,7 +164,7 @@ impl Task {
                     self.reported(worker, report);
                     continue;
                 }
-                Some(knock) = knocks.recv() => self.knocked(knock),
+                Some(incoming) = hellos.recv() => self.greeted(incoming),
                 Some(request) = self.inbox.dropped.recv() => self.left(request),
                 () = at(deadline, self.clock) => self.step(Event::DeadlineElapsed),
                 () = at(next_sample, self.clock) => self.sample(),
@@ -181,14 +181,14 @@ impl Task {
             }
             reports_in_a_row = 0;
         }
-        self.end(door_task).await;
+        self.end(listening).await;
     }
 
     /// Lets go of everything, and gives clients a moment to hear how it ended.
-    async fn end(mut self, mut door_task: JoinSet<()>) {
-        door_task.shutdown().await;
+    async fn end(mut self, mut listening: JoinSet<()>) {
+        listening.shutdown().await;
         for process in std::mem::take(&mut self.processes).into_values() {
-            self.vacate(process.housing);
+            self.remove_cgroup(process.cgroup);
         }
         self.requests.clear();
         drop(self.reports);
@@ -235,24 +235,24 @@ impl Task {
         self.service_ns = if before == 0 { ns.max(1) } else { (before - before / share + ns / share).max(1) };
     }
 
-    fn commanded(&mut self, command: Command) {
+    fn commanded(&mut self, command: DriverCommand) {
         match command {
             // Its client left before this was read, and was not known then.
-            Command::Submit { client, .. } if client.is_closed() => {}
-            Command::Submit { request, job, plan, keep_alive, client } => {
-                let place = Place::Here(client);
-                let record = Record { place, arrived: self.now(), granted: None, worker: None };
+            DriverCommand::Submit { client, .. } if client.is_closed() => {}
+            DriverCommand::Submit { request, job, plan, keep_alive, client } => {
+                let place = ClientPlace::Here(client);
+                let record = KnownRequest { place, arrived: self.now(), granted: None, worker: None };
                 self.requests.insert(request, record);
                 self.step(Event::Arrived { request, job, plan, keep_alive });
             }
-            Command::Unload(model) => self.step(Event::Unload { model }),
-            Command::Pardon(model) => self.step(Event::Pardoned { model }),
-            Command::Restart(model) => self.step(Event::Restart { model }),
-            Command::Replaced => self.step(Event::Replaced),
-            Command::ElsewhereHeld(bytes) => self.step(Event::ElsewhereHeld { bytes }),
-            Command::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
-            Command::Shutdown { forced: true } => self.step(Event::ShutdownForced),
-            Command::Ping(answer) => {
+            DriverCommand::Unload(model) => self.step(Event::Unload { model }),
+            DriverCommand::Pardon(model) => self.step(Event::Pardoned { model }),
+            DriverCommand::Restart(model) => self.step(Event::Restart { model }),
+            DriverCommand::Replaced => self.step(Event::Replaced),
+            DriverCommand::ElsewhereHeld(bytes) => self.step(Event::ElsewhereHeld { bytes }),
+            DriverCommand::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
+            DriverCommand::Shutdown { forced: true } => self.step(Event::ShutdownForced),
+            DriverCommand::Ping(answer) => {
                 // Whoever asked may have left.
                 let _gone = answer.send(());
             }
@@ -262,7 +262,7 @@ impl Task {
     /// A ticket was dropped. One that runs is summed up when its worker confirms the end.
     fn left(&mut self, request: RequestId) {
         match self.requests.get(&request).map(|record| &record.place) {
-            None | Some(Place::AtLink) => self.step(Event::Left { request }),
+            None | Some(ClientPlace::AtLink) => self.step(Event::Left { request }),
             Some(_) => self.forget(request, &Summary { finish_reason: "cancelled", ..Summary::default() }),
         }
     }
@@ -278,12 +278,12 @@ impl Task {
                 // What it really takes decides whether it may stay.
                 self.sample_one(&worker);
                 let reserved_bytes = self.scheduler.reserved_bytes(&worker.model);
-                self.widen(&worker, reserved_bytes.max(ready.memory.total()));
+                self.widen_cgroup(&worker, reserved_bytes.max(ready.memory.total()));
                 Event::Ready { worker, ready }
             }
             Report::LoadFailed(failure) => Event::LoadFailed { worker, failure },
             Report::Heard => Event::Heard { worker },
-            Report::Housed(made) => return self.housed(&worker, made),
+            Report::CgroupMade(made) => return self.cgroup_made(&worker, made),
             Report::Unchanged(load) => return self.load(&worker, load),
             Report::Misbehaved(why) => {
                 warn!(model = %worker.model, incarnation = worker.incarnation.0, error = why, "worker misbehaved");
@@ -296,7 +296,7 @@ impl Task {
                 Event::MemoryReported { worker, memory }
             }
             Report::Ended { request, summary } => {
-                if self.requests.get(&request).is_some_and(|record| !matches!(record.place, Place::AtLink)) {
+                if self.requests.get(&request).is_some_and(|record| !matches!(record.place, ClientPlace::AtLink)) {
                     // The last word of a worker that was given up before it was heard: nothing is left to resume.
                     return self.forget(request, &summary);
                 }
@@ -321,18 +321,18 @@ impl Task {
             }
             Report::Exited { exit, log_tail } => {
                 let process = self.processes.get_mut(&worker);
-                let in_cell = process.is_some_and(|process| {
+                let in_cgroup = process.is_some_and(|process| {
                     process.pid = 0;
-                    process.housing.cell().is_some_and(|cell| cell.was_killed())
+                    process.cgroup.made().is_some_and(|cgroup| cgroup.was_killed())
                 });
                 let cause = match exit {
-                    Exit::Signal(KILL) if in_cell => Cause::OutOfMemory,
+                    Exit::Signal(KILL) if in_cgroup => Cause::OutOfMemory,
                     exit => self.oom_kills.cause_of(exit, memory::oom_kill_count()),
                 };
                 self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
                 // Only now: those that ran have been told through its link.
                 if let Some(process) = self.processes.remove(&worker) {
-                    self.vacate(process.housing);
+                    self.remove_cgroup(process.cgroup);
                 }
                 return;
             }
@@ -354,8 +354,8 @@ impl Task {
     }
 
     /// Someone said hello: is it the one we started?
-    fn knocked(&mut self, knock: Knock) {
-        let Knock { stream, decoder, hello, peer_pid } = knock;
+    fn greeted(&mut self, incoming: IncomingHello) {
+        let IncomingHello { stream, decoder, hello, peer_pid } = incoming;
         let worker = hello.worker.clone();
         let expected = self.processes.get_mut(&worker);
         let known = expected.filter(|process| {
@@ -376,9 +376,9 @@ impl Task {
         let (messages, messages_out) = mpsc::channel(LINK_QUEUE_LEN_MAX);
         let answer = ToWorker::Hello { version, build: env!("CARGO_PKG_VERSION").to_owned() };
         // A new queue has room.
-        let _fits = messages.try_send(Message::Plain(answer));
+        let _fits = messages.try_send(LinkMessage::Plain(answer));
         process.phase.send_replace(Phase::Open);
-        let reader = Reader {
+        let reader = LinkReader {
             worker: worker.clone(),
             stream: Arc::clone(&stream),
             decoder,
@@ -430,7 +430,7 @@ impl Task {
         let mapped_by = others.filter(|other| other.weights.as_ref() == weights).count();
         let of_process = memory::footprint(process.pid).map(|footprint| footprint.share(mapped_by));
         // A group is charged for a page of a file only where nobody had read it before.
-        let of_group = process.housing.cell().and_then(|cell| cell.measured());
+        let of_group = process.cgroup.made().and_then(|cgroup| cgroup.measured());
         let Some(measured) = of_group.max(of_process) else { return };
         // Its own word, which is about what it set aside and not about what it touched, counts where the system sees less.
         let blind = process.is_accelerated || !memory::SEES_ALL;

@@ -10,7 +10,7 @@ const V1_UNLIMITED: u64 = 1 << 62;
 
 /// Which of the two interfaces a group has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CgroupVersion {
     /// One tree for all controllers.
     V2,
     /// The tree of the memory controller.
@@ -19,9 +19,9 @@ pub enum Kind {
 
 /// A group and the folder at which its tree is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct Cgroup {
     /// The interface.
-    pub kind: Kind,
+    pub kind: CgroupVersion,
     /// Where the tree begins, as far as this process can see.
     pub mount: PathBuf,
     /// The group's own folder, at or below that.
@@ -30,10 +30,10 @@ pub struct Group {
     pub is_own: bool,
 }
 
-impl Group {
+impl Cgroup {
     /// This process's own group; `None` where there is none of that kind.
     #[must_use]
-    pub fn own(kind: Kind) -> Option<Self> {
+    pub fn own(kind: CgroupVersion) -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         locate(kind, &groups, &mounts)
@@ -43,8 +43,8 @@ impl Group {
     #[must_use]
     pub fn limit_bytes(&self) -> Option<u64> {
         let file = match self.kind {
-            Kind::V2 => "memory.max",
-            Kind::V1Memory => "memory.limit_in_bytes",
+            CgroupVersion::V2 => "memory.max",
+            CgroupVersion::V1Memory => "memory.limit_in_bytes",
         };
         let above = self.path.ancestors().take_while(|folder| folder.starts_with(&self.mount));
         above.filter_map(|folder| read_number(&folder.join(file))).filter(|bytes| *bytes < V1_UNLIMITED).min()
@@ -54,7 +54,7 @@ impl Group {
 /// The least limit of memory that any control group sets to this process, in bytes.
 #[must_use]
 pub fn limit_bytes() -> Option<u64> {
-    let groups = [Kind::V2, Kind::V1Memory].into_iter().filter_map(Group::own);
+    let groups = [CgroupVersion::V2, CgroupVersion::V1Memory].into_iter().filter_map(Cgroup::own);
     groups.filter_map(|group| group.limit_bytes()).min()
 }
 
@@ -64,13 +64,13 @@ fn read_number(path: &Path) -> Option<u64> {
 }
 
 /// Finds a process's group by the texts of `/proc/self/cgroup` and `/proc/self/mountinfo`.
-fn locate(kind: Kind, groups: &str, mounts: &str) -> Option<Group> {
+fn locate(kind: CgroupVersion, groups: &str, mounts: &str) -> Option<Cgroup> {
     let of_kind = |line: &str| {
         let mut fields = line.splitn(3, ':');
         let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         let found = match kind {
-            Kind::V2 => id == "0" && controllers.is_empty(),
-            Kind::V1Memory => controllers.split(',').any(|name| name == "memory"),
+            CgroupVersion::V2 => id == "0" && controllers.is_empty(),
+            CgroupVersion::V1Memory => controllers.split(',').any(|name| name == "memory"),
         };
         found.then(|| path.to_owned())
     };
@@ -85,19 +85,19 @@ fn locate(kind: Kind, groups: &str, mounts: &str) -> Option<Group> {
     }
     let mount = PathBuf::from(mount);
     let path = if below.is_empty() { mount.clone() } else { mount.join(below) };
-    Some(Group { kind, mount, path, is_own })
+    Some(Cgroup { kind, mount, path, is_own })
 }
 
 /// Root and mount point, where a line of `mountinfo` is of this kind.
-fn mount_of(kind: Kind, line: &str) -> Option<(&str, &str)> {
+fn mount_of(kind: CgroupVersion, line: &str) -> Option<(&str, &str)> {
     let (left, right) = line.split_once(" - ")?;
     let mut fields = left.split(' ').skip(3);
     let (root, mount) = (fields.next()?, fields.next()?);
     let mut right = right.split(' ');
     let (system, options) = (right.next()?, right.nth(1)?);
     let found = match kind {
-        Kind::V2 => system == "cgroup2",
-        Kind::V1Memory => system == "cgroup" && options.split(',').any(|name| name == "memory"),
+        CgroupVersion::V2 => system == "cgroup2",
+        CgroupVersion::V1Memory => system == "cgroup" && options.split(',').any(|name| name == "memory"),
     };
     found.then_some((root, mount))
 }
@@ -112,17 +112,17 @@ mod tests {
 
     #[test]
     fn both_kinds_of_groups_are_found_side_by_side() {
-        let v2 = locate(Kind::V2, HYBRID_GROUPS, HYBRID_MOUNTS).unwrap();
+        let v2 = locate(CgroupVersion::V2, HYBRID_GROUPS, HYBRID_MOUNTS).unwrap();
         assert_eq!(v2.path, Path::new("/sys/fs/cgroup/unified/user.slice"));
-        let v1 = locate(Kind::V1Memory, HYBRID_GROUPS, HYBRID_MOUNTS).unwrap();
+        let v1 = locate(CgroupVersion::V1Memory, HYBRID_GROUPS, HYBRID_MOUNTS).unwrap();
         assert_eq!(v1.path, Path::new("/sys/fs/cgroup/memory/job/7"));
-        assert_eq!(locate(Kind::V1Memory, "0::/\n", HYBRID_MOUNTS), None);
+        assert_eq!(locate(CgroupVersion::V1Memory, "0::/\n", HYBRID_MOUNTS), None);
     }
 
     #[test]
     fn a_container_s_own_root_is_where_its_mount_is() {
         let mounts = "35 31 0:32 /docker/abc /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n";
-        let at = |groups: &str| locate(Kind::V2, groups, mounts).map(|group| group.path);
+        let at = |groups: &str| locate(CgroupVersion::V2, groups, mounts).map(|group| group.path);
         assert_eq!(at("0::/docker/abc\n"), Some(PathBuf::from("/sys/fs/cgroup")));
         assert_eq!(at("0::/docker/abc/inner\n"), Some(PathBuf::from("/sys/fs/cgroup/inner")));
         assert_eq!(at("0::/docker/abcdef\n"), Some(PathBuf::from("/sys/fs/cgroup")), "another one");
@@ -135,16 +135,16 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         let inner = tree.path().join("a/b");
         fs::create_dir_all(&inner).unwrap();
-        let group = |kind| Group { kind, mount: tree.path().to_owned(), path: inner.clone(), is_own: true };
-        assert_eq!(group(Kind::V2).limit_bytes(), None);
+        let group = |kind| Cgroup { kind, mount: tree.path().to_owned(), path: inner.clone(), is_own: true };
+        assert_eq!(group(CgroupVersion::V2).limit_bytes(), None);
         fs::write(inner.join("memory.max"), "max\n").unwrap();
         fs::write(tree.path().join("a/memory.max"), "5000\n").unwrap();
         fs::write(tree.path().join("memory.max"), "7000\n").unwrap();
-        assert_eq!(group(Kind::V2).limit_bytes(), Some(5000));
+        assert_eq!(group(CgroupVersion::V2).limit_bytes(), Some(5000));
         fs::write(inner.join("memory.limit_in_bytes"), "9223372036854771712\n").unwrap();
-        assert_eq!(group(Kind::V1Memory).limit_bytes(), None);
+        assert_eq!(group(CgroupVersion::V1Memory).limit_bytes(), None);
         fs::write(tree.path().join("a/memory.limit_in_bytes"), "4096\n").unwrap();
-        assert_eq!(group(Kind::V1Memory).limit_bytes(), Some(4096));
+        assert_eq!(group(CgroupVersion::V1Memory).limit_bytes(), Some(4096));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use super::sink::{Flow, Sink, TooSlow};
+use super::sink::{ClientSink, Flow, TooSlow};
 use super::{Report, Reported};
 use crate::os::clock::Clock;
 
@@ -56,7 +56,7 @@ pub struct LinkConfig {
 /// What the driver tells the reader.
 pub enum LinkCommand {
     /// Outputs of this request go there. Sent before the request itself.
-    Attach(RequestId, Box<Sink>),
+    Attach(RequestId, Box<ClientSink>),
     /// End it with this, unless it has ended.
     Fail(RequestId, Failure),
     /// Its worker is gone: give its sink back as [`Report::Parked`].
@@ -64,7 +64,7 @@ pub enum LinkCommand {
 }
 
 /// What the driver tells the writer.
-pub enum Message {
+pub enum LinkMessage {
     /// As it is.
     Plain(ToWorker),
     /// A request that is kept, and how far its answer has come.
@@ -77,7 +77,7 @@ pub enum Message {
 }
 
 /// The reader of one link.
-pub struct Reader {
+pub struct LinkReader {
     /// Whose.
     pub worker: WorkerId,
     /// The socket, shared with the writer.
@@ -87,7 +87,7 @@ pub struct Reader {
     /// From the driver; its end is the link's end.
     pub commands: mpsc::Receiver<LinkCommand>,
     /// To the writer, which ends with the driver's own way there.
-    pub messages: mpsc::WeakSender<Message>,
+    pub messages: mpsc::WeakSender<LinkMessage>,
     /// To the driver.
     pub reports: mpsc::Sender<Reported>,
     /// For the reaper.
@@ -107,7 +107,7 @@ enum Closed {
 }
 
 struct Demux {
-    sinks: BTreeMap<RequestId, Box<Sink>>,
+    sinks: BTreeMap<RequestId, Box<ClientSink>>,
     heard_ns: Option<u64>,
     /// Of its engine, when it last told.
     steps: Option<u64>,
@@ -116,7 +116,7 @@ struct Demux {
     failures: u32,
 }
 
-impl Reader {
+impl LinkReader {
     /// Runs until the driver lets go and every client has heard its end.
     pub async fn run(mut self) {
         let mut demux = Demux { sinks: BTreeMap::new(), heard_ns: None, steps: None, strays: 0, failures: 0 };
@@ -280,7 +280,7 @@ impl Reader {
             };
             // Where there is no room now, the next round is soon enough.
             let told =
-                self.messages.upgrade().is_some_and(|messages| messages.try_send(Message::Plain(message)).is_ok());
+                self.messages.upgrade().is_some_and(|messages| messages.try_send(LinkMessage::Plain(message)).is_ok());
             if told {
                 sink.paced(pace, now_ns);
                 slow.extend((pace == Flow::Pause).then_some(Report::Paused(request)));
@@ -366,7 +366,7 @@ impl Demux {
     }
 
     /// Takes out one that has not ended and whose client is there.
-    fn park(&mut self, request: RequestId) -> Option<Box<Sink>> {
+    fn park(&mut self, request: RequestId) -> Option<Box<ClientSink>> {
         if self.sinks.get(&request)?.ended {
             return None;
         }
@@ -383,7 +383,7 @@ impl Demux {
 }
 
 /// Resolves when some client's backlog has become empty, or the client is gone.
-async fn flushed(sinks: &mut BTreeMap<RequestId, Box<Sink>>) {
+async fn flushed(sinks: &mut BTreeMap<RequestId, Box<ClientSink>>) {
     std::future::poll_fn(|cx| {
         let mut progress = Poll::Pending;
         for sink in sinks.values_mut().filter(|sink| !sink.is_flushed()) {
@@ -407,7 +407,7 @@ async fn until(deadline: Option<Instant>) {
 pub async fn write(
     worker: WorkerId,
     stream: Arc<Stream>,
-    mut messages: mpsc::Receiver<Message>,
+    mut messages: mpsc::Receiver<LinkMessage>,
     reports: mpsc::Sender<Reported>,
 ) {
     let mut bytes = Vec::new();
@@ -417,12 +417,12 @@ pub async fn write(
         // What waits travels together.
         while let Some(message) = next {
             let encoded = match &message {
-                Message::Plain(message) => frame::encode(message, &mut bytes),
-                Message::Run { request, progress } => frame::encode_run(request, progress, &mut bytes),
+                LinkMessage::Plain(message) => frame::encode(message, &mut bytes),
+                LinkMessage::Run { request, progress } => frame::encode_run(request, progress, &mut bytes),
             };
             if let Err(error) = encoded {
                 warn!(model = %worker.model, %error, "message was not sent");
-                if let Message::Run { request, .. } = message {
+                if let LinkMessage::Run { request, .. } = message {
                     let _driver_gone = reports.send((worker.clone(), Report::Unsendable(request.id))).await;
                 }
             }

@@ -28,7 +28,7 @@ use sink::Summary;
 #[derive(Debug)]
 pub enum Report {
     /// It lives in a control group of its own now, or can't.
-    Housed(std::io::Result<crate::os::nest::Cell>),
+    CgroupMade(std::io::Result<crate::os::worker_cgroup::WorkerCgroup>),
     /// The files of its model are those that were planned for; it may be told this.
     Unchanged(ToWorker),
     /// The load goes on.
@@ -68,7 +68,7 @@ pub enum Report {
         /// Which.
         request: RequestId,
         /// The way to its client; `None` where that is gone or has heard its end.
-        sink: Option<Box<sink::Sink>>,
+        sink: Option<Box<sink::ClientSink>>,
     },
     /// It broke the protocol; nothing more is read from it.
     Misbehaved(String),

@@ -19,7 +19,7 @@ use crate::os::process::{self, Exit, Started};
 
 /// A signal to pass on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shove {
+pub enum GroupSignal {
     /// SIGTERM to the group.
     Terminate,
     /// SIGKILL to the group.
@@ -29,17 +29,17 @@ pub enum Shove {
 }
 
 /// Signals waiting to be passed on.
-pub const SHOVES_LEN_MAX: usize = 8;
+pub const SIGNALS_LEN_MAX: usize = 8;
 
 /// After the end: how long its last frames and its last words are waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(1_000);
 
-/// Runs until the process is reaped, then reports it. The link's own end is reported before. It is not reaped before `housed`
+/// Runs until the process is reaped, then reports it. The link's own end is reported before. It is not reaped before `cgroup_made`
 /// has ended, since its id is used until then.
 pub async fn run(
     worker: WorkerId,
     started: Started,
-    (mut shoves, mut housed): (mpsc::Receiver<Shove>, oneshot::Receiver<()>),
+    (mut signals, mut cgroup_made): (mpsc::Receiver<GroupSignal>, oneshot::Receiver<()>),
     mut link: watch::Receiver<Phase>,
     reports: mpsc::Sender<Reported>,
     clock: Clock,
@@ -47,17 +47,17 @@ pub async fn run(
 ) {
     let Started { mut child, pid, mut printed } = started;
     let mut tail = LogTail::default();
-    let (mut silent, mut is_housed) = (false, false);
+    let (mut silent, mut is_placed) = (false, false);
     let exit = loop {
         tokio::select! {
             // All are cancel-safe.
-            _ended = &mut housed, if !is_housed => is_housed = true,
-            ended = child.wait(), if is_housed => break ended.map_or(Exit::Code(-1), Exit::from),
+            _ended = &mut cgroup_made, if !is_placed => is_placed = true,
+            ended = child.wait(), if is_placed => break ended.map_or(Exit::Code(-1), Exit::from),
             more = read_some(&mut printed, &mut tail, &worker, clock, &book), if !silent => silent = !more,
-            Some(shove) = shoves.recv() => match shove {
-                Shove::Terminate => process::terminate_group(pid),
-                Shove::Kill => process::kill_group(pid),
-                Shove::Continue => process::continue_group(pid),
+            Some(signal) = signals.recv() => match signal {
+                GroupSignal::Terminate => process::terminate_group(pid),
+                GroupSignal::Kill => process::kill_group(pid),
+                GroupSignal::Continue => process::continue_group(pid),
             },
         }
     };

@@ -57,7 +57,7 @@ type Permit = mpsc::OwnedPermit<TicketItem>;
 type Reserving = Pin<Box<dyn Future<Output = Result<Permit, SendError<()>>> + Send>>;
 
 /// See the module's documentation.
-pub struct Sink {
+pub struct ClientSink {
     /// `None` once nothing more can or need be said.
     client: Option<mpsc::Sender<TicketItem>>,
     backlog: VecDeque<TicketItem>,
@@ -81,7 +81,7 @@ pub struct Sink {
     pub summary: Summary,
     /// What the first worker said of the prompt.
     started: Option<Started>,
-    clock: Clock,
+    times: AnswerTimes,
     /// Tokens at which a resumed request is above suspicion again.
     probation: Option<usize>,
     /// Whether the present worker has said something, so that it knows the request.
@@ -97,7 +97,7 @@ pub struct Sink {
 
 /// When what happened, in nanoseconds since the start of the clock, and what earlier workers took.
 #[derive(Clone, Copy, Debug, Default)]
-struct Clock {
+struct AnswerTimes {
     began_ns: Option<u64>,
     /// First and last token of the present worker.
     tokens_ns: Option<(u64, u64)>,
@@ -107,14 +107,14 @@ struct Clock {
     resumed: bool,
 }
 
-impl std::fmt::Debug for Sink {
+impl std::fmt::Debug for ClientSink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // What is said to clients is not for the log.
-        write!(f, "Sink({} tokens)", self.produced.len())
+        write!(f, "ClientSink({} tokens)", self.produced.len())
     }
 }
 
-impl Sink {
+impl ClientSink {
     /// Leads to this client.
     #[must_use]
     pub fn new(client: mpsc::Sender<TicketItem>) -> Self {
@@ -132,7 +132,7 @@ impl Sink {
             gain_told: false,
             summary: Summary::default(),
             started: None,
-            clock: Clock::default(),
+            times: AnswerTimes::default(),
             probation: None,
             known: false,
             paused_ns: None,
@@ -146,15 +146,15 @@ impl Sink {
     pub fn begin(&mut self, now_ns: u64) {
         self.known = false;
         self.paced(Flow::Continue, now_ns);
-        let Some(began_ns) = self.clock.began_ns.replace(now_ns) else { return };
+        let Some(began_ns) = self.times.began_ns.replace(now_ns) else { return };
         self.fruitless = if self.has_gained() { 0 } else { self.fruitless.saturating_add(1) };
         self.began_with = self.produced.len();
         self.gain_told = false;
-        let clock = &mut self.clock;
-        clock.resumed = true;
-        if let Some((first_ns, last_ns)) = clock.tokens_ns.take() {
-            clock.decode_ns += last_ns.saturating_sub(first_ns);
-            clock.prefill_ns.get_or_insert(first_ns.saturating_sub(began_ns));
+        let times = &mut self.times;
+        times.resumed = true;
+        if let Some((first_ns, last_ns)) = times.tokens_ns.take() {
+            times.decode_ns += last_ns.saturating_sub(first_ns);
+            times.prefill_ns.get_or_insert(first_ns.saturating_sub(began_ns));
         }
         self.probation = Some(self.produced.len() + PROBATION_TOKENS);
     }
@@ -179,7 +179,7 @@ impl Sink {
 
     /// Whether a worker after the first one has produced a token; says so once.
     pub fn take_gained(&mut self) -> bool {
-        let first = self.clock.resumed && self.has_gained() && !self.gain_told;
+        let first = self.times.resumed && self.has_gained() && !self.gain_told;
         self.gain_told |= first;
         first
     }
@@ -261,7 +261,7 @@ impl Sink {
                 self.summary.prompt_tokens = started.prompt_tokens;
             }
             Output::Delta(delta) => {
-                self.clock.tokens_ns = Some((self.clock.tokens_ns.map_or(now_ns, |(first_ns, _)| first_ns), now_ns));
+                self.times.tokens_ns = Some((self.times.tokens_ns.map_or(now_ns, |(first_ns, _)| first_ns), now_ns));
                 self.produced.extend_from_slice(&delta.tokens);
                 self.said_after = if delta.tokens.is_empty() { self.said_after.saturating_add(1) } else { 0 };
                 self.summary.first_token_ns.get_or_insert(now_ns);
@@ -284,7 +284,7 @@ impl Sink {
 
     /// Puts the counts of all workers into the word of the last.
     fn make_whole(&self, finished: &mut Finished) {
-        if !self.clock.resumed {
+        if !self.times.resumed {
             return;
         }
         if let Some(started) = &self.started {
@@ -292,8 +292,8 @@ impl Sink {
             finished.usage.cached_tokens = started.cached_tokens;
         }
         let timings = &mut finished.timings;
-        timings.prefill_ns = self.clock.prefill_ns.unwrap_or(timings.prefill_ns);
-        timings.decode_ns = timings.decode_ns.saturating_add(self.clock.decode_ns);
+        timings.prefill_ns = self.times.prefill_ns.unwrap_or(timings.prefill_ns);
+        timings.decode_ns = timings.decode_ns.saturating_add(self.times.decode_ns);
     }
 
     /// Ends the client's stream, unless it has ended.
@@ -423,14 +423,14 @@ mod tests {
         Output::Delta(Delta { tokens: vec![1], text: text.to_owned(), part: Part::Content, logprobs: Vec::new() })
     }
 
-    fn flush(sink: &mut Sink) {
+    fn flush(sink: &mut ClientSink) {
         let _pending = sink.poll_flush(&mut Context::from_waker(Waker::noop()));
     }
 
     /// A sink with this many bytes waiting, and what is heard of it.
-    fn waiting(bytes: usize) -> (Sink, mpsc::Receiver<TicketItem>) {
+    fn waiting(bytes: usize) -> (ClientSink, mpsc::Receiver<TicketItem>) {
         let (client, heard) = mpsc::channel(1);
-        let mut sink = Sink::new(client);
+        let mut sink = ClientSink::new(client);
         sink.begin(0);
         for _ in 0..2 {
             assert_eq!(sink.output(delta(&"x".repeat(bytes)), 1), Ok(()));
@@ -514,7 +514,7 @@ mod tests {
     #[test]
     fn deltas_of_a_slow_client_are_merged_and_none_is_lost() {
         let (client, mut heard) = mpsc::channel(1);
-        let mut sink = Sink::new(client);
+        let mut sink = ClientSink::new(client);
         for text in ["a", "b", "c"] {
             assert_eq!(sink.output(delta(text), 1), Ok(()));
         }
@@ -528,7 +528,7 @@ mod tests {
     #[test]
     fn a_backlog_at_the_limit_is_kept_and_one_byte_more_ends_it() {
         let (client, mut heard) = mpsc::channel(1);
-        let mut sink = Sink::new(client);
+        let mut sink = ClientSink::new(client);
         assert_eq!(sink.output(delta("first"), 1), Ok(()));
         let most = "x".repeat(CLIENT_BACKLOG_BYTES_MAX - 4);
         assert_eq!(sink.output(delta(&most), 1), Ok(()));
@@ -544,7 +544,7 @@ mod tests {
     #[test]
     fn patience_with_exactness_ends_where_workers_die_before_a_token() {
         let (client, _heard) = mpsc::channel(64);
-        let mut sink = Sink::new(client);
+        let mut sink = ClientSink::new(client);
         let mut patience = |tokens: usize| {
             for _ in 0..tokens {
                 assert_eq!(sink.output(delta("a"), 1), Ok(()));
@@ -564,7 +564,7 @@ mod tests {
     #[test]
     fn two_workers_make_one_answer_and_its_durations_leave_the_pause_out() {
         let (client, mut heard) = mpsc::channel(64);
-        let mut sink = Sink::new(client);
+        let mut sink = ClientSink::new(client);
         let started =
             |cached_tokens| Output::Started(Started { slot: ollmlx_proto::SlotId(0), prompt_tokens: 9, cached_tokens });
         sink.begin(100);
@@ -598,13 +598,13 @@ mod tests {
     #[test]
     fn nothing_follows_the_terminal_item_and_a_gone_client_is_noticed() {
         let (client, mut heard) = mpsc::channel(4);
-        let mut sink = Sink::new(client);
+        let mut sink = ClientSink::new(client);
         sink.fail(Failure::new(FailureKind::WorkerDied, "first"));
         sink.fail(Failure::new(FailureKind::WorkerDied, "second"));
         assert!(matches!(heard.try_recv(), Ok(TicketItem::Failed(failure)) if failure.public == "first"));
         assert!(heard.try_recv().is_err());
         let (client, heard) = mpsc::channel(4);
-        let mut sink = Sink::new(client);
+        let mut sink = ClientSink::new(client);
         drop(heard);
         assert_eq!(sink.output(delta("a"), 1), Ok(()));
         assert!(sink.is_done());

@@ -1,4 +1,4 @@
-//! The local socket that workers dial: a private folder, a listener, and the first frame of whoever knocks.
+//! The local socket that workers dial: a private folder, a listener, and the first frame of whoever dials in.
 //!
 //! Only the same user gets as far as a hello, and a hello must come within its deadline. Whether the token is the
 //! right one is for the driver to say, which knows whom it started. A folder left behind by a killed supervisor is
@@ -24,14 +24,14 @@ use tracing::warn;
 /// Bytes of a socket's path, its closing zero included, on the strictest system (macOS).
 const PATH_BYTES_MAX: usize = 104;
 /// Strangers heard out at once.
-const KNOCKS_MAX: usize = 32;
+const HANDSHAKES_MAX: usize = 32;
 /// Folders looked at when sweeping.
 const SWEEP_MAX: usize = 256;
 const FOLDER_PREFIX: &str = "ollmlx-";
 const SOCKET_NAME: &str = "w.sock";
 
 /// Someone of our own user who said hello.
-pub struct Knock {
+pub struct IncomingHello {
     /// The connection.
     pub stream: Arc<Stream>,
     /// What came after the hello.
@@ -42,8 +42,8 @@ pub struct Knock {
     pub peer_pid: Option<u32>,
 }
 
-/// The open door. Dropping it removes the folder.
-pub struct Door {
+/// The open listener. Dropping it removes the folder.
+pub struct WorkerListener {
     listener: Listener,
     folder: Folder,
 }
@@ -57,7 +57,7 @@ impl Drop for Folder {
     }
 }
 
-impl Door {
+impl WorkerListener {
     /// Makes the folder and listens in it. Without a base the temporary folder is taken.
     ///
     /// # Errors
@@ -90,21 +90,21 @@ impl Door {
     }
 
     /// Lets in until the driver is gone.
-    pub async fn serve(self, knocks: mpsc::Sender<Knock>, hello_timeout_ms: u64) {
-        let room = Arc::new(Semaphore::new(KNOCKS_MAX));
+    pub async fn serve(self, hellos: mpsc::Sender<IncomingHello>, hello_timeout_ms: u64) {
+        let room = Arc::new(Semaphore::new(HANDSHAKES_MAX));
         let mut guests = JoinSet::new();
         loop {
             tokio::select! {
-                () = knocks.closed() => return,
+                () = hellos.closed() => return,
                 Some(_) = guests.join_next() => {}
                 accepted = self.listener.accept(), if room.available_permits() > 0 => match accepted {
                     Ok(stream) => {
-                        let (knocks, room) = (knocks.clone(), room.clone());
+                        let (hellos, room) = (hellos.clone(), room.clone());
                         guests.spawn(async move {
                             let _place = room.acquire_owned().await;
                             let patience = Duration::from_millis(hello_timeout_ms);
                             match tokio::time::timeout(patience, greet(stream)).await {
-                                Ok(Ok(knock)) => drop(knocks.send(knock).await),
+                                Ok(Ok(incoming)) => drop(hellos.send(incoming).await),
                                 Ok(Err(error)) => warn!(%error, "stranger at the worker socket dropped"),
                                 Err(_late) => warn!("stranger at the worker socket said nothing"),
                             }
@@ -120,7 +120,7 @@ impl Door {
     }
 }
 
-async fn greet(stream: Stream) -> io::Result<Knock> {
+async fn greet(stream: Stream) -> io::Result<IncomingHello> {
     let peer = stream.peer_creds()?;
     if peer.euid() != Some(nix::unistd::geteuid().as_raw()) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user"));
@@ -131,7 +131,7 @@ async fn greet(stream: Stream) -> io::Result<Knock> {
     loop {
         match decoder.next_message::<FromWorker>().map_err(io::Error::other)? {
             Some(FromWorker::Hello(hello)) => {
-                return Ok(Knock { stream: Arc::new(stream), decoder, hello, peer_pid });
+                return Ok(IncomingHello { stream: Arc::new(stream), decoder, hello, peer_pid });
             }
             Some(_) => return Err(io::Error::other("the first frame is not a hello")),
             None => {}
@@ -184,13 +184,13 @@ mod tests {
         let dead = base.path().join("ollmlx-1-0001");
         std::fs::create_dir(&dead).unwrap();
         drop(std::os::unix::net::UnixListener::bind(dead.join(SOCKET_NAME)).unwrap());
-        let door = Door::open(Some(base.path()), 7).unwrap();
+        let listener = WorkerListener::open(Some(base.path()), 7).unwrap();
         assert!(!dead.exists());
-        let folder = door.path().parent().unwrap().to_owned();
+        let folder = listener.path().parent().unwrap().to_owned();
         assert_eq!(std::fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
-        let other = Door::open(Some(base.path()), 8).unwrap();
+        let other = WorkerListener::open(Some(base.path()), 8).unwrap();
         assert!(folder.exists(), "a living one is left alone");
-        drop((door, other));
+        drop((listener, other));
         assert!(!folder.exists());
     }
 
@@ -199,9 +199,9 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let deep = base.path().join("deep".repeat(30));
         std::fs::create_dir(&deep).unwrap();
-        let door = Door::open(Some(&deep), 9).unwrap();
-        assert!(door.path().as_os_str().len() < PATH_BYTES_MAX, "{}", door.path().display());
-        std::os::unix::net::UnixStream::connect(door.path()).unwrap();
+        let listener = WorkerListener::open(Some(&deep), 9).unwrap();
+        assert!(listener.path().as_os_str().len() < PATH_BYTES_MAX, "{}", listener.path().display());
+        std::os::unix::net::UnixStream::connect(listener.path()).unwrap();
     }
 
     #[test]
@@ -215,9 +215,9 @@ mod tests {
     #[tokio::test]
     async fn s25_only_this_user_can_reach_the_socket() {
         let base = tempfile::tempdir().expect("a temporary folder");
-        let door = Door::open(Some(base.path()), 7).expect("the door opens");
+        let listener = WorkerListener::open(Some(base.path()), 7).expect("the listener opens");
         let mode = |path: &Path| std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
-        let socket = door.path();
+        let socket = listener.path();
         assert_eq!(mode(&socket), 0o600);
         assert_eq!(mode(socket.parent().expect("a folder")), 0o700);
     }

@@ -10,15 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ollmlx_proto::limits::{WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
+use ollmlx_proto::limits::{SERVICE_PULSE_MS_MIN, WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
 
-use super::output::tell;
 use super::service::Pulse;
 use crate::driver::Handle;
+use crate::os::stderr;
 
 const TICK: Duration = Duration::from_millis(WATCHDOG_TICK_MS);
 /// However impatient a service manager is.
-const TICK_MIN: Duration = Duration::from_millis(10);
+const TICK_MIN: Duration = Duration::from_millis(SERVICE_PULSE_MS_MIN);
 
 /// Signs of life, and how long there was none.
 #[derive(Debug, Default)]
@@ -36,11 +36,11 @@ impl Count {
     }
 }
 
-/// Watches this driver from now on.
+/// Watches this driver from now on. What it returns asks for signs of life and must run from now on: without, the process ends.
 ///
 /// # Errors
 /// The system has no thread for it.
-pub(super) fn watch(handle: Handle, mut pulse: Pulse) -> std::io::Result<()> {
+pub(super) fn watch(handle: Handle, mut pulse: Pulse) -> std::io::Result<impl Future<Output = ()> + Send> {
     let beats = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&beats);
     std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
@@ -50,14 +50,14 @@ pub(super) fn watch(handle: Handle, mut pulse: Pulse) -> std::io::Result<()> {
         while never.recv_timeout(TICK).is_err() {
             if count.is_stuck(seen.load(Ordering::Relaxed)) {
                 // Past the logger, which may be part of what stands still.
-                tell(format_args!(
+                stderr::tell(format_args!(
                     "ollmlx: the server has given no sign of life for {WATCHDOG_MISSED_MAX} s and is ended"
                 ));
                 std::process::abort();
             }
         }
     })?;
-    tokio::spawn(async move {
+    Ok(async move {
         let mut tick = tokio::time::interval(pulse.every().map_or(TICK, |every| every.clamp(TICK_MIN, TICK)));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -66,8 +66,7 @@ pub(super) fn watch(handle: Handle, mut pulse: Pulse) -> std::io::Result<()> {
             beats.fetch_add(1, Ordering::Relaxed);
             pulse.beat();
         }
-    });
-    Ok(())
+    })
 }
 
 #[cfg(test)]

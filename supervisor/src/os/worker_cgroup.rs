@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::cgroup::{Group, Kind};
+use super::cgroup::{Cgroup, CgroupVersion};
 
 /// Where the server itself stays.
 const SERVER_LEAF: &str = "ollmlx-server";
@@ -22,7 +22,7 @@ const SERVER_LEAF: &str = "ollmlx-server";
 const WORKER_PREFIX: &str = "ollmlx-worker-";
 
 /// Control files and folders.
-pub trait Tree: Debug + Send + Sync {
+pub trait CgroupTree: Debug + Send + Sync {
     /// The text of a file.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ fn named(error: &io::Error, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-impl Tree for SystemTree {
+impl CgroupTree for SystemTree {
     fn read(&self, file: &Path) -> io::Result<String> {
         std::fs::read_to_string(file).map_err(|error| named(&error, file))
     }
@@ -87,13 +87,13 @@ impl Tree for SystemTree {
 
 /// The group in which those of the workers are made.
 #[derive(Clone, Debug)]
-pub struct Nest {
-    tree: Arc<dyn Tree>,
+pub struct CgroupParent {
+    tree: Arc<dyn CgroupTree>,
     folder: PathBuf,
     owner: u32,
 }
 
-impl Nest {
+impl CgroupParent {
     /// In this process's own group.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl Nest {
         let none = || {
             io::Error::new(io::ErrorKind::Unsupported, "the server is in no control group of version 2 that it can see")
         };
-        let group = Group::own(Kind::V2).filter(|group| group.is_own).ok_or_else(none)?;
+        let group = Cgroup::own(CgroupVersion::V2).filter(|group| group.is_own).ok_or_else(none)?;
         let lives = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
         Self::open_in(Arc::new(SystemTree), &group.path, std::process::id(), lives)
     }
@@ -111,16 +111,16 @@ impl Nest {
     ///
     /// # Errors
     /// Why that can't be used.
-    pub fn open_in(tree: Arc<dyn Tree>, own: &Path, owner: u32, lives: impl Fn(u32) -> bool) -> io::Result<Self> {
+    pub fn open_in(tree: Arc<dyn CgroupTree>, own: &Path, owner: u32, lives: impl Fn(u32) -> bool) -> io::Result<Self> {
         // A server that was started by another one is in its leaf already.
         let folder = match (own.file_name(), own.parent()) {
             (Some(name), Some(parent)) if name == SERVER_LEAF => parent,
             _ => own,
         };
-        let nest = Self { tree, folder: folder.to_owned(), owner };
-        nest.give_memory_on(own)?;
-        nest.sweep(lives);
-        Ok(nest)
+        let parent = Self { tree, folder: folder.to_owned(), owner };
+        parent.give_memory_on(own)?;
+        parent.sweep(lives);
+        Ok(parent)
     }
 
     /// The group itself.
@@ -182,28 +182,28 @@ impl Nest {
     ///
     /// # Errors
     /// The system's.
-    pub fn cell(&self, number: u64, pid: u32, bytes_max: u64) -> io::Result<Cell> {
+    pub fn cgroup(&self, number: u64, pid: u32, bytes_max: u64) -> io::Result<WorkerCgroup> {
         let folder = self.folder.join(format!("{WORKER_PREFIX}{}-{number}", self.owner));
         self.tree.make(&folder)?;
-        let cell = Cell { tree: Arc::clone(&self.tree), folder };
-        cell.limit(bytes_max)?;
+        let cgroup = WorkerCgroup { tree: Arc::clone(&self.tree), folder };
+        cgroup.limit(bytes_max)?;
         // Its helpers go with it.
-        cell.tree.write(&cell.folder.join("memory.oom.group"), "1")?;
+        cgroup.tree.write(&cgroup.folder.join("memory.oom.group"), "1")?;
         // What it may not have in memory it must not have in a swap file either; kernels without one have no such file.
-        let _no_swap = cell.tree.write(&cell.folder.join("memory.swap.max"), "0");
-        cell.tree.write(&cell.folder.join("cgroup.procs"), &pid.to_string())?;
-        Ok(cell)
+        let _no_swap = cgroup.tree.write(&cgroup.folder.join("memory.swap.max"), "0");
+        cgroup.tree.write(&cgroup.folder.join("cgroup.procs"), &pid.to_string())?;
+        Ok(cgroup)
     }
 }
 
 /// One worker's group; removed when this is dropped, which must be after the process was reaped.
 #[derive(Debug)]
-pub struct Cell {
-    tree: Arc<dyn Tree>,
+pub struct WorkerCgroup {
+    tree: Arc<dyn CgroupTree>,
     folder: PathBuf,
 }
 
-impl Cell {
+impl WorkerCgroup {
     /// Sets its limit.
     ///
     /// # Errors
@@ -234,7 +234,7 @@ impl Cell {
     }
 }
 
-impl Drop for Cell {
+impl Drop for WorkerCgroup {
     fn drop(&mut self) {
         // What its processes left behind is ended; where that takes a moment, the next server sweeps the empty group.
         if self.tree.remove(&self.folder).is_err() {

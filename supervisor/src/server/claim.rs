@@ -1,7 +1,7 @@
 //! One server for one state folder: the second one says who is there and leaves, before it has touched anything.
 //!
 //! A file in the folder is locked for as long as the server lives. A successor gets the same lock from its predecessor (see
-//! [`super::upgrade`]), so that it is never free between the two.
+//! [`super::successor`]), so that it is never free between the two.
 //!
 //! Decision: where the folder can't be written to or its file system has no locks, the server starts with a warning.
 //! Rejected: to refuse, since reading models from a read-only home is fine, and so is one server on a network file system.
@@ -15,7 +15,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::error::CliError;
+use super::error::ServerError;
 use crate::config::Config;
 use crate::os::descriptor;
 use crate::os::lock::{Holder, Lock, Taking};
@@ -36,14 +36,14 @@ impl Claim {
     ///
     /// # Errors
     /// Another server has it, or the predecessor's lock did not arrive.
-    pub(super) fn stake(config: &Config, address: SocketAddr) -> Result<Self, CliError> {
+    pub(super) fn stake(config: &Config, address: SocketAddr) -> Result<Self, ServerError> {
         let now = rfc3339_utc(wall_now());
         let started = now.split_once('.').map_or(now.clone(), |(seconds, _)| format!("{seconds}Z"));
         let ours = Holder { pid: std::process::id(), started, address };
         if config.inherits_lock {
             let path = config.state_dir.join(FILE);
             let inherit = || Lock::adopt(descriptor::receive(io::stdout())?, &path);
-            let lock = inherit().map_err(|source| CliError::System { step: "take the lock over", source })?;
+            let lock = inherit().map_err(|source| ServerError::System { step: "take the lock over", source })?;
             if let Some(lock) = lock {
                 // The predecessor's name stays in it until we serve.
                 return Ok(Self { lock: Some(Arc::new(lock)), ours });
@@ -70,7 +70,7 @@ impl Claim {
 }
 
 /// The folder's lock; `None` where there can't be one.
-fn take(folder: &Path) -> Result<Option<Lock>, CliError> {
+fn take(folder: &Path) -> Result<Option<Lock>, ServerError> {
     match std::fs::create_dir_all(folder).and_then(|()| Lock::take(&folder.join(FILE))) {
         Ok(Taking::Ours(lock)) => Ok(Some(lock)),
         Ok(Taking::Theirs(holder)) => Err(occupied(folder, holder.as_ref())),
@@ -82,7 +82,7 @@ fn take(folder: &Path) -> Result<Option<Lock>, CliError> {
     }
 }
 
-fn occupied(folder: &Path, holder: Option<&Holder>) -> CliError {
+fn occupied(folder: &Path, holder: Option<&Holder>) -> ServerError {
     let (who, upgrade) = match holder {
         Some(Holder { pid, started, address }) => {
             let near = near(*address);
@@ -90,7 +90,7 @@ fn occupied(folder: &Path, holder: Option<&Holder>) -> CliError {
         }
         None => ("it has not said which process it is".to_owned(), "ollmlx upgrade".to_owned()),
     };
-    CliError::Occupied { folder: folder.display().to_string(), who, upgrade }
+    ServerError::Occupied { folder: folder.display().to_string(), who, upgrade }
 }
 
 /// Where a server that listens at this address is found from here.
@@ -125,7 +125,7 @@ mod tests {
         let config = config(&folder.path().join("not/yet/there"));
         let first = Claim::stake(&config, address()).unwrap();
         let error = Claim::stake(&config, address()).unwrap_err();
-        assert_eq!(error.exit_status(), 1, "it may be free later");
+        assert!(!error.is_of_settings(), "it may be free later");
         let text = error.to_string();
         for part in [
             &format!("process {} at 127.0.0.1:4321, since 2", std::process::id()),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use harness::cgroups::FakeTree;
 use harness::script::{Misfortune, Script};
 use ollmlx_proto::limits;
-use ollmlx_supervisor::os::nest::Nest;
+use ollmlx_supervisor::os::worker_cgroup::CgroupParent;
 use ollmlx_supervisor::types::{Cause, Fate, LoadPlan};
 
 use crate::house::{Answer, House, endless, first_delta};
@@ -16,19 +16,19 @@ use crate::house::{Answer, House, endless, first_delta};
 const NOBODY: u32 = 0x7fff_ff00;
 const OWN: u32 = NOBODY + 1;
 
-fn nest(tree: &Arc<FakeTree>, own: &Path) -> std::io::Result<Nest> {
+fn cgroup_parent(tree: &Arc<FakeTree>, own: &Path) -> std::io::Result<CgroupParent> {
     let tree: Arc<FakeTree> = Arc::clone(tree);
-    Nest::open_in(tree, own, OWN, |pid| pid == 1)
+    CgroupParent::open_in(tree, own, OWN, |pid| pid == 1)
 }
 
 #[test]
 fn the_server_moves_into_a_leaf_and_workers_get_groups_beside_it() {
     let root = tempfile::tempdir().unwrap();
     let tree = Arc::new(FakeTree::new(root.path(), "cpu memory", &[OWN]));
-    let nest = nest(&tree, root.path()).unwrap();
+    let parent = cgroup_parent(&tree, root.path()).unwrap();
     assert!(tree.processes(root.path()).is_empty());
     assert_eq!(tree.processes(&root.path().join("ollmlx-server")), [OWN]);
-    let cell = nest.cell(3, NOBODY, 5_000_000).unwrap();
+    let cgroup = parent.cgroup(3, NOBODY, 5_000_000).unwrap();
     let folder = root.path().join(format!("ollmlx-worker-{OWN}-3"));
     let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
     assert_eq!(
@@ -37,10 +37,10 @@ fn the_server_moves_into_a_leaf_and_workers_get_groups_beside_it() {
     );
     std::fs::write(folder.join("memory.current"), "1000\n").unwrap();
     std::fs::write(folder.join("memory.stat"), "anon 300\nfile 600\nfile_mapped 250\nshmem 10\n").unwrap();
-    assert_eq!(cell.measured(), Some(650), "cached files that nobody maps are nobody's");
-    cell.limit(6_000_000).unwrap();
+    assert_eq!(cgroup.measured(), Some(650), "cached files that nobody maps are nobody's");
+    cgroup.limit(6_000_000).unwrap();
     assert_eq!(read("memory.max"), "6000000");
-    drop(cell);
+    drop(cgroup);
     assert!(!folder.exists());
 }
 
@@ -48,8 +48,8 @@ fn the_server_moves_into_a_leaf_and_workers_get_groups_beside_it() {
 fn a_successor_finds_itself_in_the_leaf() {
     let root = tempfile::tempdir().unwrap();
     let tree = Arc::new(FakeTree::new(root.path(), "memory", &[OWN]));
-    nest(&tree, root.path()).unwrap();
-    let again = nest(&tree, &root.path().join("ollmlx-server")).unwrap();
+    cgroup_parent(&tree, root.path()).unwrap();
+    let again = cgroup_parent(&tree, &root.path().join("ollmlx-server")).unwrap();
     assert_eq!(again.folder(), root.path());
 }
 
@@ -57,12 +57,12 @@ fn a_successor_finds_itself_in_the_leaf() {
 fn a_group_that_is_not_handed_over_is_left_as_it_was() {
     let root = tempfile::tempdir().unwrap();
     let tree = Arc::new(FakeTree::new(root.path(), "cpu hugetlb", &[OWN]));
-    assert!(nest(&tree, root.path()).unwrap_err().to_string().contains("memory controller"));
+    assert!(cgroup_parent(&tree, root.path()).unwrap_err().to_string().contains("memory controller"));
     assert_eq!(tree.processes(root.path()), [OWN]);
     // A shell in the same session can't be moved.
     let root = tempfile::tempdir().unwrap();
     let tree = Arc::new(FakeTree::new(root.path(), "memory", &[1, OWN]));
-    assert!(nest(&tree, root.path()).is_err());
+    assert!(cgroup_parent(&tree, root.path()).is_err());
     assert_eq!(tree.processes(root.path()), [1, OWN]);
     assert!(!root.path().join("ollmlx-server").exists());
 }
@@ -74,21 +74,21 @@ fn what_servers_that_are_gone_left_is_removed_and_what_others_have_stays() {
     let left = format!("ollmlx-worker-{NOBODY}-1");
     let names = [left.as_str(), "ollmlx-worker-1-1", "ollmlx-worker-x", "something"];
     for name in names {
-        ollmlx_supervisor::os::nest::Tree::make(&*tree, &root.path().join(name)).unwrap();
+        ollmlx_supervisor::os::worker_cgroup::CgroupTree::make(&*tree, &root.path().join(name)).unwrap();
     }
     std::fs::write(root.path().join(&left).join("cgroup.procs"), "1\n").unwrap();
-    nest(&tree, root.path()).unwrap();
+    cgroup_parent(&tree, root.path()).unwrap();
     assert_eq!(names.map(|name| root.path().join(name).exists()), [false, true, true, true]);
 }
 
 /// A house whose workers get pretend groups.
-async fn nested(root: &Path, events: &str) -> (House, Arc<FakeTree>) {
+async fn in_cgroups(root: &Path, events: &str) -> (House, Arc<FakeTree>) {
     let tree = Arc::new(FakeTree::new(root, "memory", &[]));
-    let nest = nest(&tree, root).unwrap();
+    let parent = cgroup_parent(&tree, root).unwrap();
     *tree.events.lock().unwrap() = events.to_owned();
     let house = House::open(|config| {
         config.scheduler.memory_limit = Some(8 << 30);
-        config.nest = Some(nest);
+        config.cgroup_parent = Some(parent);
     })
     .await;
     (house, tree)
@@ -97,8 +97,8 @@ async fn nested(root: &Path, events: &str) -> (House, Arc<FakeTree>) {
 #[tokio::test]
 async fn each_worker_lives_in_a_group_with_its_budget_and_the_group_goes_with_it() {
     let root = tempfile::tempdir().unwrap();
-    let (house, tree) = nested(root.path(), "oom_kill 0\n").await;
-    let plan = house.plan("nested", &endless());
+    let (house, tree) = in_cgroups(root.path(), "oom_kill 0\n").await;
+    let plan = house.plan("in_cgroups", &endless());
     // More than the fake worker takes.
     let plan = LoadPlan { memory: harness::plan(&plan.model, 1, 100 << 20).memory, ..plan };
     let mut ticket = house.ask(&plan).await;
@@ -107,7 +107,7 @@ async fn each_worker_lives_in_a_group_with_its_budget_and_the_group_goes_with_it
     let folder = tree.made.lock().unwrap().last().unwrap().clone();
     assert_eq!(tree.processes(&folder), [pid]);
     let limit: u64 = std::fs::read_to_string(folder.join("memory.max")).unwrap().parse().unwrap();
-    assert_eq!(limit, plan.memory.total() + limits::CELL_HEADROOM_BYTES_MIN);
+    assert_eq!(limit, plan.memory.total() + limits::CGROUP_HEADROOM_BYTES_MIN);
     drop(ticket);
     house.handle.unload(plan.model.id.clone()).await;
     house.until(|view| view.workers.is_empty()).await;
@@ -118,7 +118,7 @@ async fn each_worker_lives_in_a_group_with_its_budget_and_the_group_goes_with_it
 #[tokio::test]
 async fn a_model_s_own_limit_is_that_of_its_group_as_well() {
     let root = tempfile::tempdir().unwrap();
-    let (house, tree) = nested(root.path(), "oom_kill 0\n").await;
+    let (house, tree) = in_cgroups(root.path(), "oom_kill 0\n").await;
     let mut plan = house.plan("tight", &endless());
     plan.memory = harness::plan(&plan.model, 1, 100 << 20).memory;
     plan.terms.limit = Some(200_000_000);
@@ -137,7 +137,7 @@ async fn a_model_s_own_limit_is_that_of_its_group_as_well() {
 #[tokio::test]
 async fn a_kernel_that_takes_its_time_keeps_nobody_waiting_but_the_worker_that_moves() {
     let root = tempfile::tempdir().unwrap();
-    let (house, tree) = nested(root.path(), "oom_kill 0\n").await;
+    let (house, tree) = in_cgroups(root.path(), "oom_kill 0\n").await;
     let calm = house.plan("calm", &Script { tokens: 0, interval_ms: 1, ..Script::default() });
     let mut running = house.ask(&calm).await;
     first_delta(&mut running).await;
@@ -163,7 +163,7 @@ async fn a_worker_that_the_kernel_ends_for_its_memory_is_told_apart_and_its_clie
         [("low 0\noom 1\noom_kill 1\n", Cause::OutOfMemory), ("oom_kill 0\n", Cause::Signalled { signal: 9 })]
     {
         let root = tempfile::tempdir().unwrap();
-        let (house, _tree) = nested(root.path(), events).await;
+        let (house, _tree) = in_cgroups(root.path(), events).await;
         let script = Script { misfortune: Some((2, Misfortune::Kill)), unlucky_until: 1, ..Script::default() };
         let plan = house.plan("balloon", &script);
         assert_eq!(house.run(&plan).await.text, "01234");

@@ -13,65 +13,65 @@ use tracing::warn;
 
 use super::task::{Process, Task};
 use crate::catalog;
-use crate::os::nest::Cell;
+use crate::os::worker_cgroup::WorkerCgroup;
 use crate::types::LoadPlan;
 use crate::worker::Report;
 
 /// A worker's control group.
 #[derive(Debug, Default)]
-pub(super) enum Housing {
+pub(super) enum ProcessCgroup {
     /// It has none.
     #[default]
-    Nowhere,
+    Absent,
     /// It is being made; what the worker is told then.
     Making(Option<ToWorker>),
     /// It lives there.
-    In(Arc<Cell>),
+    Made(Arc<WorkerCgroup>),
 }
 
-impl Housing {
+impl ProcessCgroup {
     /// The group, once it is made.
-    pub(super) fn cell(&self) -> Option<&Arc<Cell>> {
+    pub(super) fn made(&self) -> Option<&Arc<WorkerCgroup>> {
         match self {
-            Self::In(cell) => Some(cell),
-            Self::Nowhere | Self::Making(_) => None,
+            Self::Made(cgroup) => Some(cgroup),
+            Self::Absent | Self::Making(_) => None,
         }
     }
 }
 
 /// What a control group may take for a budget: with headroom, since a plan is an estimate, but not more than the mark of
 /// this limit, everybody's or the model's own, at which its worker is killed.
-fn cell_max(budget_bytes: u64, limit: u64) -> u64 {
-    let headroom = (budget_bytes / 100).saturating_mul(limits::CELL_HEADROOM_PERCENT);
+fn cgroup_bytes_max(budget_bytes: u64, limit: u64) -> u64 {
+    let headroom = (budget_bytes / 100).saturating_mul(limits::CGROUP_HEADROOM_PERCENT);
     let [_, _, _, _, [kill_permille, _]] = limits::MEMORY_MARKS_PERMILLE;
     let hard = limit.saturating_add((limit / 1_000).saturating_mul(kill_permille.saturating_sub(1_000)));
-    budget_bytes.saturating_add(headroom.max(limits::CELL_HEADROOM_BYTES_MIN)).min(hard)
+    budget_bytes.saturating_add(headroom.max(limits::CGROUP_HEADROOM_BYTES_MIN)).min(hard)
 }
 
 impl Task {
-    /// Begins to make a group for a process that was just started. Answered with [`Report::Housed`]. The process id is used
+    /// Begins to make a group for a process that was just started. Answered with [`Report::CgroupMade`]. The process id is used
     /// until the receiver hears an end.
-    pub(super) fn house(
+    pub(super) fn make_cgroup(
         &mut self,
         worker: &WorkerId,
         pid: u32,
         bytes: u64,
         limit: Option<u64>,
-    ) -> (Housing, oneshot::Receiver<()>) {
+    ) -> (ProcessCgroup, oneshot::Receiver<()>) {
         let (using, unused) = oneshot::channel();
-        let (Some(limit), Some(nest)) = (limit, self.config.nest.clone()) else {
-            return (Housing::Nowhere, unused);
+        let (Some(limit), Some(parent)) = (limit, self.config.cgroup_parent.clone()) else {
+            return (ProcessCgroup::Absent, unused);
         };
-        self.cells += 1;
-        let (number, bytes_max) = (self.cells, cell_max(bytes, limit));
+        self.cgroups += 1;
+        let (number, bytes_max) = (self.cgroups, cgroup_bytes_max(bytes, limit));
         let (worker, reports) = (worker.clone(), self.reports_in.clone());
         self.tasks.spawn_blocking(move || {
-            let made = nest.cell(number, pid, bytes_max);
+            let made = parent.cgroup(number, pid, bytes_max);
             drop(using);
             // Without a driver nobody needs it, and it goes with the report.
-            let _driver_gone = reports.blocking_send((worker, Report::Housed(made)));
+            let _driver_gone = reports.blocking_send((worker, Report::CgroupMade(made)));
         });
-        (Housing::Making(None), unused)
+        (ProcessCgroup::Making(None), unused)
     }
 
     /// Tells the worker to load what was planned. A model that is known by a path may have become another one since, which must
@@ -98,7 +98,7 @@ impl Task {
 
     /// Tells the worker to load, at once or when it is in its group.
     pub(super) fn load(&mut self, worker: &WorkerId, load: ToWorker) {
-        if let Some(Process { housing: Housing::Making(first), .. }) = self.processes.get_mut(worker) {
+        if let Some(Process { cgroup: ProcessCgroup::Making(first), .. }) = self.processes.get_mut(worker) {
             *first = Some(load);
         } else {
             self.send(worker, load);
@@ -106,33 +106,34 @@ impl Task {
     }
 
     /// The group is there, or could not be made.
-    pub(super) fn housed(&mut self, worker: &WorkerId, made: io::Result<Cell>) {
+    pub(super) fn cgroup_made(&mut self, worker: &WorkerId, made: io::Result<WorkerCgroup>) {
         let made = made.inspect_err(|error| warn!(%worker, %error, "a worker got no control group")).ok();
         let Some(process) = self.processes.get_mut(worker) else {
-            return self.vacate(made.map_or(Housing::Nowhere, |cell| Housing::In(Arc::new(cell))));
+            return self
+                .remove_cgroup(made.map_or(ProcessCgroup::Absent, |cgroup| ProcessCgroup::Made(Arc::new(cgroup))));
         };
-        let housing = made.map_or(Housing::Nowhere, |cell| Housing::In(Arc::new(cell)));
-        if let Housing::Making(Some(load)) = std::mem::replace(&mut process.housing, housing) {
+        let cgroup = made.map_or(ProcessCgroup::Absent, |cgroup| ProcessCgroup::Made(Arc::new(cgroup)));
+        if let ProcessCgroup::Making(Some(load)) = std::mem::replace(&mut process.cgroup, cgroup) {
             self.send(worker, load);
         }
     }
 
     /// A worker that is ready may take what it was found to need, and no longer whatever others leave free.
-    pub(super) fn widen(&mut self, worker: &WorkerId, bytes: u64) {
+    pub(super) fn widen_cgroup(&mut self, worker: &WorkerId, bytes: u64) {
         let Some(process) = self.processes.get(worker) else { return };
-        let (Some(limit), Some(cell)) = (process.limit, process.housing.cell().cloned()) else { return };
+        let (Some(limit), Some(cgroup)) = (process.limit, process.cgroup.made().cloned()) else { return };
         let worker = worker.clone();
         self.tasks.spawn_blocking(move || {
-            if let Err(error) = cell.limit(cell_max(bytes, limit)) {
+            if let Err(error) = cgroup.limit(cgroup_bytes_max(bytes, limit)) {
                 warn!(%worker, %error, "a worker's control group kept its limit");
             }
         });
     }
 
     /// Removes the group of a process that was reaped.
-    pub(super) fn vacate(&mut self, housing: Housing) {
-        if let Housing::In(cell) = housing {
-            self.tasks.spawn_blocking(move || drop(cell));
+    pub(super) fn remove_cgroup(&mut self, cgroup: ProcessCgroup) {
+        if let ProcessCgroup::Made(cgroup) = cgroup {
+            self.tasks.spawn_blocking(move || drop(cgroup));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a server that is replaced still holds of the memory, told to its successor.
 //!
-//! The line between the two over which the lock came and `ready` went (see [`super::upgrade`]) stays open afterwards: the old
+//! The line between the two over which the lock came and `ready` went (see [`super::successor`]) stays open afterwards: the old
 //! server writes `held BYTES` there whenever what it has set aside changes, and the end of the line is the end of the old
 //! server and of its workers. The new one has the limit less that. A successor of another make closes the line; a
 //! predecessor of another make closes it when it has heard `ready`, and then nothing is known to be held.
@@ -26,14 +26,15 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 
-use super::serve::Leaving;
+use super::leaving::Leaving;
 use crate::driver::Handle;
-use crate::types::Snapshot;
-use crate::types::WorkerView;
+use crate::types::{Snapshot, WorkerView};
 
 /// All there is.
 pub(super) const EVERYTHING: u64 = u64::MAX;
 
+/// What a successor says on the line once it serves.
+pub(super) const READY: &str = "ready\n";
 const WORD: &str = "held ";
 /// The time of an old server, and of one that it had replaced itself.
 const PREDECESSOR_MAX: Duration = Duration::from_millis(2 * UPGRADE_DRAIN_MS);
