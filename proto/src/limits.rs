@@ -115,6 +115,12 @@ pub const LEAK_BYTES_MIN: u64 = 256 << 20;
 /// And at least this part of it, in percent.
 pub const LEAK_PERCENT: u64 = 25;
 
+// --- the record of what was decided ---
+/// Events that the driver remembers: an hour and more of a few models at work, some days of idle ones.
+pub const RECORD_EVENTS_MAX: usize = 65_536;
+/// And bytes of them, as lines.
+pub const RECORD_BYTES_MAX: usize = 16 << 20;
+
 // --- the life of the server ---
 /// Between two looks of the watchdog.
 pub const WATCHDOG_TICK_MS: u64 = 1_000;
@@ -160,6 +166,20 @@ pub const KILL_TIMEOUT_MS: u64 = 10_000;
 pub const UPGRADE_READY_MS: u64 = 30_000;
 /// Bytes of what one that does not serve says in its place.
 pub const LAST_WORDS_BYTES_MAX: u64 = 1_024;
+/// After the end of a process, its last frames and its last words are waited for this long.
+pub const LAST_WORDS_MS: u64 = 1_000;
+/// When everything has ended, clients that have yet to hear theirs get this long.
+pub const FLUSH_MS: u64 = 5_000;
+/// After the system refused a worker's connection, until the next try.
+pub const ACCEPT_RETRY_MS: u64 = 50;
+/// A private server of `ollmlx chaos` must answer within this.
+pub const CHAOS_START_MS: u64 = 10_000;
+/// And be gone within this.
+pub const CHAOS_STOP_MS: u64 = 20_000;
+/// And tell of a death that is expected within this, the model's load included.
+pub const CHAOS_DEATH_MS: u64 = 120_000;
+/// Between two looks of `ollmlx chaos`.
+pub const CHAOS_POLL_MS: u64 = 10;
 /// Between two looks of `ollmlx upgrade` at which server answers.
 pub const UPGRADE_POLL_MS: u64 = 100;
 /// After a successor has taken over, running requests of the old server get this long.

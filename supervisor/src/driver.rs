@@ -7,6 +7,8 @@
 //! | `effects` | from effects to the world |
 //! | `cgroups` | control groups, whose files may keep one waiting |
 //! | `requests` | the way of a request between client, driver and links |
+//! | `record`, `record_line` | the last events and decisions, and how they are replayed |
+//! | `identity` | which work two requests ask for, without the work |
 //!
 //! The driver never waits for a client, a worker or a disk: it only receives, and what it sends has a reserved place.
 //! Every queue is bounded: commands, reports, hellos, one place per ticket for the news that it was dropped.
@@ -17,7 +19,10 @@
 mod cgroups;
 mod effects;
 mod handle;
+mod identity;
 mod oom;
+pub mod record;
+mod record_line;
 mod requests;
 mod task;
 
@@ -29,6 +34,7 @@ use tokio::task::JoinHandle;
 
 pub use crate::types::TicketItem;
 pub use handle::{Handle, Ticket, deadline_passed};
+pub use record::Record;
 
 use crate::os::worker_cgroup::CgroupParent;
 use crate::os::{clock::Clock, rng};
@@ -36,6 +42,8 @@ use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::types::Mono;
 use crate::worker::link::LinkConfig;
 use crate::worker::socket::WorkerListener;
+use identity::Salt;
+use record::Recorder;
 
 /// What the driver needs to know.
 #[derive(Clone, Debug)]
@@ -104,7 +112,9 @@ pub async fn start(config: DriverConfig) -> io::Result<(Handle, Driver)> {
     let clock = Clock::start();
     let scheduler = Scheduler::new(config.scheduler.clone(), seed);
     // Limits and the like are known before anything happens.
-    let (handle, inbox) = handle::pair(clock, scheduler.snapshot(Mono(clock.now_ns())));
-    let task = tokio::spawn(task::Task::new(config, clock, scheduler, listener.path(), inbox).run(listener));
+    let (handle, inbox) = handle::pair(clock, scheduler.snapshot(Mono(clock.now_ns())), Salt(rng::seed()?));
+    let recorder = Recorder::new(config.scheduler.clone(), seed);
+    let task = task::Task::new(config, clock, (scheduler, recorder), listener.path(), inbox);
+    let task = tokio::spawn(task.run(listener));
     Ok((handle, Driver { task }))
 }

@@ -5,7 +5,8 @@
 //! A client's request crosses the rooms below from left to right. What is *decided* is decided in one pure value,
 //! [`scheduler::Scheduler`]; what is *done* is done by one task, [`driver`], which carries out the effects that the
 //! scheduler returns and turns the world back into events. Tokens never visit the scheduler: once a request is granted,
-//! the [`worker`] link hands the model's words straight to the caller's ticket.
+//! the [`worker`] link hands the model's words straight to the caller's ticket. [`server`] puts the rooms together;
+//! [`cli`] is the command, which talks to a server over HTTP like any client.
 //!
 //! ```text
 //!  client ── http::listener ── http::route ── dialect::*::request ── catalog::resolve ─┐
@@ -25,8 +26,8 @@
 //! checked, by the rules in `tests/shape/src/rules.rs` and by lints.
 //!
 //! - No lock guards the life of a worker: only [`driver`] owns a [`scheduler::Scheduler`].
-//! - The scheduler has no clock, no process, no task and no randomness of its own: time is an argument, luck is a seed. A
-//!   log of `(Mono, Event)` replays a decision.
+//! - The scheduler has no clock, no process, no task and no randomness of its own: time is an argument, luck is a seed. The
+//!   log of `(Mono, Event)` that the driver keeps replays a decision, see [`driver::record`].
 //! - No code here opens a model file. Weights, tokenizer, template and metadata are read by a worker, where a crash
 //!   is cheap; [`catalog`] asks a worker's inspect mode for the facts.
 //! - No dialect knows another one, and workers know none: [`dialect`] translates into the vocabulary of

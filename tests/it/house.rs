@@ -2,6 +2,7 @@
 //! hears.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use harness::script::Script;
@@ -55,9 +56,9 @@ impl House {
     }
 
     /// Waits for a view that is like this.
-    pub(crate) async fn until(&self, like: impl FnMut(&Snapshot) -> bool) -> Snapshot {
+    pub(crate) async fn until(&self, mut like: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
         let mut snapshots = self.handle.snapshots();
-        let view = tokio::time::timeout(PATIENCE, snapshots.wait_for(like)).await;
+        let view = tokio::time::timeout(PATIENCE, snapshots.wait_for(|view| like(view))).await;
         view.expect("the view comes").unwrap().clone()
     }
 

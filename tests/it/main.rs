@@ -16,6 +16,7 @@ mod orphan;
 mod own_limit;
 mod process;
 mod relief;
+mod replay;
 mod resume;
 mod room;
 mod rows;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
@@ -49,7 +50,7 @@ pub enum Subcommands {
     /// Say whether a model fits into memory, before it is loaded (exit status 1: it doesn't, 2: it can't be told)
     Fit(FitArgs),
     /// Tell why a model's processes died, and what comes next
-    Why(Inspect),
+    Why(WhyArgs),
     /// Show what a model's processes printed
     Logs(LogsArgs),
     /// Give a model a new process, once what it runs has ended
@@ -246,7 +247,24 @@ pub struct FitArgs {
     pub json: bool,
 }
 
-/// `why` and `restart`.
+/// `why`.
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// Model name; not needed with --record
+    #[arg(value_name = "MODEL")]
+    pub names: Vec<String>,
+    /// Print the server's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write the server's last events and decisions, of all models and without prompts or outputs, into a new file
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Write that file in the place of one that is there
+    #[arg(long, requires = "record")]
+    pub force: bool,
+}
+
+/// `restart`.
 #[derive(Debug, Args)]
 pub struct Inspect {
     /// Model name

@@ -1,18 +1,19 @@
 //! `ollmlx chaos`: commits every fault of `OLLMLX_FAULT` against this installation and says what became of it.
 //!
-//! For each fault a private server is started (see [`guest`]), asked a real streamed question, and watched: the death
+//! For each fault a private server is started (see [`private_server`]), asked a real streamed question, and watched: the death
 //! must be told, the answer must be what it would have been. Neither the user's server nor the store is touched.
 
 mod catalogue;
-mod guest;
+mod private_server;
 
 use std::time::Duration;
 
+use ollmlx_proto::limits;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use self::catalogue::{DEADLY, Expected, Trial};
-use self::guest::Guest;
+use self::private_server::PrivateServer;
 use super::args::ChaosArgs;
 use super::client::Client;
 use super::error::CliError;
@@ -27,9 +28,9 @@ use crate::os::stderr::tell;
 const TOKENS: u32 = 32;
 const QUESTION: &str = "Tell me a story about a ship.";
 /// A death that is expected is told within this, the model's load included.
-const DEATH_TIMEOUT: Duration = Duration::from_secs(120);
+const DEATH_TIMEOUT: Duration = Duration::from_millis(limits::CHAOS_DEATH_MS);
 /// Between two looks for it.
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(limits::CHAOS_POLL_MS);
 
 /// What a client heard.
 #[derive(Debug, Default)]
@@ -60,7 +61,7 @@ pub async fn run(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
     let mut signals = Signals::new().map_err(|source| CliError::System { step: "listen to signals", source })?;
     tokio::select! {
         done = tried(config, args) => done,
-        // The private server is killed as its guest is dropped, and its folder goes.
+        // The private server is killed as it is dropped, and its folder goes.
         _ = signals.asked() => Err(CliError::Usage("interrupted; no table".to_owned())),
     }
 }
@@ -70,18 +71,18 @@ async fn tried(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
     let asked = words.next();
     let faults: Vec<String> = words.collect();
     catalogue::chosen(catalogue::all(0), &faults)?;
-    let calm_house = Guest::start(config, "", &[]).await?;
+    let calm_server = PrivateServer::start(config, "", &[]).await?;
     let model = match asked {
         Some(word) => model_path::absolute(&word).unwrap_or(word),
-        None => first_model(&calm_house.client).await?,
+        None => first_model(&calm_server.client).await?,
     };
     let clock = Clock::start();
-    let calm = ask(&calm_house.client, &model, QUESTION, clock).await;
+    let calm = ask(&calm_server.client, &model, QUESTION, clock).await;
     if let Some(error) = calm.error {
         return Err(CliError::Usage(format!("{model} does not answer without a fault: {error}")));
     }
-    let model_bytes = resident_bytes(&calm_house.client).await?;
-    calm_house.stop().await;
+    let model_bytes = resident_bytes(&calm_server.client).await?;
+    calm_server.stop().await;
     let mut outcomes = Vec::new();
     for trial in catalogue::chosen(catalogue::all(model_bytes), &faults)? {
         if !args.json {
@@ -115,8 +116,8 @@ async fn resident_bytes(client: &Client) -> Result<u64, CliError> {
 }
 
 async fn attempt(config: &Config, model: &str, calm: &str, trial: Trial, clock: Clock) -> Result<Outcome, CliError> {
-    let guest = Guest::start(config, &trial.fault, &trial.settings).await?;
-    let client = &guest.client;
+    let server = PrivateServer::start(config, &trial.fault, &trial.settings).await?;
+    let client = &server.client;
     let question = if trial.expected == Expected::Refused { DEADLY } else { QUESTION };
     let asking = ask(client, model, question, clock);
     let (heard, seen_ns) = match trial.death {
@@ -138,7 +139,7 @@ async fn attempt(config: &Config, model: &str, calm: &str, trial: Trial, clock: 
         outcome.seen += if answered { ", the next one answered" } else { ", the next one NOT answered" };
         outcome.lost += u32::from(!answered);
     }
-    guest.stop().await;
+    server.stop().await;
     Ok(outcome)
 }
 

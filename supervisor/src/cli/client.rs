@@ -98,6 +98,14 @@ impl Client {
         self.send(Method::GET, path, None, empty()).await?.ok().await?.json().await
     }
 
+    /// `GET`, bytes out.
+    ///
+    /// # Errors
+    /// No server, a refusal, or an answer without an end.
+    pub async fn download(&self, path: &str) -> Result<Bytes, CliError> {
+        self.send(Method::GET, path, None, empty()).await?.ok().await?.bytes().await
+    }
+
     /// `POST`, JSON in and out.
     ///
     /// # Errors

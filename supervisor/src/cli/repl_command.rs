@@ -114,8 +114,14 @@ fn parse_set(rest: &str) -> ReplCommand {
 /// What `/?` prints.
 pub(super) fn help(topic: &str) -> &'static str {
     match topic.trim_start_matches('/') {
-        "set" => {
-            "Available Commands:
+        "set" => SET_HELP,
+        "show" => SHOW_HELP,
+        "shortcut" | "shortcuts" => SHORTCUTS,
+        _ => HELP,
+    }
+}
+
+const SET_HELP: &str = "Available Commands:
   /set parameter ...     Set a parameter
   /set system <string>   Set system message
   /set history           Enable history
@@ -129,10 +135,9 @@ pub(super) fn help(topic: &str) -> &'static str {
   /set think             Enable thinking
   /set nothink           Disable thinking
 
-"
-        }
-        "show" => {
-            "Available Commands:
+";
+
+const SHOW_HELP: &str = "Available Commands:
   /show info         Show details for this model
   /show license      Show model license
   /show modelfile    Show Modelfile for this model
@@ -140,12 +145,11 @@ pub(super) fn help(topic: &str) -> &'static str {
   /show system       Show system message
   /show template     Show prompt template
 
-"
-        }
-        "shortcut" | "shortcuts" => {
-            "Available keyboard shortcuts:
+";
+
+const SHORTCUTS: &str = "Available keyboard shortcuts:
   Ctrl + a            Move to the beginning of the line (Home)
-  Ctrl + e            Move to the end of the line (AnswerEnd)
+  Ctrl + e            Move to the end of the line (End)
    Alt + b            Move back (left) one word
    Alt + f            Move forward (right) one word
   Ctrl + k            Delete the sentence after the cursor
@@ -156,10 +160,9 @@ pub(super) fn help(topic: &str) -> &'static str {
   Ctrl + c            Stop the model from responding
   Ctrl + d            Exit ollmlx (/bye)
 
-"
-        }
-        _ => {
-            "Available Commands:
+";
+
+const HELP: &str = "Available Commands:
   /set            Set session variables
   /show           Show model information
   /load <model>   Load a session or model
@@ -172,10 +175,7 @@ pub(super) fn help(topic: &str) -> &'static str {
 
 Use \"\"\" to begin a multi-line message.
 
-"
-        }
-    }
-}
+";
 
 /// Collects lines between `"""` marks.
 #[derive(Debug, Default)]

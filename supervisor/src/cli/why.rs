@@ -1,28 +1,52 @@
-//! `ollmlx why`: what happened to a model's processes, in ten lines.
+//! `ollmlx why`: what happened to a model's processes, in ten lines; with `--record` also all that the server was told and
+//! decided, in a file that can be replayed.
+
+use std::io::ErrorKind;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::args::{Inspect, exactly};
+use super::args::{WhyArgs, at_most_one, exactly};
 use super::client::Client;
 use super::error::CliError;
 use super::output::{print, print_json, text_of};
 use super::{human, model_path};
+use crate::os::private_file;
 
 /// Deaths before the last one that get a line.
 const EARLIER_MAX: usize = 2;
 /// Lines of the last death's log.
 const LOG_LINES_MAX: usize = 2;
 
-/// Prints the story.
+/// Writes the record where one is asked for, and prints the story of the model that is named.
 ///
 /// # Errors
-/// No server, or its refusal.
-pub async fn run(client: &Client, args: Inspect) -> Result<(), CliError> {
-    let [name] = exactly(args.names)?;
+/// No server, its refusal, or a file that is there already or can't be written.
+pub async fn run(client: &Client, args: WhyArgs) -> Result<(), CliError> {
+    let names = if let Some(path) = &args.record {
+        client.heartbeat().await?;
+        record(client, path, args.force).await?;
+        let Some(name) = at_most_one(args.names)? else { return Ok(()) };
+        vec![name]
+    } else {
+        args.names
+    };
+    let [name] = exactly(names)?;
     client.heartbeat().await?;
     let model = model_path::absolute(&name).unwrap_or(name);
     let answer = client.post("/api/ollmlx/why", &json!({"model": model})).await?;
     if args.json { print_json(&answer) } else { print(&story(&answer)) }
+}
+
+async fn record(client: &Client, path: &Path, force: bool) -> Result<(), CliError> {
+    let text = client.download("/api/ollmlx/record").await?;
+    let written = if force { private_file::replace(path, &text) } else { private_file::create(path, &text) };
+    written.map_err(|source| match source.kind() {
+        ErrorKind::AlreadyExists => {
+            CliError::Usage(format!("{} exists; name another file, or use --force", path.display()))
+        }
+        _ => CliError::File { path: path.display().to_string(), source },
+    })
 }
 
 fn array<'a>(value: &'a Value, key: &str) -> &'a [Value] {

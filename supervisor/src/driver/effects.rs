@@ -20,7 +20,7 @@ pub(super) fn unsendable() -> Failure {
     Failure::new(FailureKind::InvalidRequest, "the request is too large")
 }
 
-/// One line per step of the memory ladder.
+/// One line per step of memory pressure.
 fn relief(from: Step, to: Step, measured_bytes: u64, limit_bytes: Option<u64>) {
     let (state_from, state_to) = (from.name(), to.name());
     if to > from {

@@ -10,10 +10,12 @@ use std::time::SystemTime;
 use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, limits};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
+use super::identity::{Identity, Salt};
+use super::record::Record;
 use crate::os::clock::Clock;
-use crate::types::TicketItem;
-use crate::types::{Job, KeepAlive, LoadPlan, Mono, Snapshot};
+use crate::types::{Job, KeepAlive, LoadPlan, Mono, Snapshot, TicketItem};
 use crate::worker::log_book::LogBook;
 
 /// What handles tell the driver.
@@ -24,6 +26,8 @@ pub(super) enum DriverCommand {
         plan: Box<LoadPlan>,
         keep_alive: Option<KeepAlive>,
         client: mpsc::Sender<TicketItem>,
+        /// For the record; `None` for what is no request.
+        identity: Option<Identity>,
     },
     Unload(ModelId),
     Pardon(ModelId),
@@ -33,15 +37,16 @@ pub(super) enum DriverCommand {
     Shutdown {
         forced: bool,
     },
-    /// Answered at once.
+    /// Answered at once, as the next.
     Ping(oneshot::Sender<()>),
+    Record(oneshot::Sender<Record>),
 }
 
 /// The driver's end.
 pub(super) struct Inbox {
     pub(super) commands: mpsc::Receiver<DriverCommand>,
     pub(super) dropped: mpsc::Receiver<RequestId>,
-    pub(super) snapshots: watch::Sender<Snapshot>,
+    pub(super) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(super) finished: watch::Sender<bool>,
     pub(super) logs: watch::Sender<LogBook>,
 }
@@ -52,10 +57,12 @@ pub struct Handle {
     commands: mpsc::Sender<DriverCommand>,
     /// Each ticket reserves its place in this queue, so that its end is never lost and its `drop` never waits.
     dropped: mpsc::Sender<RequestId>,
-    snapshots: watch::Receiver<Snapshot>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
     finished: watch::Receiver<bool>,
     logs: watch::Receiver<LogBook>,
     clock: Clock,
+    /// Of the identities of requests.
+    salt: Salt,
     next_request: Arc<AtomicU64>,
 }
 
@@ -66,10 +73,10 @@ impl std::fmt::Debug for DriverCommand {
     }
 }
 
-pub(super) fn pair(clock: Clock, first: Snapshot) -> (Handle, Inbox) {
+pub(super) fn pair(clock: Clock, first: Snapshot, salt: Salt) -> (Handle, Inbox) {
     let (commands_in, commands) = mpsc::channel(limits::DRIVER_QUEUE_LEN_MAX);
     let (dropped_in, dropped) = mpsc::channel(limits::TICKETS_MAX);
-    let (snapshots, snapshots_out) = watch::channel(first);
+    let (snapshots, snapshots_out) = watch::channel(Arc::new(first));
     let (finished, finished_out) = watch::channel(false);
     let (logs, logs_out) = watch::channel(LogBook::new());
     let handle = Handle {
@@ -79,6 +86,7 @@ pub(super) fn pair(clock: Clock, first: Snapshot) -> (Handle, Inbox) {
         finished: finished_out,
         logs: logs_out,
         clock,
+        salt,
         next_request: Arc::new(AtomicU64::new(1)),
     };
     (handle, Inbox { commands, dropped, snapshots, finished, logs })
@@ -92,6 +100,11 @@ impl Handle {
         if let Job::Run(run) = &mut job {
             run.id = request;
         }
+        // Here, where a long prompt keeps nobody else waiting.
+        let identity = match &job {
+            Job::Run(run) => Some(Identity::of(run, self.salt)),
+            Job::Load => None,
+        };
         let (client, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
         let dropped = match self.dropped.clone().try_reserve_owned() {
             Ok(place) => Some(Dropped::ClientPlace(place)),
@@ -105,7 +118,7 @@ impl Handle {
             Err(TrySendError::Closed(_)) => None,
         };
         let ticket = Ticket { request, items, dropped, ended: false, deadline: None };
-        let submit = DriverCommand::Submit { request, job, plan: Box::new(plan), keep_alive, client };
+        let submit = DriverCommand::Submit { request, job, plan: Box::new(plan), keep_alive, client, identity };
         let _driver_gone = self.commands.send(submit).await;
         ticket
     }
@@ -143,15 +156,22 @@ impl Handle {
         let _driver_gone = answered.await;
     }
 
-    /// The latest view, lock-free.
+    /// The last events and what was decided; `None` where the driver is gone.
+    pub async fn record(&self) -> Option<Record> {
+        let (answer, answered) = oneshot::channel();
+        let _driver_gone = self.commands.send(DriverCommand::Record(answer)).await;
+        answered.await.ok()
+    }
+
+    /// The latest view, shared with all who look. Whoever hears of a failure finds the state here that it came from.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        self.snapshots.borrow().clone()
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
     }
 
     /// The views as they change.
     #[must_use]
-    pub fn snapshots(&self) -> watch::Receiver<Snapshot> {
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
     }
 
@@ -198,11 +218,11 @@ enum Dropped {
     /// By being told.
     ClientPlace(mpsc::OwnedPermit<RequestId>),
     /// By a task that waits for the end of this, or for the request's own deadline.
-    #[expect(dead_code, reason = "it is only dropped")]
-    Timed(oneshot::Sender<()>),
+    #[expect(dead_code, reason = "they are only held: the end of the first is the end of the second")]
+    Timed(oneshot::Sender<()>, JoinHandle<()>),
 }
 
-/// A request in the house. Dropping it cancels the request.
+/// A request that the driver has. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct Ticket {
     request: RequestId,
@@ -222,11 +242,11 @@ impl Ticket {
         {
             let (ticket, gone) = oneshot::channel::<()>();
             let request = self.request;
-            self.dropped = Some(Dropped::Timed(ticket));
-            tokio::spawn(async move {
+            let waiting = tokio::spawn(async move {
                 let _either = tokio::time::timeout_at(deadline, gone).await;
                 place.send(request);
             });
+            self.dropped = Some(Dropped::Timed(ticket, waiting));
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ollmlx_proto::{Failure, MemoryReport, Request, RequestId, ToWorker, WorkerId, limits, version};
+use ollmlx_proto::{Failure, MemoryReport, Ready, Request, RequestId, ToWorker, WorkerId, limits, version};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -14,7 +14,9 @@ use tracing::{debug, info, warn};
 use super::DriverConfig;
 use super::cgroups::ProcessCgroup;
 use super::handle::{DriverCommand, Inbox};
+use super::identity::Identity;
 use super::oom::OomKills;
+use super::record::Recorder;
 use crate::os::clock::Clock;
 use crate::os::process::Exit;
 use crate::os::{memory, process};
@@ -29,10 +31,10 @@ use crate::worker::{Report, Reported};
 
 /// Reports taken before a deadline that has come is looked at: neither starves the other.
 const REPORTS_IN_A_ROW_MAX: u32 = 256;
+/// Events that one snapshot may stand for, where they come faster than it is made.
+const SNAPSHOT_EVENTS_MAX: u32 = 64;
 /// What the kernel ends a process with that takes too much memory.
 const KILL: i32 = 9;
-/// At the end: how long clients may take to hear theirs.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Hellos waiting for the driver.
 const HELLOS_LEN_MAX: usize = 64;
 
@@ -70,6 +72,8 @@ pub(super) struct KnownRequest {
     pub(super) arrived: Mono,
     /// The first time.
     pub(super) granted: Option<Mono>,
+    /// For the record.
+    identity: Option<Identity>,
     /// The last one.
     pub(super) worker: Option<WorkerId>,
 }
@@ -97,6 +101,7 @@ pub(super) struct Task {
     pub(super) config: DriverConfig,
     pub(super) clock: Clock,
     pub(super) scheduler: Scheduler,
+    recorder: Recorder,
     pub(super) socket: PathBuf,
     pub(super) inbox: Inbox,
     pub(super) reports_in: mpsc::Sender<Reported>,
@@ -113,16 +118,25 @@ pub(super) struct Task {
     pauses: u64,
     /// How long a request holds its slot, on the average of the last ones; 0 before the first.
     service_ns: u64,
+    /// Events since the last snapshot that may have changed what it shows.
+    unpublished: u32,
     /// When the memory of the workers was last looked at.
     sampled: Option<Mono>,
     pub(super) oom_kills: OomKills,
 }
 
 impl Task {
-    pub(super) fn new(config: DriverConfig, clock: Clock, scheduler: Scheduler, socket: PathBuf, inbox: Inbox) -> Self {
+    pub(super) fn new(
+        config: DriverConfig,
+        clock: Clock,
+        (scheduler, recorder): (Scheduler, Recorder),
+        socket: PathBuf,
+        inbox: Inbox,
+    ) -> Self {
         let (reports_in, reports) = mpsc::channel(limits::DRIVER_QUEUE_LEN_MAX);
         Self {
             scheduler,
+            recorder,
             config,
             clock,
             socket,
@@ -137,6 +151,7 @@ impl Task {
             cgroups: 0,
             pauses: 0,
             service_ns: 0,
+            unpublished: 0,
             sampled: None,
             oom_kills: OomKills::default(),
         }
@@ -178,9 +193,12 @@ impl Task {
                         tracing::error!(%error, "a worker's task failed");
                     }
                 }
+                // Last: once per burst of events, and before the task sleeps.
+                () = std::future::ready(()), if self.unpublished > 0 => self.publish(),
             }
             reports_in_a_row = 0;
         }
+        self.publish();
         self.end(listening).await;
     }
 
@@ -193,7 +211,7 @@ impl Task {
         self.requests.clear();
         drop(self.reports);
         let flushed = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(FLUSH_TIMEOUT, flushed).await.is_err() {
+        if tokio::time::timeout(Duration::from_millis(limits::FLUSH_MS), flushed).await.is_err() {
             warn!("clients were left that did not hear their end");
         }
         self.inbox.finished.send_replace(true);
@@ -210,8 +228,18 @@ impl Task {
         while let Some(event) = self.owed.pop_front() {
             let mut out = Outbox::default();
             let now = self.now();
+            let is_sign_of_life = matches!(event, Event::Heard { .. } | Event::LoadProgress { .. });
+            let identity = match &event {
+                Event::Arrived { request, .. } => self.requests.get(request).and_then(|known| known.identity),
+                _ => None,
+            };
+            let line = Recorder::begin(now, &event, identity);
             self.scheduler.step(now, event, &mut out);
-            if out.0.iter().any(|effect| matches!(effect, Effect::Fail { .. })) {
+            self.recorder.end(line, &out.0);
+            if !(is_sign_of_life && out.0.is_empty()) {
+                self.unpublished += 1;
+            }
+            if out.0.iter().any(|effect| matches!(effect, Effect::Fail { .. } | Effect::Loaded { .. })) {
                 // Whoever hears of it looks here for how long its model rests.
                 self.publish();
             }
@@ -219,19 +247,26 @@ impl Task {
                 self.perform(effect, now);
             }
         }
-        self.publish();
+        if self.unpublished >= SNAPSHOT_EVENTS_MAX {
+            self.publish();
+        }
     }
 
+    /// Shows the state that the events so far have led to, if it is another one than is shown.
     fn publish(&mut self) {
+        if std::mem::take(&mut self.unpublished) == 0 {
+            return;
+        }
         let mut snapshot = self.scheduler.snapshot(self.now());
         snapshot.totals.pauses = self.pauses;
         snapshot.service_ns = self.service_ns;
-        self.inbox.snapshots.send_replace(snapshot);
+        self.inbox.snapshots.send_replace(Arc::new(snapshot));
     }
 
     /// A request held its slot for so long.
     fn served(&mut self, ns: u64) {
         let (before, share) = (self.service_ns, limits::SERVICE_SHARE);
+        self.unpublished += 1;
         self.service_ns = if before == 0 { ns.max(1) } else { (before - before / share + ns / share).max(1) };
     }
 
@@ -239,9 +274,9 @@ impl Task {
         match command {
             // Its client left before this was read, and was not known then.
             DriverCommand::Submit { client, .. } if client.is_closed() => {}
-            DriverCommand::Submit { request, job, plan, keep_alive, client } => {
+            DriverCommand::Submit { request, job, plan, keep_alive, client, identity } => {
                 let place = ClientPlace::Here(client);
-                let record = KnownRequest { place, arrived: self.now(), granted: None, worker: None };
+                let record = KnownRequest { place, arrived: self.now(), granted: None, identity, worker: None };
                 self.requests.insert(request, record);
                 self.step(Event::Arrived { request, job, plan, keep_alive });
             }
@@ -253,8 +288,13 @@ impl Task {
             DriverCommand::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
             DriverCommand::Shutdown { forced: true } => self.step(Event::ShutdownForced),
             DriverCommand::Ping(answer) => {
+                // Whoever is answered sees what it had asked for before.
+                self.publish();
                 // Whoever asked may have left.
                 let _gone = answer.send(());
+            }
+            DriverCommand::Record(answer) => {
+                let _gone = answer.send(self.recorder.record());
             }
         }
     }
@@ -271,14 +311,7 @@ impl Task {
         let event = match report {
             Report::LoadProgress { done, total } => Event::LoadProgress { worker, done, total },
             Report::Ready(ready) => {
-                if let Some(process) = self.processes.get_mut(&worker) {
-                    process.reported = ready.memory.total();
-                    process.is_accelerated = ready.accelerator_bytes > 0;
-                }
-                // What it really takes decides whether it may stay.
-                self.sample_one(&worker);
-                let reserved_bytes = self.scheduler.reserved_bytes(&worker.model);
-                self.widen_cgroup(&worker, reserved_bytes.max(ready.memory.total()));
+                self.became_ready(&worker, &ready);
                 Event::Ready { worker, ready }
             }
             Report::LoadFailed(failure) => Event::LoadFailed { worker, failure },
@@ -309,6 +342,7 @@ impl Task {
             Report::Paused(request) => {
                 debug!(%worker, request_id = %request, "request waits for its client");
                 self.pauses += 1;
+                self.unpublished += 1;
                 return;
             }
             // The worker is told to cancel, and its end is waited for, as if the client had left.
@@ -319,25 +353,37 @@ impl Task {
                 self.summarise(request, &Summary { finish_reason: "failed", ..Summary::default() });
                 Event::Ended { worker, request }
             }
-            Report::Exited { exit, log_tail } => {
-                let process = self.processes.get_mut(&worker);
-                let in_cgroup = process.is_some_and(|process| {
-                    process.pid = 0;
-                    process.cgroup.made().is_some_and(|cgroup| cgroup.was_killed())
-                });
-                let cause = match exit {
-                    Exit::Signal(KILL) if in_cgroup => Cause::OutOfMemory,
-                    exit => self.oom_kills.cause_of(exit, memory::oom_kill_count()),
-                };
-                self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
-                // Only now: those that ran have been told through its link.
-                if let Some(process) = self.processes.remove(&worker) {
-                    self.remove_cgroup(process.cgroup);
-                }
-                return;
-            }
+            Report::Exited { exit, log_tail } => return self.exited(worker, exit, log_tail),
         };
         self.step(event);
+    }
+
+    fn became_ready(&mut self, worker: &WorkerId, ready: &Ready) {
+        if let Some(process) = self.processes.get_mut(worker) {
+            process.reported = ready.memory.total();
+            process.is_accelerated = ready.accelerator_bytes > 0;
+        }
+        // What it really takes decides whether it may stay.
+        self.sample_one(worker);
+        let reserved_bytes = self.scheduler.reserved_bytes(&worker.model);
+        self.widen_cgroup(worker, reserved_bytes.max(ready.memory.total()));
+    }
+
+    fn exited(&mut self, worker: WorkerId, exit: Exit, log_tail: String) {
+        let process = self.processes.get_mut(&worker);
+        let in_cgroup = process.is_some_and(|process| {
+            process.pid = 0;
+            process.cgroup.made().is_some_and(|cgroup| cgroup.was_killed())
+        });
+        let cause = match exit {
+            Exit::Signal(KILL) if in_cgroup => Cause::OutOfMemory,
+            exit => self.oom_kills.cause_of(exit, memory::oom_kill_count()),
+        };
+        self.step(Event::Exited { worker: worker.clone(), cause, log_tail });
+        // Only now: those that ran have been told through its link.
+        if let Some(process) = self.processes.remove(&worker) {
+            self.remove_cgroup(process.cgroup);
+        }
     }
 
     /// Its own count came: of its own accord, or since it has dropped its caches.

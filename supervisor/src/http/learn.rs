@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ollmlx_proto::{ModelId, WorkerId};
 use tokio::sync::{mpsc, watch};
@@ -77,7 +78,7 @@ fn loaded(view: &WorkerView) -> Option<Loaded> {
 /// Learns until the driver is gone. `forget` names models whose past a person wants forgotten. When a server that this one
 /// replaces is gone, what that has learned to its end is read again.
 pub async fn follow(
-    mut snapshots: watch::Receiver<Snapshot>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
     learned: watch::Sender<Learned>,
     path: PathBuf,
     mut forget: mpsc::Receiver<ModelId>,

@@ -166,7 +166,7 @@ impl Pace {
 }
 
 /// Counts deaths by cause until the driver is gone.
-pub async fn follow(mut snapshots: watch::Receiver<Snapshot>, counts: watch::Sender<DeathCounts>) {
+pub async fn follow(mut snapshots: watch::Receiver<Arc<Snapshot>>, counts: watch::Sender<DeathCounts>) {
     let mut seen: BTreeMap<String, u64> = BTreeMap::new();
     let mut total = 0;
     while snapshots.changed().await.is_ok() {

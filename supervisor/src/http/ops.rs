@@ -1,6 +1,6 @@
 //! `/api/ollmlx/…`: why a model's processes died, what they printed, and a new process on demand.
 //!
-//! All take `{"model": …}`. Prompts and outputs are in none of the replies; what a worker prints is.
+//! All but `server` and `record` take `{"model": …}`. Prompts and outputs are in none of the replies; what a worker prints is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,12 @@ pub(super) fn server(state: &AppState) -> HttpReply {
         "upgrade_error": *state.upgrade.borrow(),
     });
     json_reply(200, body.to_string())
+}
+
+/// `GET /api/ollmlx/record`: the driver's last events and what was decided, as lines of JSON.
+pub(super) async fn record(state: &AppState) -> HttpReply {
+    let text = state.handle.record().await.map(|record| record.text()).unwrap_or_default();
+    reply(200, NDJSON, whole(text))
 }
 
 /// `POST /api/ollmlx/restart`: forgets the deaths and what was learned of its memory, ends a rest, replaces the process once

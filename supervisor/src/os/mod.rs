@@ -6,6 +6,7 @@ pub mod descriptor;
 pub mod lock;
 pub mod memory;
 pub mod notify;
+pub mod private_file;
 pub mod process;
 pub mod rng;
 pub mod signal;

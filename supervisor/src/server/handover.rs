@@ -19,6 +19,7 @@
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ollmlx_proto::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_DRAIN_MS, UPGRADE_LINGER_MS};
@@ -54,7 +55,7 @@ pub(super) async fn settled(mut leaving: watch::Receiver<Leaving>) {
 
 /// Follows what this server holds until its driver is gone.
 pub(super) async fn follow(
-    mut snapshots: watch::Receiver<Snapshot>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
     settled: impl Future<Output = ()>,
     told: watch::Sender<u64>,
 ) {
@@ -168,20 +169,21 @@ mod tests {
 
     #[tokio::test]
     async fn everything_is_held_until_nothing_more_can_come() {
-        let (snapshots, snapshots_out) = watch::channel(Snapshot { reserved_bytes: 5, ..Snapshot::default() });
+        let (snapshots, snapshots_out) =
+            watch::channel(Arc::new(Snapshot { reserved_bytes: 5, ..Snapshot::default() }));
         let (settle, settled) = tokio::sync::oneshot::channel::<()>();
         let (held, mut told) = watch::channel(EVERYTHING);
         let settled = async { drop(settled.await) };
         let following = tokio::spawn(follow(snapshots_out, settled, held));
-        snapshots.send_modify(|snapshot| snapshot.reserved_bytes = 6);
+        snapshots.send_modify(|snapshot| Arc::make_mut(snapshot).reserved_bytes = 6);
         drop(settle);
         told.changed().await.unwrap();
         assert_eq!(*told.borrow_and_update(), 6);
         // What an earlier one still holds is passed on.
-        snapshots.send_modify(|snapshot| (snapshot.reserved_bytes, snapshot.elsewhere_bytes) = (0, 3));
+        snapshots.send_replace(Arc::new(Snapshot { elsewhere_bytes: 3, ..Snapshot::default() }));
         told.changed().await.unwrap();
         assert_eq!(*told.borrow_and_update(), 3);
-        snapshots.send_modify(|snapshot| snapshot.elsewhere_bytes = 0);
+        snapshots.send_modify(|snapshot| Arc::make_mut(snapshot).elsewhere_bytes = 0);
         told.changed().await.unwrap();
         assert_eq!(*told.borrow_and_update(), 0);
         drop(snapshots);

@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use interprocess::local_socket::tokio::Stream;
 use ollmlx_proto::frame::{self, Decoder};
@@ -122,7 +121,7 @@ impl LinkReader {
         let mut demux = Demux { sinks: BTreeMap::new(), heard_ns: None, steps: None, strays: 0, failures: 0 };
         let mut buffer = vec![0; READ_BYTES];
         let (mut open, mut held) = (true, true);
-        let mut frame_deadline: Option<Instant> = None;
+        let mut frame_deadline = None;
         // Bytes may have come together with the hello.
         let mut closed = self.drain(&mut demux).await.err();
         loop {
@@ -130,11 +129,7 @@ impl LinkReader {
                 open = false;
                 self.report_closed(why).await;
             }
-            frame_deadline = match (open && self.decoder.is_mid_frame(), frame_deadline) {
-                (false, _) => None,
-                (true, None) => Some(Instant::now() + Duration::from_millis(self.config.frame_timeout_ms)),
-                (true, known) => known,
-            };
+            frame_deadline = if open { self.frame_deadline(frame_deadline) } else { None };
             demux.sinks.retain(|_, sink| !(sink.is_done() && (sink.ended || !open)));
             if !held && demux.sinks.is_empty() {
                 break;
@@ -166,25 +161,28 @@ impl LinkReader {
                     Ok(0) | Err(_) => closed = Some(Closed::Ended),
                     Ok(count) => {
                         self.decoder.push(&buffer[..count]);
-                        let was_mid = frame_deadline.is_some();
                         match self.drain(&mut demux).await {
                             // A whole frame came: the next one has its own deadline.
-                            Ok(frames) if frames > 0 || !was_mid => frame_deadline = None,
+                            Ok(frames) if frames > 0 => frame_deadline = None,
                             Ok(_) => {}
                             Err(why) => closed = Some(why),
                         }
                     }
                 },
-                () = until(attention.map(|ns| Instant::from_std(self.clock.instant_of(ns)))) => {}
-                () = until(frame_deadline) => {
+                () = until(self.clock, attention) => {}
+                () = until(self.clock, frame_deadline) => {
                     closed = Some(Closed::Misbehaved("a frame began and did not end".to_owned()));
                 }
             }
         }
-        if demux.strays > 0 {
-            warn!(model = %self.worker.model, incarnation = self.worker.incarnation.0, strays = demux.strays,
-                "outputs of unknown requests dropped");
-        }
+        demux.tell_strays(&self.worker);
+    }
+
+    /// When the frame that has begun must have ended.
+    fn frame_deadline(&self, known: Option<u64>) -> Option<u64> {
+        let within_ns = self.config.frame_timeout_ms.saturating_mul(1_000_000);
+        let fresh = || self.clock.now_ns().saturating_add(within_ns);
+        self.decoder.is_mid_frame().then(|| known.unwrap_or_else(fresh))
     }
 
     /// Takes every whole frame that has arrived.
@@ -326,6 +324,13 @@ impl LinkReader {
 }
 
 impl Demux {
+    fn tell_strays(&self, worker: &WorkerId) {
+        if self.strays > 0 {
+            warn!(model = %worker.model, incarnation = worker.incarnation.0, strays = self.strays,
+                "outputs of unknown requests dropped");
+        }
+    }
+
     /// Counts failures of the engine in a row; whatever shows that it computes begins anew.
     fn failures_after(&mut self, output: &Output) -> u32 {
         match output {
@@ -396,9 +401,9 @@ async fn flushed(sinks: &mut BTreeMap<RequestId, Box<ClientSink>>) {
     .await;
 }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
+async fn until(clock: Clock, deadline_ns: Option<u64>) {
+    match deadline_ns {
+        Some(ns) => sleep_until(Instant::from_std(clock.instant_of(ns))).await,
         None => std::future::pending().await,
     }
 }

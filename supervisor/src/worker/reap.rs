@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use ollmlx_proto::WorkerId;
+use ollmlx_proto::limits::LAST_WORDS_MS;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,9 +31,6 @@ pub enum GroupSignal {
 
 /// Signals waiting to be passed on.
 pub const SIGNALS_LEN_MAX: usize = 8;
-
-/// After the end: how long its last frames and its last words are waited for.
-const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(1_000);
 
 /// Runs until the process is reaped, then reports it. The link's own end is reported before. It is not reaped before `cgroup_made`
 /// has ended, since its id is used until then.
@@ -71,7 +69,7 @@ pub async fn run(
         let _ended = link.wait_for(|phase| *phase != Phase::Open).await;
     };
     // Somebody else may hold the pipe open: then what is known must do.
-    let _complete = tokio::time::timeout(LAST_WORDS_TIMEOUT, last_words).await;
+    let _complete = tokio::time::timeout(Duration::from_millis(LAST_WORDS_MS), last_words).await;
     if tail.suppressed() > 0 {
         debug!(model = %worker.model, incarnation = worker.incarnation.0, lines = tail.suppressed(), "suppressed");
     }

@@ -15,6 +15,7 @@ use interprocess::local_socket::traits::StreamCommon;
 use interprocess::local_socket::traits::tokio::Listener as _;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
 use ollmlx_proto::frame::Decoder;
+use ollmlx_proto::limits::ACCEPT_RETRY_MS;
 use ollmlx_proto::{FromWorker, WorkerHello};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, mpsc};
@@ -112,7 +113,7 @@ impl WorkerListener {
                     }
                     Err(error) => {
                         warn!(%error, "worker socket did not accept");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        tokio::time::sleep(Duration::from_millis(ACCEPT_RETRY_MS)).await;
                     }
                 },
             }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use ollmlx_proto::limits;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
@@ -15,11 +16,11 @@ use crate::config::{Config, HostUrl, Scheme, table};
 use crate::os::process::{self, Started};
 
 /// It answers within this.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_millis(limits::CHAOS_START_MS);
 /// Between two looks whether it answers.
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(limits::CHAOS_POLL_MS);
 /// It leaves within this, or is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_millis(limits::CHAOS_STOP_MS);
 /// What it inherits where the user has set it: how models are computed.
 const INHERITED: [&str; 9] = [
     table::WORKER_DIR.name,
@@ -35,7 +36,7 @@ const INHERITED: [&str; 9] = [
 
 /// A running private server. Dropped, it is killed.
 #[derive(Debug)]
-pub(super) struct Guest {
+pub(super) struct PrivateServer {
     child: tokio::process::Child,
     pid: u32,
     /// What it prints is read and forgotten, since a full pipe would stop it.
@@ -45,7 +46,7 @@ pub(super) struct Guest {
     _folder: TempDir,
 }
 
-impl Guest {
+impl PrivateServer {
     /// Starts one that commits this fault, and waits until it answers.
     ///
     /// # Errors
@@ -83,14 +84,14 @@ impl Guest {
             while printed.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
         });
         let client = Client::new(&Config { host, api_key: None, ..config.clone() })?;
-        let guest = Self { child, pid, printing, client, _folder: folder };
+        let server = Self { child, pid, printing, client, _folder: folder };
         let answers = async {
-            while guest.client.heartbeat().await.is_err() {
+            while server.client.heartbeat().await.is_err() {
                 tokio::time::sleep(POLL).await;
             }
         };
         timeout(START_TIMEOUT, answers).await.map_err(|_| CliError::ServerDown)?;
-        Ok(guest)
+        Ok(server)
     }
 
     /// Ends it.
