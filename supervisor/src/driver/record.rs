@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::identity::Identity;
 use super::record_line::{EventLine, RecordLine, decision};
-use crate::scheduler::lifecycle::Timeouts;
+use crate::scheduler::life::Timeouts;
 use crate::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
 use crate::types::{KeepAlive, Mono, Shrink};
 
