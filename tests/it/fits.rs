@@ -7,7 +7,7 @@ use harness::script::{Misfortune, Script};
 use ollmlx_proto::{FailureKind, KvCells, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 use ollmlx_supervisor::catalog::{Correction, Learned, Loaded, ModelRef};
 use ollmlx_supervisor::config::Rules;
-use ollmlx_supervisor::http::fit::{self, Ask};
+use ollmlx_supervisor::http::fit::{Ask, Question};
 use ollmlx_supervisor::http::{HttpConfig, learn};
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
 use ollmlx_supervisor::types::{Job, KeepAlive, LoadPlan, Mono, Shrink};
@@ -305,7 +305,8 @@ fn http_config(slots: u16) -> HttpConfig {
 
 /// The judgement over `m`, four slots of 800 tokens, that is 3300 bytes.
 fn judged(desk: &Desk, learned: &Learned, ask: &Ask) -> Value {
-    fit::judge(&model("m"), &http_config(4), learned, &desk.scheduler.snapshot(desk.now), ask).unwrap()
+    let question = Question::new(&model("m"), &http_config(4), learned, ask.clone()).unwrap();
+    question.told(&desk.scheduler.snapshot(desk.now), &desk.scheduler.outlook(&question.wished()))
 }
 
 fn verdict(desk: &Desk) -> String {
@@ -361,7 +362,7 @@ fn a_judgement_knows_what_is_made_smaller_and_what_was_learned() {
     let told = judged(&roomy, &learned, &Ask { slots: Some(1), ..Ask::default() });
     assert_eq!(needs(&told), (json!("now"), json!(1001)));
     let bad = Ask { kv_type: Some("f17".to_owned()), ..Ask::default() };
-    assert!(fit::judge(&model("m"), &http_config(4), &none, &desk.scheduler.snapshot(desk.now), &bad).is_err());
+    assert!(Question::new(&model("m"), &http_config(4), &none, bad).is_err());
 }
 
 /// What is kept once whatever lives has gone.
@@ -442,8 +443,9 @@ async fn the_limit_is_known_before_anything_happens() {
     let house = House::open(|config| config.scheduler.memory_limit = Some(4000)).await;
     let first = house.handle.snapshot();
     assert_eq!((first.limit_bytes, first.workers_max > 0, first.pins_hold), (Some(4000), true, true));
-    let learned = Learned::default();
-    let told = fit::judge(&model("m"), &http_config(4), &learned, &first, &Ask::default()).unwrap();
+    let question = Question::new(&model("m"), &http_config(4), &Learned::default(), Ask::default()).unwrap();
+    let outlook = house.handle.outlook(question.wished()).await.expect("the driver lives");
+    let told = question.told(&first, &outlook);
     assert_eq!((&told["verdict"], &told["limit"]), (&json!("now"), &json!(4000)));
     house.close().await;
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::identity::{Identity, Salt};
 use super::record::Record;
 use crate::os::clock::Clock;
-use crate::types::{Job, KeepAlive, LoadPlan, Mono, Snapshot, TicketItem};
+use crate::types::{Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, TicketItem, WishedLoad};
 use crate::worker::log_book::LogBook;
 
 /// What handles tell the driver.
@@ -39,6 +39,8 @@ pub(super) enum DriverCommand {
     },
     /// Answered at once, as the next.
     Ping(oneshot::Sender<()>),
+    /// Answered at once, with a view published before it that is of the same moment.
+    Outlook(Box<WishedLoad>, oneshot::Sender<Outlook>),
     Record(oneshot::Sender<Record>),
 }
 
@@ -160,6 +162,14 @@ impl Handle {
     pub async fn record(&self) -> Option<Record> {
         let (answer, answered) = oneshot::channel();
         let _driver_gone = self.commands.send(DriverCommand::Record(answer)).await;
+        answered.await.ok()
+    }
+
+    /// What would become of a request that wanted this load now; nothing where the driver is gone. The latest view is of the
+    /// same moment, or a later one.
+    pub async fn outlook(&self, wished: WishedLoad) -> Option<Outlook> {
+        let (answer, answered) = oneshot::channel();
+        let _driver_gone = self.commands.send(DriverCommand::Outlook(Box::new(wished), answer)).await;
         answered.await.ok()
     }
 

@@ -287,6 +287,11 @@ impl Task {
             DriverCommand::ElsewhereHeld(bytes) => self.step(Event::ElsewhereHeld { bytes }),
             DriverCommand::Shutdown { forced: false } => self.step(Event::ShutdownAsked),
             DriverCommand::Shutdown { forced: true } => self.step(Event::ShutdownForced),
+            DriverCommand::Outlook(wished, answer) => {
+                self.publish();
+                // Whoever asked may have left.
+                let _gone = answer.send(self.scheduler.outlook(&wished));
+            }
             DriverCommand::Ping(answer) => {
                 // Whoever is answered sees what it had asked for before.
                 self.publish();

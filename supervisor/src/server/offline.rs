@@ -9,8 +9,9 @@ use super::error::ServerError;
 use super::settings;
 use crate::catalog::Learned;
 use crate::config::Config;
-use crate::http::fit::{self, Ask};
-use crate::types::{KeepAlive, Snapshot};
+use crate::http::fit::{Ask, Question};
+use crate::scheduler::Scheduler;
+use crate::types::Mono;
 
 /// Judges.
 ///
@@ -20,18 +21,13 @@ pub async fn judge(config: &Config, name: &str, ask: &Ask) -> Result<Value, Serv
     let worker_dir = settings::worker_dir(config).map_err(ServerError::system("find the workers"))?;
     let catalog = settings::catalog(config, worker_dir, false)?;
     let model = catalog.resolve(name).await.map_err(|error| ServerError::Model(error.to_string()))?;
-    let scheduler = settings::scheduler_config(config);
-    let snapshot = Snapshot {
-        limit_bytes: scheduler.memory_limit,
-        shrink: scheduler.shrink,
-        workers_max: scheduler.workers_max,
-        pins_hold: scheduler.default_keep_alive != KeepAlive::Forever,
-        ..Snapshot::default()
-    };
     let learned = Learned::read(&settings::learned_path(config));
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let judged = fit::judge(&model, &settings::http_config(config, nowhere), &learned, &snapshot, ask);
-    let mut judged = judged.map_err(|rejection| ServerError::Model(rejection.message))?;
+    let question = Question::new(&model, &settings::http_config(config, nowhere), &learned, ask.clone());
+    let question = question.map_err(|rejection| ServerError::Model(rejection.message))?;
+    // One that has nothing loaded.
+    let scheduler = Scheduler::new(settings::scheduler_config(config), 0);
+    let mut judged = question.told(&scheduler.snapshot(Mono(0)), &scheduler.outlook(&question.wished()));
     judged["offline"] = json!(true);
     Ok(judged)
 }
