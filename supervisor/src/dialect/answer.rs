@@ -3,12 +3,12 @@
 use ollmlx_proto::{Failure, Finished, Output, Part, Timings, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};
 
-use super::Meta;
+use super::{Meta, Rejection};
 use crate::types::TicketItem;
 
 /// What has been said so far.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Answer {
+pub(super) struct WholeAnswer {
     /// The answer.
     pub text: String,
     /// The reasoning.
@@ -17,24 +17,25 @@ pub(super) struct Answer {
     pub calls: Vec<ToolCall>,
     /// One per token, where asked for.
     pub logprobs: Vec<TokenLogprob>,
-    /// How it ended.
-    pub end: Option<End>,
+    end: Option<Ending>,
 }
 
 /// The ends a text answer can have.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum End {
+pub(super) enum Ending {
     /// Generated.
     Finished(Finished),
     /// Only rendered.
     Rendered(String),
     /// Only loaded.
     Loaded,
+    /// Only unloaded.
+    Unloaded,
     /// Failed.
     Failed(Failure),
 }
 
-impl Answer {
+impl WholeAnswer {
     /// Takes in one item.
     pub(super) fn push(&mut self, item: &TicketItem) {
         match item {
@@ -49,15 +50,30 @@ impl Answer {
             other => self.end = end_of(other).or(self.end.take()),
         }
     }
+
+    /// How it ended.
+    ///
+    /// # Errors
+    /// It failed.
+    pub(super) fn ending(&self) -> Result<&Ending, Rejection> {
+        match &self.end {
+            Some(Ending::Failed(failure)) => Err(Rejection::from(failure)),
+            Some(end) => Ok(end),
+            None => Err(Rejection::internal("the answer ended without an end")),
+        }
+    }
 }
 
 /// The end that an item is, if it is one.
-pub(super) fn end_of(item: &TicketItem) -> Option<End> {
+pub(super) fn end_of(item: &TicketItem) -> Option<Ending> {
     match item {
-        TicketItem::Output(Output::Finished(finished)) => Some(End::Finished(finished.clone())),
-        TicketItem::Output(Output::Rendered(prompt)) => Some(End::Rendered(prompt.clone())),
-        TicketItem::Output(Output::Failed(failure)) | TicketItem::Failed(failure) => Some(End::Failed(failure.clone())),
-        TicketItem::Loaded => Some(End::Loaded),
+        TicketItem::Output(Output::Finished(finished)) => Some(Ending::Finished(finished.clone())),
+        TicketItem::Output(Output::Rendered(prompt)) => Some(Ending::Rendered(prompt.clone())),
+        TicketItem::Output(Output::Failed(failure)) | TicketItem::Failed(failure) => {
+            Some(Ending::Failed(failure.clone()))
+        }
+        TicketItem::Loaded => Some(Ending::Loaded),
+        TicketItem::Unloaded => Some(Ending::Unloaded),
         _ => None,
     }
 }

@@ -5,13 +5,16 @@ use ollmlx_proto::{
     ToolCall, TopLogprob, Usage,
 };
 
-use super::ollama::{self, load_reply};
-use super::{Encoder, Meta, error_status, openai};
+use super::{Call, CallBody, Endpoint, Meta, Rejection, anthropic, ollama, openai};
 use crate::types::TicketItem;
 
 fn meta() -> Meta {
     let (model, created, id) = ("tiny".into(), "T".into(), "chatcmpl-77".into());
     Meta { model, created, id, created_unix: 1_787_306_400, elapsed_ns: 512, ..Meta::default() }
+}
+
+fn asked() -> Call {
+    Call::new("tiny".into(), CallBody::Load)
 }
 
 fn delta(text: &str, part: Part) -> TicketItem {
@@ -37,13 +40,19 @@ fn end(reason: FinishReason, context: &[u32]) -> TicketItem {
     }))
 }
 
-fn stream(mut encoder: impl Encoder, items: &[TicketItem]) -> String {
+fn stream(endpoint: &Endpoint, call: &Call, items: &[TicketItem]) -> String {
+    let mut encoder = (endpoint.encoder)(call, meta());
     items.iter().map(|item| encoder.frames(item)).collect()
 }
 
-fn whole(mut encoder: impl Encoder, items: &[TicketItem]) -> String {
+fn finished(endpoint: &Endpoint, call: &Call, items: &[TicketItem]) -> Result<String, Rejection> {
+    let mut encoder = (endpoint.encoder)(call, meta());
     items.iter().for_each(|item| encoder.push(item));
-    encoder.finish().unwrap()
+    encoder.finish()
+}
+
+fn whole(endpoint: &Endpoint, call: &Call, items: &[TicketItem]) -> String {
+    finished(endpoint, call, items).unwrap()
 }
 
 const GRANT: TicketItem = TicketItem::Granted { load_ns: 21 };
@@ -53,10 +62,10 @@ const METRICS: &str = r#""total_duration":512,"load_duration":21,"prompt_eval_co
 fn row_13_a_long_prompt_is_heard_of_in_streams_of_events() {
     let items = [GRANT, TicketItem::Output(Output::Prefill { done: 512, total: 9000 })];
     let comment = ": 512 of 9000 prompt tokens\n\n";
-    assert_eq!(stream(openai::response::ChatEncoder::new(meta()), &items), comment);
-    assert_eq!(stream(openai::response::CompletionEncoder::new(meta()), &items), comment);
-    assert_eq!(stream(super::anthropic::response::MessageEncoder::new(meta()), &items), comment);
-    assert_eq!(stream(ollama::response::ChatEncoder::new(meta()), &items), "", "lines have no comments");
+    assert_eq!(stream(&openai::CHAT, &asked(), &items), comment);
+    assert_eq!(stream(&openai::COMPLETIONS, &asked(), &items), comment);
+    assert_eq!(stream(&anthropic::MESSAGES, &asked(), &items), comment);
+    assert_eq!(stream(&ollama::CHAT, &asked(), &items), "", "lines have no comments");
 }
 
 #[test]
@@ -68,12 +77,12 @@ fn generate_streams_lines_and_a_last_one_with_context() {
 {{"model":"tiny","created_at":"T","response":"","done":true,"done_reason":"stop","context":[1,2],{METRICS}}}
 "#
     );
-    assert_eq!(stream(ollama::GenerateEncoder::new(meta()), &items), expected);
+    assert_eq!(stream(&ollama::GENERATE, &asked(), &items), expected);
     let expected = format!(
         r#"{{"model":"tiny","created_at":"T","response":"Mars","thinking":"Add.","done":true,"done_reason":"length",{METRICS}}}"#
     );
     let items = [GRANT, delta("Add.", Part::Thinking), say("Ma"), say("rs"), end(FinishReason::Length, &[])];
-    assert_eq!(whole(ollama::GenerateEncoder::new(meta()), &items), expected);
+    assert_eq!(whole(&ollama::GENERATE, &asked(), &items), expected);
 }
 
 #[test]
@@ -88,11 +97,11 @@ fn chat_streams_tool_calls_when_they_are_complete() {
 {{"model":"tiny","created_at":"T","message":{{"role":"assistant","content":""}},"done":true,"done_reason":"stop",{METRICS}}}
 "#
     );
-    assert_eq!(stream(ollama::ChatEncoder::new(meta()), &items), expected);
+    assert_eq!(stream(&ollama::CHAT, &asked(), &items), expected);
     let expected = format!(
         r#"{{"model":"tiny","created_at":"T","message":{{"role":"assistant","content":"Hi","tool_calls":{call_json}}},"done":true,"done_reason":"stop",{METRICS}}}"#
     );
-    assert_eq!(whole(ollama::ChatEncoder::new(meta()), &items), expected);
+    assert_eq!(whole(&ollama::CHAT, &asked(), &items), expected);
 }
 
 #[test]
@@ -108,52 +117,47 @@ fn logprobs_ride_on_their_delta_even_without_text() {
         let expected =
             format!(r#"{{"model":"tiny","created_at":"T","response":"{text}","done":false,"logprobs":{entry}}}"#)
                 + "\n";
-        assert_eq!(stream(ollama::GenerateEncoder::new(meta()), &[item(text)]), expected);
+        assert_eq!(stream(&ollama::GENERATE, &asked(), &[item(text)]), expected);
     }
-    let openai = stream(openai::ChatEncoder::new(meta()), &[item("")]);
+    let openai = stream(&openai::CHAT, &asked(), &[item("")]);
     assert!(openai.contains(&format!(r#""logprobs":{{"content":{entry}}}"#)), "{openai}");
 }
 
 #[test]
 fn failures_end_a_stream_with_an_error_and_a_whole_reply_with_a_status() {
     let failure = Failure::new(FailureKind::Busy, "server busy");
-    let failed = TicketItem::Failed(failure.clone());
-    assert_eq!(
-        stream(ollama::ChatEncoder::new(meta()), std::slice::from_ref(&failed)),
-        "{\"error\":\"server busy\"}\n"
-    );
+    let failed = TicketItem::Failed(failure);
+    assert_eq!(stream(&ollama::CHAT, &asked(), std::slice::from_ref(&failed)), "{\"error\":\"server busy\"}\n");
     let expected = r#"data: {"error":{"message":"server busy","type":"api_error","param":null,"code":null}}"#;
-    assert_eq!(stream(openai::ChatEncoder::new(meta()), std::slice::from_ref(&failed)), format!("{expected}\n\n"));
-    for mut encoder in [
-        Box::new(ollama::GenerateEncoder::new(meta())) as Box<dyn Encoder>,
-        Box::new(openai::ChatEncoder::new(meta())),
-        Box::new(openai::CompletionEncoder::new(meta())),
-    ] {
-        encoder.push(&failed);
-        assert_eq!(encoder.finish().unwrap_err().status, 503);
-    }
-    for kind in FailureKind::ALL {
-        assert!((400..600).contains(&error_status(&Failure::new(kind, "x"))));
+    assert_eq!(stream(&openai::CHAT, &asked(), std::slice::from_ref(&failed)), format!("{expected}\n\n"));
+    for endpoint in [&ollama::GENERATE, &openai::CHAT, &openai::COMPLETIONS] {
+        assert_eq!(finished(endpoint, &asked(), std::slice::from_ref(&failed)).unwrap_err().status, 503);
     }
 }
 
 #[test]
 fn loads_and_vectors_have_their_own_objects() {
     let expected = r#"{"model":"tiny","created_at":"T","response":"","done":true,"done_reason":"unload"}"#;
-    assert_eq!(load_reply("tiny", "T", false, "unload"), expected);
+    assert_eq!(whole(&ollama::GENERATE, &asked(), &[TicketItem::Unloaded]), expected);
     let expected = r#"{"model":"tiny","created_at":"T","message":{"role":"assistant","content":""},"done":true,"done_reason":"load"}"#;
-    assert_eq!(load_reply("tiny", "T", true, "load"), expected);
+    assert_eq!(whole(&ollama::CHAT, &asked(), &[TicketItem::Loaded]), expected);
     let vectors = vec![vec![0.6, 0.8], vec![1.0, 0.0]];
     let embeddings = Embeddings { vectors, prompt_tokens: 4, timings: Timings::default() };
+    let embedded = [TicketItem::Output(Output::Embedded(embeddings))];
     let expected = r#"{"model":"tiny","embeddings":[[0.6,0.8],[1.0,0.0]],"total_duration":512,"prompt_eval_count":4}"#;
-    assert_eq!(ollama::embed_reply(&meta(), Some(&embeddings)).unwrap(), expected);
-    assert_eq!(ollama::embed_reply(&meta(), None).unwrap(), r#"{"model":"tiny","embeddings":[]}"#);
-    assert_eq!(ollama::embeddings_reply(Some(&embeddings)).unwrap(), r#"{"embedding":[0.6,0.8]}"#);
-    assert_eq!(ollama::embeddings_reply(None).unwrap(), r#"{"embedding":[]}"#);
-    let base64 = openai::embeddings_reply(&Meta { base64: true, ..meta() }, &embeddings).unwrap();
+    assert_eq!(whole(&ollama::EMBED, &asked(), &embedded), expected);
+    let loaded = [GRANT, TicketItem::Loaded];
+    assert_eq!(whole(&ollama::EMBED, &asked(), &loaded), r#"{"model":"tiny","embeddings":[]}"#);
+    assert_eq!(whole(&ollama::EMBEDDINGS, &asked(), &embedded), r#"{"embedding":[0.6,0.8]}"#);
+    assert_eq!(whole(&ollama::EMBEDDINGS, &asked(), &loaded), r#"{"embedding":[]}"#);
+    let inputs = vec![String::new()];
+    let base64 = CallBody::Embed { inputs, truncate: true, dimensions: None, normalize: true, base64: true };
+    let base64 = Call { body: base64, ..asked() };
+    let base64 = whole(&openai::EMBEDDINGS, &base64, &embedded);
     assert!(base64.contains(r#"{"object":"embedding","embedding":"AACAPwAAAAA=","index":1}"#), "{base64}");
     let bad = Embeddings { vectors: vec![vec![f32::NAN]], prompt_tokens: 1, timings: Timings::default() };
-    assert_eq!(ollama::embed_reply(&meta(), Some(&bad)).unwrap_err().status, 400);
+    let bad = [TicketItem::Output(Output::Embedded(bad))];
+    assert_eq!(finished(&ollama::EMBED, &asked(), &bad).unwrap_err().status, 400);
 }
 
 #[test]
@@ -171,9 +175,9 @@ fn openai_stream_has_role_once_a_finish_chunk_usage_and_done() {
     ];
     let expected: String = expected.iter().map(|rest| format!("{head}{rest}\n\n")).collect();
     let items = [GRANT, say("Hel"), delta("hm", Part::Thinking), call(), end(FinishReason::Stop, &[])];
-    let encoder = openai::ChatEncoder::new(Meta { include_usage: true, ..meta() });
-    assert_eq!(stream(encoder, &items), expected + openai::DONE);
-    let silent = stream(openai::ChatEncoder::new(meta()), &[end(FinishReason::Length, &[])]);
+    let streamed = stream(&openai::CHAT, &Call { include_usage: true, ..asked() }, &items);
+    assert_eq!(streamed, expected + openai::DONE);
+    let silent = stream(&openai::CHAT, &asked(), &[end(FinishReason::Length, &[])]);
     assert!(silent.contains(r#""delta":{"role":"assistant","content":""}"#) && !silent.contains("usage"), "{silent}");
 }
 
@@ -181,11 +185,10 @@ fn openai_stream_has_role_once_a_finish_chunk_usage_and_done() {
 fn openai_whole_replies() {
     let items = [GRANT, say("Hel"), say("lo"), end(FinishReason::Stop, &[])];
     let expected = r#"{"id":"chatcmpl-77","object":"chat.completion","created":1787306400,"model":"tiny","system_fingerprint":"fp_ollama","choices":[{"index":0,"message":{"role":"assistant","content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":8,"completion_tokens":2,"total_tokens":10}}"#;
-    assert_eq!(whole(openai::ChatEncoder::new(meta()), &items), expected);
+    assert_eq!(whole(&openai::CHAT, &asked(), &items), expected);
     let expected = r#"{"id":"chatcmpl-77","object":"text_completion","created":1787306400,"model":"tiny","system_fingerprint":"fp_ollama","choices":[{"text":"Hello","index":0,"finish_reason":"stop"}],"usage":{"prompt_tokens":8,"completion_tokens":2,"total_tokens":10}}"#;
-    assert_eq!(whole(openai::CompletionEncoder::new(meta()), &items), expected);
-    let encoder = openai::CompletionEncoder::new(Meta { include_usage: true, ..meta() });
-    let streamed = stream(encoder, &items);
+    assert_eq!(whole(&openai::COMPLETIONS, &asked(), &items), expected);
+    let streamed = stream(&openai::COMPLETIONS, &Call { include_usage: true, ..asked() }, &items);
     assert_eq!(streamed.matches("\"usage\"").count(), 4);
     assert!(streamed.ends_with(openai::DONE));
 }

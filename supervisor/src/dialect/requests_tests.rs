@@ -14,43 +14,48 @@ fn read(parser: Parser, body: Value) -> Result<Call, Rejection> {
 
 #[test]
 fn empty_native_requests_load_or_unload() {
-    let parsers: [Parser; 2] = [ollama::generate, ollama::chat];
+    let parsers: [Parser; 2] = [ollama::GENERATE.parse, ollama::CHAT.parse];
     for parser in parsers {
         let call = read(parser, json!({"model": "m"})).unwrap();
         assert_eq!((call.body, call.stream, call.keep_alive), (CallBody::Load, true, None));
         let call = read(parser, json!({"model": "m", "keep_alive": 0, "prompt": "", "messages": []})).unwrap();
         assert_eq!((call.body, call.keep_alive), (CallBody::Unload, Some(KeepAlive::Unload)));
     }
-    assert_eq!(read(ollama::embed, json!({"model": "m", "input": ""})).unwrap().body, CallBody::Load);
-    assert_eq!(read(ollama::embeddings, json!({"model": "m"})).unwrap().body, CallBody::Load);
+    assert_eq!(read(ollama::EMBED.parse, json!({"model": "m", "input": ""})).unwrap().body, CallBody::Load);
+    assert_eq!(read(ollama::EMBEDDINGS.parse, json!({"model": "m"})).unwrap().body, CallBody::Load);
 }
 
 #[test]
 fn refusals_have_ollamas_status_and_text() {
     let user = json!([{"role": "user", "content": "x"}]);
     let cases: [(Parser, Value, u16, &str); 16] = [
-        (ollama::generate, json!({"top_logprobs": 21}), 400, "top_logprobs must be between 0 and 20"),
-        (ollama::generate, json!({"format": "x"}), 500, "invalid format: \"x\"; expected \"json\""),
-        (ollama::generate, json!({"images": ["!"]}), 400, "illegal base64 data at input byte 0"),
-        (ollama::generate, json!({"context": [-5]}), 400, "invalid context"),
-        (ollama::generate, json!({"keep_alive": "10"}), 400, "time: missing unit in duration \"10\""),
-        (ollama::chat, json!({"messages": "x"}), 400, "json: cannot unmarshal string into Go struct field ChatRequest"),
-        (ollama::embed, json!({"input": [1]}), 400, "invalid input type"),
-        (ollama::embed, json!({"input": vec!["x"; 2049]}), 400, "too many inputs"),
-        (openai::chat, json!({"messages": []}), 400, "[] is too short - 'messages'"),
-        (openai::chat, json!({"messages": [{"role": "user"}]}), 400, "invalid message content type: <nil>"),
-        (openai::chat, json!({"messages": user, "reasoning_effort": "x"}), 400, "invalid reasoning value: \"x\""),
-        (openai::completions, json!({"prompt": [1, 5]}), 400, "json: cannot unmarshal array"),
-        (openai::completions, json!({"stop": 3}), 400, "invalid type for 'stop' field: float64"),
-        (openai::embeddings, json!({"input": []}), 400, "invalid input"),
+        (ollama::GENERATE.parse, json!({"top_logprobs": 21}), 400, "top_logprobs must be between 0 and 20"),
+        (ollama::GENERATE.parse, json!({"format": "x"}), 500, "invalid format: \"x\"; expected \"json\""),
+        (ollama::GENERATE.parse, json!({"images": ["!"]}), 400, "illegal base64 data at input byte 0"),
+        (ollama::GENERATE.parse, json!({"context": [-5]}), 400, "invalid context"),
+        (ollama::GENERATE.parse, json!({"keep_alive": "10"}), 400, "time: missing unit in duration \"10\""),
         (
-            openai::embeddings,
+            ollama::CHAT.parse,
+            json!({"messages": "x"}),
+            400,
+            "json: cannot unmarshal string into Go struct field ChatRequest",
+        ),
+        (ollama::EMBED.parse, json!({"input": [1]}), 400, "invalid input type"),
+        (ollama::EMBED.parse, json!({"input": vec!["x"; 2049]}), 400, "too many inputs"),
+        (openai::CHAT.parse, json!({"messages": []}), 400, "[] is too short - 'messages'"),
+        (openai::CHAT.parse, json!({"messages": [{"role": "user"}]}), 400, "invalid message content type: <nil>"),
+        (openai::CHAT.parse, json!({"messages": user, "reasoning_effort": "x"}), 400, "invalid reasoning value: \"x\""),
+        (openai::COMPLETIONS.parse, json!({"prompt": [1, 5]}), 400, "json: cannot unmarshal array"),
+        (openai::COMPLETIONS.parse, json!({"stop": 3}), 400, "invalid type for 'stop' field: float64"),
+        (openai::EMBEDDINGS.parse, json!({"input": []}), 400, "invalid input"),
+        (
+            openai::EMBEDDINGS.parse,
             json!({"input": "x", "encoding_format": "int8"}),
             400,
             "Invalid value for 'encoding_format'",
         ),
         (
-            openai::chat,
+            openai::CHAT.parse,
             json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "http://x"}]}]}),
             400,
             "image URLs are not currently supported",
@@ -60,24 +65,24 @@ fn refusals_have_ollamas_status_and_text() {
         let refused = read(parser, body.clone()).unwrap_err();
         assert!(refused.status == status && refused.message.starts_with(text), "{body}: {refused:?}");
     }
-    assert_eq!(ollama::chat(b"").unwrap_err().message, "missing request body");
-    assert_eq!(openai::chat(b"").unwrap_err().message, "EOF");
+    assert_eq!((ollama::CHAT.parse)(b"").unwrap_err().message, "missing request body");
+    assert_eq!((openai::CHAT.parse)(b"").unwrap_err().message, "EOF");
 }
 
 #[test]
 fn raw_excludes_what_needs_a_template() {
     for (extra, fine) in [("system", false), ("template", false), ("suffix", true)] {
-        let call = read(ollama::generate, json!({"prompt": "x", "raw": true, extra: "y"})).unwrap();
-        assert_eq!(ollama::check_raw(&call.body).is_ok(), fine, "{extra}");
+        let call = read(ollama::GENERATE.parse, json!({"prompt": "x", "raw": true, extra: "y"})).unwrap();
+        assert_eq!(call.body.check_raw().is_ok(), fine, "{extra}");
     }
-    let call = read(ollama::generate, json!({"prompt": "x", "raw": true, "context": [1]})).unwrap();
-    assert!(ollama::check_raw(&call.body).is_err());
+    let call = read(ollama::GENERATE.parse, json!({"prompt": "x", "raw": true, "context": [1]})).unwrap();
+    assert!(call.body.check_raw().is_err());
 }
 
 #[test]
 fn native_chat_keeps_history_of_tools() {
     let call = read(
-        ollama::chat,
+        ollama::CHAT.parse,
         json!({"model": "m", "think": "high", "logprobs": true, "top_logprobs": 2, "messages": [
             {"role": "ASSISTANT", "content": "", "tool_calls": [{"function": {"name": "mul", "arguments": {"a": 6}}}]},
             {"role": "tool", "tool_name": "mul", "content": "42"}
@@ -97,7 +102,7 @@ fn native_chat_keeps_history_of_tools() {
 #[test]
 fn openai_nulls_are_absent_and_aliases_count() {
     let call = read(
-        openai::chat,
+        openai::CHAT.parse,
         json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": null, "max_tokens": null,
             "max_completion_tokens": 8, "temperature": null, "stop": null, "tools": null, "response_format": null,
             "stream_options": null, "logprobs": null, "top_logprobs": null, "n": null}),
@@ -106,14 +111,14 @@ fn openai_nulls_are_absent_and_aliases_count() {
     assert_eq!(Value::Object(call.options), json!({"num_predict": 8}));
     assert!(!call.stream && !call.include_usage && call.openai_defaults && call.logprobs.is_none());
     let stops = json!({"messages": [{"role": "user", "content": "x"}], "stop": ["a", 1], "presence_penalty": 1});
-    let call = read(openai::chat, stops).unwrap();
+    let call = read(openai::CHAT.parse, stops).unwrap();
     assert_eq!(Value::Object(call.options), json!({"presence_penalty": 1.0, "stop": ["a"]}));
 }
 
 #[test]
 fn openai_messages_become_native_ones() {
     let call = read(
-        openai::chat,
+        openai::CHAT.parse,
         json!({"model": "m", "tool_choice": "none", "tools": [{"type": "function", "function": {"name": "f"}}],
             "messages": [
             {"role": "developer", "content": "d"},
@@ -146,7 +151,7 @@ fn schemas_stand_inside_or_beside() {
         (json!("json_object"), None),
     ] {
         let body = json!({"messages": [{"role": "user", "content": "x"}], "response_format": format});
-        let found = read(openai::chat, body).ok().map(|call| match call.format {
+        let found = read(openai::CHAT.parse, body).ok().map(|call| match call.format {
             Format::Text => "text",
             Format::Json => "json",
             Format::JsonSchema(_) => "schema",
@@ -157,12 +162,13 @@ fn schemas_stand_inside_or_beside() {
 
 #[test]
 fn completions_and_embeddings_of_openai() {
-    let call = read(openai::completions, json!({"prompt": "x", "stop": "a", "top_p": 0, "logprobs": 3})).unwrap();
+    let call = read(openai::COMPLETIONS.parse, json!({"prompt": "x", "stop": "a", "top_p": 0, "logprobs": 3})).unwrap();
     assert_eq!(call.body, CallBody::Complete { prompt: "x".into(), suffix: None });
     let expected = json!({"frequency_penalty": 0.0, "presence_penalty": 0.0, "stop": ["a"]});
     assert_eq!(Value::Object(call.options), expected);
     assert_eq!(call.logprobs, Some(Logprobs { top: 3 }));
-    let call = read(openai::embeddings, json!({"input": "", "encoding_format": "BASE64", "dimensions": 3})).unwrap();
+    let call =
+        read(openai::EMBEDDINGS.parse, json!({"input": "", "encoding_format": "BASE64", "dimensions": 3})).unwrap();
     let (inputs, dimensions) = (vec![String::new()], Some(3));
     assert_eq!(call.body, CallBody::Embed { inputs, truncate: true, dimensions, normalize: true, base64: true });
 }

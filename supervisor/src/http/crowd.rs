@@ -6,7 +6,7 @@
 //! Decision: what is too much is closed at once. Rejected: a short 503: a connection that is closed with a request unread
 //! is reset, and an answer that is under way is lost with it; reading the request first is the work that is to be spared.
 //!
-//! A connection holds its [`Place`] for as long as it lives; nothing else is needed to count it, so none is ever forgotten,
+//! A connection holds its [`CountedConnection`] for as long as it lives; nothing else is needed to count it, so none is ever forgotten,
 //! and there is no lock.
 
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ impl Peer {
 
 /// A connection's own; it is counted until this is dropped.
 #[derive(Debug)]
-pub(super) struct Place(#[expect(dead_code, reason = "it is only held")] Option<Arc<()>>);
+pub(super) struct CountedConnection(#[expect(dead_code, reason = "it is only held")] Option<Arc<()>>);
 
 /// The open connections of every address. Owned by whoever accepts them.
 #[derive(Debug)]
@@ -72,14 +72,14 @@ impl Crowd {
     }
 
     /// A place for one more of this address, unless it has all that it may have.
-    pub(super) fn enter(&mut self, address: IpAddr) -> Option<Place> {
+    pub(super) fn enter(&mut self, address: IpAddr) -> Option<CountedConnection> {
         if self.exempt == Exempt::Loopback && address.to_canonical().is_loopback() {
-            return Some(Place(None));
+            return Some(CountedConnection(None));
         }
         self.prune();
         let counted = self.open.entry(Peer::of(address)).or_default();
         // One is our own.
-        (Arc::strong_count(counted) <= self.most).then(|| Place(Some(Arc::clone(counted))))
+        (Arc::strong_count(counted) <= self.most).then(|| CountedConnection(Some(Arc::clone(counted))))
     }
 
     /// Counts one that was turned away. Says how many there were since it last said so, where it is time for that.
@@ -118,7 +118,8 @@ mod tests {
     fn row_50_one_address_may_have_so_many_and_others_do_not_suffer() {
         let mut crowd = Crowd::default();
         let one = address("192.0.2.1");
-        let mut places: Vec<Place> = (0..CONNECTIONS_PER_ADDRESS_MAX).map(|_| crowd.enter(one).unwrap()).collect();
+        let mut places: Vec<CountedConnection> =
+            (0..CONNECTIONS_PER_ADDRESS_MAX).map(|_| crowd.enter(one).unwrap()).collect();
         assert!(crowd.enter(one).is_none(), "one past the limit");
         assert!(crowd.enter(address("::ffff:192.0.2.1")).is_none(), "the same address in other clothes");
         assert!(crowd.enter(address("192.0.2.2")).is_some());

@@ -35,7 +35,7 @@ pub(super) struct Guard {
 
 /// What the guard says of a request.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Clearance {
     /// It may go on; its reply gets this origin.
     Pass(Option<HeaderValue>),
     /// This is the reply.
@@ -65,12 +65,12 @@ impl Guard {
     }
 
     /// Judges a request by its head.
-    pub(super) fn check(&self, method: &Method, headers: &HeaderMap, uri_host: Option<&str>) -> Verdict {
+    pub(super) fn check(&self, method: &Method, headers: &HeaderMap, uri_host: Option<&str>) -> Clearance {
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or(uri_host).unwrap_or_default();
         let allowed_origin = match headers.get(ORIGIN) {
             Some(origin) if !self.is_own(origin, host) => {
                 if !self.allows(origin) {
-                    return Verdict::Answer(empty(403));
+                    return Clearance::Answer(empty(403));
                 }
                 let value = if self.any_origin { HeaderValue::from_static("*") } else { origin.clone() };
                 Some(value)
@@ -78,20 +78,20 @@ impl Guard {
             _ => None,
         };
         if self.checks_host && !self.knows_host(host) {
-            return Verdict::Answer(empty(403));
+            return Clearance::Answer(empty(403));
         }
         if method == Method::OPTIONS {
             if let Some(origin) = allowed_origin {
-                return Verdict::Answer(preflight(origin));
+                return Clearance::Answer(preflight(origin));
             }
             if strip_port(host).parse::<IpAddr>().is_err() {
-                return Verdict::Answer(empty(204));
+                return Clearance::Answer(empty(204));
             }
         }
         if self.key.as_deref().is_some_and(|key| !brings(headers, key)) {
-            return Verdict::Unauthorized;
+            return Clearance::Unauthorized;
         }
-        Verdict::Pass(allowed_origin)
+        Clearance::Pass(allowed_origin)
     }
 
     fn is_own(&self, origin: &HeaderValue, host: &str) -> bool {
@@ -226,9 +226,9 @@ mod tests {
             headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
         match guard.check(&method, &headers, None) {
-            Verdict::Pass(_) => 200,
-            Verdict::Answer(reply) => reply.status().as_u16(),
-            Verdict::Unauthorized => 401,
+            Clearance::Pass(_) => 200,
+            Clearance::Answer(reply) => reply.status().as_u16(),
+            Clearance::Unauthorized => 401,
         }
     }
 

@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 
 use super::AppState;
 use super::crowd::Crowd;
+use super::dispatch;
 use super::respond::{HttpReply, text};
-use super::route::route;
 
 /// After a failed accept (out of descriptors, mostly) others get time to close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -152,7 +152,7 @@ async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch:
 
 /// A panic in a handler is the end of that request only.
 async fn answer(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
-    let handled = futures_catch(route(state, request)).await;
+    let handled = futures_catch(dispatch::serve(state, request)).await;
     handled.unwrap_or_else(|| text(500, "internal server error"))
 }
 

@@ -6,10 +6,10 @@ use ollmlx_proto::MemoryReport;
 use serde_json::{Map, Value, json};
 
 use super::AppState;
-use super::answer::catalog_error;
-use super::native;
+use super::refuse::catalog_error;
 use super::respond::{HttpReply, json};
 use crate::catalog::ModelRef;
+use crate::dialect::Rejection;
 use crate::os::wall::{rfc3339_local, wall_now};
 use crate::types::WorkerView;
 
@@ -41,17 +41,10 @@ pub(super) fn capabilities(model: &ModelRef) -> Value {
 }
 
 /// `GET /api/tags`.
-pub(super) async fn tags(state: &AppState) -> HttpReply {
-    match state.catalog.list().await {
-        Ok(models) => {
-            let rows: Vec<Value> = models.iter().map(|model| row(model)).collect();
-            json(200, json!({"models": rows}).to_string())
-        }
-        Err(error) => {
-            let rejection = catalog_error(&error);
-            json(rejection.status, native::error_text(&rejection))
-        }
-    }
+pub(super) async fn tags(state: &AppState) -> Result<HttpReply, Rejection> {
+    let models = state.catalog.list().await.map_err(|error| catalog_error(&error))?;
+    let rows: Vec<Value> = models.iter().map(|model| row(model)).collect();
+    Ok(json(200, json!({"models": rows}).to_string()))
 }
 
 fn row(model: &ModelRef) -> Value {

@@ -1,27 +1,22 @@
-//! What changes or shows the store: show, copy, delete, create, blobs.
+//! What changes or shows the store: show, copy, delete, blobs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::body::Incoming;
 use ollmlx_proto::limits::{BLOB_BYTES_MAX, BLOB_STALL_MS};
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
 
-use super::answer::catalog_error;
+use super::AppState;
 use super::listing::{capabilities, details};
-use super::respond::{HttpReply, JSON, NDJSON, Reply, empty, json, reply, whole};
-use super::{AppState, native};
-use crate::catalog::{CatalogError, CreateSpec, ModelRef, Progress, download_advice};
+use super::refuse::catalog_error;
+use super::respond::{HttpReply, empty, json};
+use crate::catalog::{CatalogError, ModelRef, download_advice};
 use crate::dialect::Rejection;
-use crate::dialect::ollama::manage::{CopyRequest, CreateRequest, NameRequest, ShowRequest};
+use crate::dialect::ollama::manage::{CopyRequest, NameRequest, ShowRequest};
 use crate::os::wall::rfc3339_local;
 
-/// Progress lines on their way to a client.
-const PROGRESS_LEN_MAX: usize = 64;
 /// Elements up to which an array of the metadata is shown without `verbose`.
 const SHOWN_ELEMENTS_MAX: usize = 5;
 
@@ -29,13 +24,11 @@ const SHOWN_ELEMENTS_MAX: usize = 5;
 pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
     let request = ShowRequest::parse(body)?;
     if request.name.is_empty() {
-        return Err(Rejection::bad_request("model is required"));
+        return Err(Rejection::no_model());
     }
     let model = state.catalog.resolve(&request.name).await.map_err(|error| match error {
-        CatalogError::NotFound(_) => Rejection::not_found(format!("model '{}' not found", tagged(&request.name))),
-        CatalogError::NotCached { advice, .. } => {
-            Rejection::not_found(format!("model '{}' not found: {advice}", tagged(&request.name)))
-        }
+        CatalogError::NotFound(_) => Rejection::unknown_model(&tagged(&request.name), None),
+        CatalogError::NotCached { advice, .. } => Rejection::unknown_model(&tagged(&request.name), Some(&advice)),
         other => catalog_error(&other),
     })?;
     let mut object = Map::new();
@@ -125,11 +118,11 @@ pub(super) async fn copy(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
 pub(super) async fn delete(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
     let request = NameRequest::parse(body)?;
     if request.name.is_empty() {
-        return Err(Rejection::bad_request("model is required"));
+        return Err(Rejection::no_model());
     }
     let model = state.catalog.delete(&request.name).await.map_err(|error| match error {
         CatalogError::InvalidName(name) => Rejection::bad_request(format!("name \"{name}\" is invalid")),
-        CatalogError::NotFound(_) => Rejection::not_found(format!("model '{}' not found", request.name)),
+        CatalogError::NotFound(_) => Rejection::unknown_model(&request.name, None),
         other => catalog_error(&other),
     })?;
     // What is loaded of it serves on until it is idle; the files stay open there.
@@ -137,115 +130,42 @@ pub(super) async fn delete(state: &AppState, body: &[u8]) -> Result<HttpReply, R
     Ok(empty(200))
 }
 
-/// `POST /api/create`: progress lines, or the last one only.
-pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let request = CreateRequest::parse(body)?;
-    if request.remote {
-        return Err(Rejection::new(403, "ollama cloud is disabled: remote model is unavailable"));
+/// `POST /api/pull`: there is no registry client yet.
+pub(super) fn pull(body: &[u8]) -> Result<HttpReply, Rejection> {
+    let name = NameRequest::parse(body)?.name;
+    if name.is_empty() {
+        return Err(Rejection::bad_request("invalid model name"));
     }
-    let stream = request.stream;
-    let spec = CreateSpec {
-        name: request.name,
-        from: request.from,
-        files: request.files.into_iter().collect(),
-        adapters: request.adapters.into_iter().collect(),
-        template: request.template,
-        license: request.license,
-        system: request.system,
-        parameters: request.parameters,
-        messages: request.messages,
-        quantize: request.quantize,
-    };
-    let (statuses, mut heard) = mpsc::channel(PROGRESS_LEN_MAX);
-    let (lines, body) = mpsc::channel(PROGRESS_LEN_MAX);
-    let (worker, error_lines) = (Arc::clone(state), lines.clone());
-    // A task of its own: a client that goes away does not leave half a model.
-    let creating = tokio::spawn(async move {
-        let created = worker.catalog.create(spec, statuses).await;
-        match created {
-            Ok(model) => {
-                worker.handle.pardon(model).await;
-                Ok(())
-            }
-            Err(error) => Err(creation_error(&error)),
-        }
-    });
-    if !stream {
-        // The progress is read so that it does not hold up the work.
-        while heard.recv().await.is_some() {}
-        return match creating.await {
-            Ok(Ok(())) => Ok(reply(200, JSON, whole(json!({"status": "success"}).to_string()))),
-            Ok(Err(rejection)) => Err(rejection),
-            Err(_) => Err(Rejection::internal("the creation was interrupted")),
-        };
-    }
-    // The first line, or the error before it, decides the status.
-    let first = heard.recv().await;
-    let Some(first) = first else {
-        return match creating.await {
-            Ok(Ok(())) => Ok(reply(200, NDJSON, whole(status_line("success")))),
-            Ok(Err(rejection)) => Err(rejection),
-            Err(_) => Err(Rejection::internal("the creation was interrupted")),
-        };
-    };
-    tokio::spawn(async move {
-        let mut next = Some(first);
-        while let Some(status) = next {
-            let _ = lines.send(Bytes::from(progress_line(&status))).await;
-            next = heard.recv().await;
-        }
-        drop(lines);
-        if let Ok(Err(rejection)) = creating.await {
-            let line = native::error_text(&rejection) + "\n";
-            let _ = error_lines.send(Bytes::from(line)).await;
-        }
-    });
-    Ok(reply(200, NDJSON, Reply::Lines(body)))
+    let way =
+        download_advice(&name).map_or_else(|| way_around(&name), |command| format!("download it with: {command}"));
+    Err(unreachable_registry("pull", &way))
 }
 
-fn status_line(status: &str) -> String {
-    json!({"status": status}).to_string() + "\n"
+/// `POST /api/push`, likewise.
+pub(super) fn push(body: &[u8]) -> Result<HttpReply, Rejection> {
+    let name = NameRequest::parse(body)?.name;
+    if name.is_empty() {
+        return Err(Rejection::no_model());
+    }
+    Err(unreachable_registry("push", &way_around(&name)))
 }
 
-fn progress_line(progress: &Progress) -> String {
-    match progress {
-        Progress::Status(status) => status_line(status),
-        Progress::Copying { status, completed_bytes, total_bytes } => {
-            json!({"status": status, "total": total_bytes, "completed": completed_bytes}).to_string() + "\n"
-        }
-    }
+fn way_around(name: &str) -> String {
+    format!("create the model from a GGUF file or an MLX folder instead: ollmlx create {name} -f Modelfile")
 }
 
-fn creation_error(error: &CatalogError) -> Rejection {
-    match error {
-        // A file that is no model is the client's mistake here.
-        CatalogError::Unreadable(failure) => Rejection::bad_request(failure.public.clone()),
-        other => catalog_error(other),
-    }
-}
-
-/// `POST /api/pull` and `/api/push`: there is no registry client yet.
-pub(super) fn transfer(body: &[u8], verb: &str) -> Result<HttpReply, Rejection> {
-    let request = NameRequest::parse(body)?;
-    if request.name.is_empty() {
-        return Err(Rejection::bad_request(if verb == "pull" { "invalid model name" } else { "model is required" }));
-    }
-    let way = match download_advice(&request.name).filter(|_| verb == "pull") {
-        Some(command) => format!("download it with: {command}"),
-        None => format!(
-            "create the model from a GGUF file or an MLX folder instead: ollmlx create {} -f Modelfile",
-            request.name
-        ),
-    };
-    let text = format!("{verb} model manifest: this version of ollmlx can't reach registries; {way}");
-    Err(Rejection::new(501, text))
+fn unreachable_registry(verb: &str, way: &str) -> Rejection {
+    Rejection::new(501, format!("{verb} model manifest: this version of ollmlx can't reach registries; {way}"))
 }
 
 /// `HEAD` and `POST /api/blobs/:digest`.
-pub(super) async fn blob(state: &AppState, method: &Method, digest: &str, incoming: Incoming) -> HttpReply {
-    let handled =
-        if method == Method::HEAD { exists(state, digest).await } else { upload(state, digest, incoming).await };
-    handled.unwrap_or_else(|rejection| json(rejection.status, native::error_text(&rejection)))
+pub(super) async fn blob(
+    state: &AppState,
+    method: &Method,
+    digest: &str,
+    incoming: Incoming,
+) -> Result<HttpReply, Rejection> {
+    if method == Method::HEAD { exists(state, digest).await } else { upload(state, digest, incoming).await }
 }
 
 async fn exists(state: &AppState, digest: &str) -> Result<HttpReply, Rejection> {

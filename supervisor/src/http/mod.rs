@@ -6,21 +6,29 @@
 
 mod answer;
 mod body;
+mod create;
 mod crowd;
+mod dispatch;
 pub mod fit;
+#[cfg(test)]
+mod golden_tests;
 mod guard;
 pub mod learn;
 pub mod listener;
 mod listing;
 mod manage;
 pub mod metrics;
+mod models;
 mod native;
-mod openai;
 mod ops;
 mod plan;
+mod refuse;
+#[cfg(test)]
+mod refuse_tests;
 mod respond;
 mod route;
 mod stream;
+mod work;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! Small native replies and the native error envelope.
+//! Small native replies.
 
 use serde_json::json;
 
 use super::AppState;
 use super::respond::{HttpReply, json};
-use crate::dialect::{Rejection, ollama};
+use crate::dialect::Rejection;
 
 /// `GET /api/version`.
 pub(super) fn version(state: &AppState) -> HttpReply {
@@ -16,7 +16,7 @@ pub(super) fn status() -> HttpReply {
     json(200, json!({"cloud": {"disabled": true, "source": "env"}}).to_string())
 }
 
-/// `{"error": …}`.
-pub(super) fn error_text(rejection: &Rejection) -> String {
-    ollama::response::error_body(&rejection.message)
+/// `POST /api/me`: nor is there an account.
+pub(super) fn no_account() -> Rejection {
+    Rejection::new(401, "unauthorized")
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::AppState;
-use super::answer::catalog_error;
+use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
 use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
@@ -27,7 +27,7 @@ const DEATH_LINES_MAX: usize = 20;
 
 pub(super) async fn model(state: &AppState, name: &str) -> Result<Arc<ModelRef>, Rejection> {
     if name.is_empty() {
-        return Err(Rejection::bad_request("model is required"));
+        return Err(Rejection::no_model());
     }
     state.catalog.resolve(name).await.map_err(|error| catalog_error(&error))
 }
@@ -44,9 +44,9 @@ pub(super) fn server(state: &AppState) -> HttpReply {
 }
 
 /// `GET /api/ollmlx/record`: the driver's last events and what was decided, as lines of JSON.
-pub(super) async fn record(state: &AppState) -> HttpReply {
+pub(super) async fn record(state: &AppState) -> Result<HttpReply, Rejection> {
     let text = state.handle.record().await.map(|record| record.text()).unwrap_or_default();
-    reply(200, NDJSON, whole(text))
+    Ok(reply(200, NDJSON, whole(text)))
 }
 
 /// `POST /api/ollmlx/restart`: forgets the deaths and what was learned of its memory, ends a rest, replaces the process once

@@ -5,15 +5,13 @@
 use std::sync::Arc;
 
 use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
-use ollmlx_proto::{
-    Capability, Chat, Complete, ContentPart, Embed, Limits, LoadSpec, Message, Progress, Request, RequestId, Role,
-    ThinkLevel, ThinkMode, Work,
-};
+use ollmlx_proto::{Capability, Limits, LoadSpec, Progress, Request, RequestId, ThinkLevel, ThinkMode};
 
 use super::HttpConfig;
+use super::work::work;
 use crate::catalog::{Learned, Loaded, ModelRef};
 use crate::dialect::options::{Share, Window, sampling, share};
-use crate::dialect::{Call, CallBody, Rejection, ollama};
+use crate::dialect::{Call, CallBody, Rejection};
 use crate::os::rng;
 use crate::types::{Job, LoadPlan, Terms};
 
@@ -30,7 +28,7 @@ pub(super) struct Planned {
     pub(super) plan: LoadPlan,
 }
 
-/// Plans a call. `chat` says how a missing capability is named.
+/// Plans a call. `verb` is what a model that can't is said not to support.
 ///
 /// # Errors
 /// What the model can't do, or an option that is no option.
@@ -38,11 +36,11 @@ pub(super) fn plan(
     call: Call,
     model: &Arc<ModelRef>,
     (config, learned): (&HttpConfig, &Learned),
-    chat: bool,
+    verb: &str,
 ) -> Result<Planned, Rejection> {
-    ollama::request::check_raw(&call.body)?;
+    call.body.check_raw()?;
     let think = thinking(&call, model)?;
-    check_capabilities(&call, model, chat)?;
+    check_capabilities(&call, model, verb)?;
     let (sampling, stop, window) = sampling(&call.options, &model.params, call.openai_defaults, rng::luck())?;
     let rule = config.rules.of(&model.name);
     let share = share(&call.options, &model.params, (rule.memory_limit, rule.priority))?;
@@ -58,7 +56,7 @@ pub(super) fn plan(
         shift: call.shift.unwrap_or(true) && window.num_predict != Some(-2),
         keep_tokens: window.num_keep,
     };
-    let work = match work(&call, model, think)? {
+    let work = match work(&call, model, think) {
         Some(work) => work,
         None => {
             plan.terms.context_least = if stated { asked } else { asked.min(LEAST_CONTEXT_TOKENS) };
@@ -183,7 +181,7 @@ fn thinking(call: &Call, model: &ModelRef) -> Result<ThinkMode, Rejection> {
     }
 }
 
-fn check_capabilities(call: &Call, model: &ModelRef, chat: bool) -> Result<(), Rejection> {
+fn check_capabilities(call: &Call, model: &ModelRef, verb: &str) -> Result<(), Rejection> {
     let lacks = |capability| !model.can(capability);
     if matches!(call.body, CallBody::Embed { .. } | CallBody::Unload) {
         return Ok(());
@@ -191,7 +189,6 @@ fn check_capabilities(call: &Call, model: &ModelRef, chat: bool) -> Result<(), R
     let (mut missing, full_name) = (Vec::new(), &model.full_name);
     let loads = matches!(call.body, CallBody::Load);
     if lacks(Capability::Completion) && !loads {
-        let verb = if chat { "chat" } else { "generate" };
         missing.push(format!("\"{}\" does not support {verb}", call.model));
     }
     match &call.body {
@@ -206,89 +203,4 @@ fn check_capabilities(call: &Call, model: &ModelRef, chat: bool) -> Result<(), R
         _ => {}
     }
     if missing.is_empty() { Ok(()) } else { Err(Rejection::bad_request(missing.join("\n"))) }
-}
-
-/// The work of a call; `None` where it only loads.
-fn work(call: &Call, model: &ModelRef, think: ThinkMode) -> Result<Option<Work>, Rejection> {
-    let chat = |messages, tools| Chat {
-        messages,
-        tools,
-        think,
-        template: None,
-        single_turn: false,
-        context: Vec::new(),
-        suffix: None,
-        render_only: call.render_only,
-    };
-    Ok(Some(match &call.body {
-        CallBody::Load | CallBody::Unload => return Ok(None),
-        CallBody::Chat { messages, tools } => {
-            let own_system = messages.first().is_none_or(|first| first.role != Role::System);
-            let mut all = Vec::new();
-            if own_system {
-                all.extend(
-                    model.system.as_deref().filter(|text| !text.is_empty()).map(|text| said(Role::System, text)),
-                );
-            }
-            all.extend(stored(model));
-            all.extend(messages.iter().cloned());
-            Work::Chat(chat(all, tools.clone()))
-        }
-        CallBody::Generate { prompt, raw: true, suffix, .. } => {
-            Work::Complete(Complete { prompt: prompt.clone(), suffix: suffix.clone() })
-        }
-        CallBody::Generate { prompt, system, template, suffix, context, images, .. } => {
-            let system = system.as_deref().or(model.system.as_deref());
-            let mut all = Vec::new();
-            all.extend(system.filter(|text| !text.is_empty()).map(|text| said(Role::System, text)));
-            if context.is_empty() {
-                all.extend(stored(model));
-            }
-            let mut user = said(Role::User, prompt);
-            user.content.extend(images.iter().cloned().map(ContentPart::Image));
-            all.push(user);
-            Work::Chat(Chat {
-                template: template.clone(),
-                single_turn: true,
-                context: context.clone(),
-                suffix: suffix.clone(),
-                ..chat(all, Vec::new())
-            })
-        }
-        CallBody::Complete { prompt, suffix } => {
-            let mut all: Vec<Message> = Vec::new();
-            all.extend(model.system.as_deref().filter(|text| !text.is_empty()).map(|text| said(Role::System, text)));
-            all.extend(stored(model));
-            all.push(said(Role::User, prompt));
-            Work::Chat(Chat { single_turn: true, suffix: suffix.clone(), ..chat(all, Vec::new()) })
-        }
-        CallBody::Embed { inputs, truncate, dimensions, normalize, .. } => Work::Embed(Embed {
-            inputs: inputs.clone(),
-            truncate: *truncate,
-            normalize: *normalize,
-            dimensions: *dimensions,
-        }),
-    }))
-}
-
-fn stored(model: &ModelRef) -> impl Iterator<Item = Message> + '_ {
-    model.messages.iter().map(|message| {
-        let role = match message.role.as_str() {
-            "system" => Role::System,
-            "assistant" => Role::Assistant,
-            _ => Role::User,
-        };
-        said(role, &message.content)
-    })
-}
-
-fn said(role: Role, text: &str) -> Message {
-    Message {
-        role,
-        content: vec![ContentPart::Text(text.to_owned())],
-        thinking: None,
-        tool_calls: Vec::new(),
-        tool_name: None,
-        tool_call_id: None,
-    }
 }

@@ -1,188 +1,148 @@
-//! Which URL goes where: one match, one screen.
+//! Which URL goes where: the table of all paths. Whatever depends on a path (its methods, who answers, in which dialect its
+//! errors are told, what it is called in metrics, whether it needs the key) stands in its row and nowhere else.
+//!
+//! A path that runs a model needs an [`Endpoint`] of a dialect and a row made by [`run`]; any other needs a function and a
+//! row made by [`at`]. What a request goes through on its way to its row is in [`super::dispatch`].
 
+use std::pin::Pin;
 use std::sync::Arc;
 
+use hyper::Method;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, HeaderValue, LOCATION, RETRY_AFTER};
-use hyper::{Method, Request, StatusCode};
 
-use super::answer::{Flavor, run};
-use super::guard::{Verdict, mark};
-use super::respond::{HttpReply, empty, text};
-use super::{AppState, body, fit, listing, manage, metrics, native, openai, ops, respond};
-use crate::dialect::Rejection;
+use self::Handler::{Body, Look, Now, Run, Upload};
+use super::respond::{HttpReply, text};
+use super::{AppState, create, fit, listing, manage, metrics, models, native, ops};
+use crate::dialect::anthropic;
+use crate::dialect::ollama::{self, OLLAMA, OLLMLX};
+use crate::dialect::openai::{self, OPENAI};
+use crate::dialect::{Dialect, Endpoint, Rejection};
 
-/// What a path means. The text after a fixed part is carried along.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Endpoint<'a> {
-    Root,
-    Version,
-    Status,
-    Tags,
-    Ps,
-    Show,
-    Copy,
-    Delete,
-    Create,
-    Pull,
-    Push,
-    Me,
-    Blob(&'a str),
-    /// Work of a model, in one of the dialects.
-    Run(Flavor),
-    Metrics,
-    Healthz,
-    Readyz,
-    Server,
-    Record,
-    Why,
-    Fit,
-    Logs,
-    Restart,
-    OpenAiModels,
-    OpenAiModel(&'a str),
+/// A reply to come, or why there is none.
+pub(super) type Pending<'a> = Pin<Box<dyn Future<Output = Result<HttpReply, Rejection>> + Send + 'a>>;
+
+/// Who answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Handler {
+    /// Says what is known. No body is read.
+    Now(fn(&AppState) -> HttpReply),
+    /// Looks something up, with what the path has in the place of its placeholder. No body is read.
+    Look(for<'a> fn(&'a AppState, &'a str) -> Pending<'a>),
+    /// Does what a body asks for.
+    Body(for<'a> fn(&'a Arc<AppState>, &'a [u8]) -> Pending<'a>),
+    /// Gives what a body asks for to a model.
+    Run(&'static Endpoint),
+    /// Takes a body as it comes, of any length.
+    Upload(for<'a> fn(&'a AppState, &'a Method, &'a str, Incoming) -> Pending<'a>),
 }
 
-/// Methods of the endpoints that take a body.
+/// A path and all that depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Route {
+    /// The path; `{…}` stands for a last segment.
+    pub(super) pattern: &'static str,
+    /// Every other one is refused.
+    pub(super) methods: &'static [Method],
+    /// Who answers.
+    pub(super) handler: Handler,
+    /// In which its errors are told, and under whose name it is counted.
+    pub(super) dialect: &'static Dialect,
+    /// What it is called in metrics.
+    pub(super) label: &'static str,
+    /// Whether its requests must bring the key, where there is one.
+    pub(super) needs_key: bool,
+}
+
 const POST: &[Method] = &[Method::POST];
+const POST_HEAD: &[Method] = &[Method::POST, Method::HEAD];
+const DELETE: &[Method] = &[Method::DELETE];
 const GET: &[Method] = &[Method::GET];
 const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
 
-fn endpoint(path: &str) -> Option<(Endpoint<'_>, &'static [Method])> {
-    Some(match path {
-        "/" => (Endpoint::Root, GET_HEAD),
-        "/api/version" => (Endpoint::Version, GET_HEAD),
-        "/api/status" => (Endpoint::Status, GET),
-        "/api/tags" => (Endpoint::Tags, GET_HEAD),
-        "/api/ps" => (Endpoint::Ps, GET),
-        "/api/show" => (Endpoint::Show, POST),
-        "/api/copy" => (Endpoint::Copy, POST),
-        "/api/delete" => (Endpoint::Delete, &[Method::DELETE]),
-        "/api/create" => (Endpoint::Create, POST),
-        "/api/pull" => (Endpoint::Pull, POST),
-        "/api/push" => (Endpoint::Push, POST),
-        "/api/me" => (Endpoint::Me, POST),
-        "/api/generate" => (Endpoint::Run(Flavor::Generate), POST),
-        "/api/chat" => (Endpoint::Run(Flavor::Chat), POST),
-        "/api/embed" => (Endpoint::Run(Flavor::Embed), POST),
-        "/api/embeddings" => (Endpoint::Run(Flavor::Embeddings), POST),
-        "/v1/chat/completions" => (Endpoint::Run(Flavor::OpenAiChat), POST),
-        "/v1/completions" => (Endpoint::Run(Flavor::OpenAiCompletion), POST),
-        "/v1/embeddings" => (Endpoint::Run(Flavor::OpenAiEmbeddings), POST),
-        "/v1/messages" => (Endpoint::Run(Flavor::Anthropic), POST),
-        "/metrics" => (Endpoint::Metrics, GET),
-        "/healthz" => (Endpoint::Healthz, GET_HEAD),
-        "/readyz" => (Endpoint::Readyz, GET_HEAD),
-        "/api/ollmlx/server" => (Endpoint::Server, GET),
-        "/api/ollmlx/record" => (Endpoint::Record, GET),
-        "/api/ollmlx/why" => (Endpoint::Why, POST),
-        "/api/ollmlx/fit" => (Endpoint::Fit, POST),
-        "/api/ollmlx/logs" => (Endpoint::Logs, POST),
-        "/api/ollmlx/restart" => (Endpoint::Restart, POST),
-        "/v1/models" => (Endpoint::OpenAiModels, GET),
-        _ => {
-            if let Some(digest) = path.strip_prefix("/api/blobs/").filter(|rest| !rest.contains('/')) {
-                return Some((Endpoint::Blob(digest), &[Method::POST, Method::HEAD]));
-            }
-            let model = path.strip_prefix("/v1/models/").filter(|rest| !rest.is_empty() && !rest.contains('/'))?;
-            (Endpoint::OpenAiModel(model), GET)
-        }
-    })
+/// What all paths for operators of this server are called in metrics.
+const OPERATORS: &str = "/api/ollmlx/";
+
+/// All paths. Metrics list them in this order; a path of none is told its errors as the first one of its folder.
+pub(super) static ROUTES: &[Route] = &[
+    at("/", GET_HEAD, Now(|_| text(200, "Ollama is running")), &OLLAMA),
+    at("/api/version", GET_HEAD, Now(native::version), &OLLAMA),
+    at("/api/status", GET, Now(|_| native::status()), &OLLAMA),
+    at("/api/tags", GET_HEAD, Look(|state, _| Box::pin(listing::tags(state))), &OLLAMA),
+    at("/api/ps", GET, Now(listing::ps), &OLLAMA),
+    at("/api/show", POST, Body(|state, body| Box::pin(manage::show(state, body))), &OLLAMA),
+    at("/api/copy", POST, Body(|state, body| Box::pin(manage::copy(state, body))), &OLLAMA),
+    at("/api/delete", DELETE, Body(|state, body| Box::pin(manage::delete(state, body))), &OLLAMA),
+    at("/api/create", POST, Body(|state, body| Box::pin(create::create(state, body))), &OLLAMA),
+    at("/api/pull", POST, Body(|_, body| Box::pin(async move { manage::pull(body) })), &OLLAMA),
+    at("/api/push", POST, Body(|_, body| Box::pin(async move { manage::push(body) })), &OLLAMA),
+    at("/api/me", POST, Body(|_, _| Box::pin(async { Err(native::no_account()) })), &OLLAMA),
+    at(
+        "/api/blobs/{digest}",
+        POST_HEAD,
+        Upload(|state, method, digest, incoming| Box::pin(manage::blob(state, method, digest, incoming))),
+        &OLLAMA,
+    ),
+    run("/api/generate", &ollama::GENERATE),
+    run("/api/chat", &ollama::CHAT),
+    run("/api/embed", &ollama::EMBED),
+    run("/api/embeddings", &ollama::EMBEDDINGS),
+    run("/v1/chat/completions", &openai::CHAT),
+    run("/v1/completions", &openai::COMPLETIONS),
+    run("/v1/embeddings", &openai::EMBEDDINGS),
+    at("/v1/models", GET, Look(|state, _| Box::pin(models::list(state))), &OPENAI),
+    at("/v1/models/{model}", GET, Look(|state, id| Box::pin(models::one(state, id))), &OPENAI),
+    run("/v1/messages", &anthropic::MESSAGES),
+    at("/metrics", GET, Now(metrics::metrics), &OLLMLX),
+    at("/healthz", GET_HEAD, Now(|_| metrics::healthz()), &OLLMLX).without_key(),
+    at("/readyz", GET_HEAD, Now(metrics::readyz), &OLLMLX).without_key(),
+    at("/api/ollmlx/server", GET, Now(ops::server), &OLLMLX).labelled(OPERATORS),
+    at("/api/ollmlx/record", GET, Look(|state, _| Box::pin(ops::record(state))), &OLLMLX).labelled(OPERATORS),
+    at("/api/ollmlx/why", POST, Body(|state, body| Box::pin(ops::why(state, body))), &OLLMLX).labelled(OPERATORS),
+    at("/api/ollmlx/fit", POST, Body(|state, body| Box::pin(fit::fit(state, body))), &OLLMLX).labelled(OPERATORS),
+    at("/api/ollmlx/logs", POST, Body(|state, body| Box::pin(ops::logs(state, body))), &OLLMLX).labelled(OPERATORS),
+    at("/api/ollmlx/restart", POST, Body(|state, body| Box::pin(ops::restart(state, body))), &OLLMLX)
+        .labelled(OPERATORS),
+];
+
+const fn at(pattern: &'static str, methods: &'static [Method], handler: Handler, dialect: &'static Dialect) -> Route {
+    Route { pattern, methods, handler, dialect, label: pattern, needs_key: true }
 }
 
-/// From a request's head to its reply.
-pub(super) async fn route(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
-    let (head, incoming) = request.into_parts();
-    let mut reply = judged(&state, &head, incoming).await;
-    if reply.status() == StatusCode::SERVICE_UNAVAILABLE && !reply.headers().contains_key(RETRY_AFTER) {
-        let seconds = state.handle.snapshot().retry_after_s();
-        reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+const fn run(pattern: &'static str, endpoint: &'static Endpoint) -> Route {
+    at(pattern, POST, Run(endpoint), endpoint.dialect)
+}
+
+impl Route {
+    const fn labelled(self, label: &'static str) -> Self {
+        Self { label, ..self }
     }
-    let path = head.uri.path();
-    state.metrics.answered(path, endpoint(path).is_some(), reply.status().as_u16());
-    reply
-}
 
-async fn judged(state: &Arc<AppState>, head: &hyper::http::request::Parts, incoming: Incoming) -> HttpReply {
-    // Probes have no key, and learn nothing but that somebody lives.
-    let is_probe = matches!(head.uri.path(), "/healthz" | "/readyz");
-    let origin = match state.guard.check(&head.method, &head.headers, head.uri.host()) {
-        Verdict::Answer(reply) => return reply,
-        Verdict::Pass(origin) => origin,
-        Verdict::Unauthorized if is_probe => None,
-        Verdict::Unauthorized => {
-            let rejection = Rejection::new(401, "unauthorized: this server wants its key as a bearer token");
-            return Flavor::of_path(head.uri.path()).refuse(&rejection);
-        }
-    };
-    let path = head.uri.path();
-    let mut reply = match endpoint(path) {
-        Some((endpoint, methods)) if methods.contains(&head.method) => dispatch(state, endpoint, head, incoming).await,
-        Some((_, methods)) => {
-            let mut reply = text(405, "405 method not allowed");
-            let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-            if let Ok(allowed) = HeaderValue::from_str(&allowed) {
-                reply.headers_mut().insert(ALLOW, allowed);
-            }
-            reply
-        }
-        None => redirect(path, &head.method).unwrap_or_else(|| text(404, "404 page not found")),
-    };
-    mark(&mut reply, origin);
-    reply
-}
-
-/// A known path with a slash too many.
-fn redirect(path: &str, method: &Method) -> Option<HttpReply> {
-    let shorter = path.strip_suffix('/').filter(|shorter| !shorter.is_empty())?;
-    endpoint(shorter)?;
-    let mut reply = empty(if method == Method::GET { 301 } else { 307 });
-    reply.headers_mut().insert(LOCATION, HeaderValue::from_str(shorter).ok()?);
-    Some(reply)
-}
-
-async fn dispatch(
-    state: &Arc<AppState>,
-    endpoint: Endpoint<'_>,
-    head: &hyper::http::request::Parts,
-    incoming: Incoming,
-) -> HttpReply {
-    match endpoint {
-        Endpoint::Root => return text(200, "Ollama is running"),
-        Endpoint::Version => return native::version(state),
-        Endpoint::Status => return native::status(),
-        Endpoint::Tags => return listing::tags(state).await,
-        Endpoint::Ps => return listing::ps(state),
-        Endpoint::Metrics => return metrics::metrics(state),
-        Endpoint::Healthz => return metrics::healthz(),
-        Endpoint::Readyz => return metrics::readyz(state),
-        Endpoint::Server => return ops::server(state),
-        Endpoint::Record => return ops::record(state).await,
-        Endpoint::OpenAiModels => return openai::models(state).await,
-        Endpoint::OpenAiModel(id) => return openai::model(state, id).await,
-        Endpoint::Blob(digest) => return manage::blob(state, &head.method, digest, incoming).await,
-        _ => {}
+    /// For probes, which have no key, and learn nothing but that somebody lives.
+    const fn without_key(self) -> Self {
+        Self { needs_key: false, ..self }
     }
-    let flavor = Flavor::of_path(head.uri.path());
-    let body = match body::read(&head.headers, incoming, &state.body_budget).await {
-        Ok(body) => body,
-        Err(rejection) => return flavor.refuse(&rejection),
-    };
-    let handled = match endpoint {
-        Endpoint::Run(flavor) => return run(state, flavor, &head.headers, &body.bytes).await,
-        Endpoint::Show => manage::show(state, &body.bytes).await,
-        Endpoint::Copy => manage::copy(state, &body.bytes).await,
-        Endpoint::Delete => manage::delete(state, &body.bytes).await,
-        Endpoint::Create => manage::create(state, &body.bytes).await,
-        Endpoint::Why => ops::why(state, &body.bytes).await,
-        Endpoint::Fit => fit::fit(state, &body.bytes).await,
-        Endpoint::Logs => ops::logs(state, &body.bytes).await,
-        Endpoint::Restart => ops::restart(state, &body.bytes).await,
-        Endpoint::Pull => manage::transfer(&body.bytes, "pull"),
-        Endpoint::Push => manage::transfer(&body.bytes, "push"),
-        _ => Err(Rejection::new(401, "unauthorized")),
-    };
-    handled.unwrap_or_else(|rejection| respond::json(rejection.status, native::error_text(&rejection)))
+
+    /// What a path has in the place of the placeholder, if it is one of this row.
+    fn segment<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let Some((folder, _)) = self.pattern.split_once('{') else { return (path == self.pattern).then_some("") };
+        let segment = path.strip_prefix(folder).filter(|segment| !segment.contains('/'))?;
+        // A path with a slash too many is not an entry of its own folder.
+        let is_folder = || ROUTES.iter().any(|route| folder.strip_suffix('/') == Some(route.pattern));
+        (!segment.is_empty() || !is_folder()).then_some(segment)
+    }
+}
+
+/// The row of a path, and what the path has in the place of the placeholder.
+pub(super) fn find(path: &str) -> Option<(&'static Route, &str)> {
+    ROUTES.iter().find_map(|route| Some((route, route.segment(path)?)))
+}
+
+/// In which dialect a path's errors are told, whether it is one or not.
+pub(super) fn dialect_of(path: &str) -> &'static Dialect {
+    let folder = path.match_indices('/').nth(1).map(|(end, _)| &path[..=end]);
+    let neighbour = || ROUTES.iter().find(|route| folder.is_some_and(|folder| route.pattern.starts_with(folder)));
+    let route = find(path).map(|(route, _)| route).or_else(neighbour);
+    route.map_or(&OLLAMA, |route| route.dialect)
 }
 
 #[cfg(test)]
@@ -191,11 +151,44 @@ mod tests {
 
     #[test]
     fn paths_lead_where_they_say() {
-        assert_eq!(endpoint("/api/chat"), Some((Endpoint::Run(Flavor::Chat), POST)));
-        let digest = Endpoint::Blob("sha256:00");
-        assert_eq!(endpoint("/api/blobs/sha256:00").map(|(endpoint, _)| endpoint), Some(digest));
-        assert_eq!(endpoint("/api/blobs/a/b"), None);
-        assert_eq!(endpoint("/v1/models/a/b"), None);
-        assert_eq!(endpoint("/nothing"), None);
+        let pattern = |path| find(path).map(|(route, segment)| (route.pattern, segment));
+        for route in ROUTES.iter().filter(|route| !route.pattern.contains('{')) {
+            assert_eq!(pattern(route.pattern), Some((route.pattern, "")));
+        }
+        assert_eq!(pattern("/api/blobs/sha256:00"), Some(("/api/blobs/{digest}", "sha256:00")));
+        assert_eq!(pattern("/api/blobs/"), Some(("/api/blobs/{digest}", "")));
+        assert_eq!(pattern("/v1/models/x"), Some(("/v1/models/{model}", "x")));
+        for nothing in
+            ["/api/blobs/a/b", "/api/blobs", "/v1/models/a/b", "/v1/models/", "/nothing", "", "*", "/api/chat/"]
+        {
+            assert_eq!(pattern(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn what_has_one_label_is_counted_for_one_dialect() {
+        for route in ROUTES {
+            let same = ROUTES.iter().filter(|other| other.label == route.label);
+            assert!(same.into_iter().all(|other| other.dialect.name == route.dialect.name), "{}", route.label);
+        }
+    }
+
+    #[test]
+    fn errors_are_told_in_the_dialect_of_their_path_or_its_neighbours() {
+        for (path, name) in [
+            ("/", "ollama"),
+            ("/api/chat", "ollama"),
+            ("/api/made-up", "ollama"),
+            ("/made-up", "ollama"),
+            ("/v1", "ollama"),
+            ("/v1/", "openai"),
+            ("/v1/made-up", "openai"),
+            ("/v1/models/x", "openai"),
+            ("/v1/messages", "anthropic"),
+            ("/v1/messages/", "openai"),
+            ("/metrics", "ollmlx"),
+        ] {
+            assert_eq!(dialect_of(path).name, name, "{path}");
+        }
     }
 }

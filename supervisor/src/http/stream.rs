@@ -6,30 +6,29 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use super::metrics::Pace;
-use crate::dialect::Encoder;
+use crate::dialect::{Encoder, Framing};
 use crate::driver::{Handle, Ticket};
 use crate::os::wall::{rfc3339_utc, wall_now};
-use crate::types::Mono;
-use crate::types::TicketItem;
+use crate::types::{Mono, TicketItem};
 
 /// Keeps an encoder's idea of time fresh.
 #[derive(Clone, Debug)]
 pub(super) struct Stopwatch {
     handle: Handle,
     started: Mono,
-    /// Native replies date every line; OpenAI's share one date.
-    dates_lines: bool,
+    framing: Framing,
 }
 
 impl Stopwatch {
-    pub(super) fn new(handle: Handle, started: Mono, dates_lines: bool) -> Self {
-        Self { handle, started, dates_lines }
+    pub(super) fn new(handle: Handle, started: Mono, framing: Framing) -> Self {
+        Self { handle, started, framing }
     }
 
     pub(super) fn set(&self, encoder: &mut dyn Encoder) {
         let meta = encoder.meta();
         meta.elapsed_ns = self.handle.now().since(self.started);
-        if self.dates_lines {
+        // Every line has its own date; the events of a stream share one.
+        if self.framing == Framing::Lines {
             meta.created = rfc3339_utc(wall_now());
         }
     }

@@ -13,6 +13,8 @@ pub enum TicketItem {
     },
     /// Terminal for `Job::Load`.
     Loaded,
+    /// Terminal for a request that only unloads: there is no job for that, so the door says it itself.
+    Unloaded,
     /// What the worker says; deltas of a slow reader arrive merged.
     Output(Output),
     /// Terminal: refused, failed, or the worker died.
@@ -25,7 +27,7 @@ impl TicketItem {
     pub fn is_terminal(&self) -> bool {
         match self {
             Self::Granted { .. } => false,
-            Self::Loaded | Self::Failed(_) => true,
+            Self::Loaded | Self::Unloaded | Self::Failed(_) => true,
             Self::Output(output) => output.is_terminal(),
         }
     }

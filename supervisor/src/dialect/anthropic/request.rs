@@ -6,8 +6,8 @@
 use ollmlx_proto::{ContentPart, JsonText, Message, PastToolCall, Role, ThinkLevel, ThinkMode, ToolSpec};
 use serde_json::{Map, Value, json};
 
-use super::super::json::{self, Fields};
-use super::super::{Call, CallBody, Rejection, tools};
+use crate::dialect::json::{self, Fields};
+use crate::dialect::{Call, CallBody, Rejection, tools};
 
 /// `POST /v1/messages`.
 ///

@@ -6,15 +6,15 @@
 use ollmlx_proto::{FinishReason, Finished, Output, Part, ToolCall, Usage};
 use serde_json::{Value, json};
 
-use super::super::answer::{Answer, End, end_of, note_grant, sign_of_life};
-use super::super::{Encoder, Meta, Rejection, tools};
+use crate::dialect::answer::{Ending, WholeAnswer, end_of, note_grant, sign_of_life};
+use crate::dialect::{Encoder, Meta, Rejection, tools};
 use crate::types::TicketItem;
 
 /// Replies of `/v1/messages`.
 #[derive(Clone, Debug)]
-pub struct MessageEncoder {
+pub(super) struct MessageEncoder {
     meta: Meta,
-    answer: Answer,
+    answer: WholeAnswer,
     /// Known once the worker has the prompt.
     prompt_tokens: Option<u32>,
     /// Whether `message_start` is out.
@@ -28,9 +28,8 @@ pub struct MessageEncoder {
 
 impl MessageEncoder {
     /// For one request; `meta.id` is `msg_` and 24 hexadecimal digits.
-    #[must_use]
-    pub fn new(meta: Meta) -> Self {
-        let (answer, prompt_tokens, open) = (Answer::default(), None, None);
+    pub(super) fn new(meta: Meta) -> Self {
+        let (answer, prompt_tokens, open) = (WholeAnswer::default(), None, None);
         Self { meta, answer, prompt_tokens, started: false, open, index: 0, calls_sent: false }
     }
 
@@ -84,7 +83,7 @@ impl MessageEncoder {
         events + &event(&json!({"type": "content_block_stop", "index": index}))
     }
 
-    fn last(&mut self, end: &End) -> String {
+    fn last(&mut self, end: &Ending) -> String {
         let mut events = self.start() + &self.close();
         let delta = json!({"stop_reason": stop_reason(end, self.calls_sent)});
         events += &event(&json!({"type": "message_delta", "delta": delta, "usage": usage(end)}));
@@ -109,7 +108,7 @@ impl Encoder for MessageEncoder {
             TicketItem::Output(Output::ToolCall(call)) => self.tool(call),
             other => match end_of(other) {
                 None => sign_of_life(other),
-                Some(End::Failed(failure)) => event(&error_object(&Rejection::from(&failure))),
+                Some(Ending::Failed(failure)) => event(&error_object(&Rejection::from(&failure))),
                 Some(end) => self.last(&end),
             },
         }
@@ -122,11 +121,7 @@ impl Encoder for MessageEncoder {
 
     fn finish(&mut self) -> Result<String, Rejection> {
         let answer = std::mem::take(&mut self.answer);
-        let end = match answer.end {
-            Some(End::Failed(failure)) => return Err(Rejection::from(&failure)),
-            Some(end) => end,
-            None => return Err(Rejection::internal("the answer ended without an end")),
-        };
+        let end = answer.ending()?;
         let mut content = Vec::new();
         if !answer.thinking.is_empty() {
             content.push(json!({"type": "thinking", "thinking": answer.thinking}));
@@ -139,26 +134,26 @@ impl Encoder for MessageEncoder {
             let id = tools::call_id(self.meta.tool_seed, call.index);
             content.push(json!({"type": "tool_use", "id": id, "name": call.name, "input": input}));
         }
-        let stop_reason = stop_reason(&end, !answer.calls.is_empty());
+        let stop_reason = stop_reason(end, !answer.calls.is_empty());
         Ok(json!({
             "id": self.meta.id, "type": "message", "role": "assistant", "model": self.meta.model,
-            "content": content, "stop_reason": stop_reason, "usage": usage(&end),
+            "content": content, "stop_reason": stop_reason, "usage": usage(end),
         })
         .to_string())
     }
 }
 
-fn stop_reason(end: &End, called: bool) -> &'static str {
+fn stop_reason(end: &Ending, called: bool) -> &'static str {
     match end {
         _ if called => "tool_use",
-        End::Finished(Finished { reason: FinishReason::Length, .. }) => "max_tokens",
+        Ending::Finished(Finished { reason: FinishReason::Length, .. }) => "max_tokens",
         _ => "end_turn",
     }
 }
 
-fn usage(end: &End) -> Value {
+fn usage(end: &Ending) -> Value {
     let Usage { prompt_tokens, completion_tokens, .. } = match end {
-        End::Finished(finished) => finished.usage,
+        Ending::Finished(finished) => finished.usage,
         _ => Usage::default(),
     };
     json!({"input_tokens": prompt_tokens, "output_tokens": completion_tokens})
@@ -183,8 +178,7 @@ fn error_object(rejection: &Rejection) -> Value {
 }
 
 /// The error object, as a body; `request_id` is `req_` and 24 hexadecimal digits.
-#[must_use]
-pub fn error_body(rejection: &Rejection, request_id: &str) -> String {
+pub(super) fn error_body(rejection: &Rejection, request_id: &str) -> String {
     let mut object = error_object(rejection);
     object["request_id"] = request_id.into();
     object.to_string()

@@ -3,8 +3,9 @@
 use ollmlx_proto::{Delta, FinishReason, Finished, JsonText, Output, Part, Role, Timings, ToolCall, Usage};
 use serde_json::{Value, json};
 
-use super::super::{Call, CallBody, Encoder, Meta, Rejection};
-use super::{MessageEncoder, error_body, messages};
+use super::request::messages;
+use super::{MessageEncoder, error_body};
+use crate::dialect::{Call, CallBody, Encoder, Meta, Rejection};
 use crate::types::TicketItem;
 
 fn read(body: &Value) -> Result<Call, Rejection> {

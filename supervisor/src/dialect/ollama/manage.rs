@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::super::Rejection;
-use super::super::json::{self, Fields};
 use super::request::{MISSING, message};
 use crate::catalog::model::StoredMessage;
+use crate::dialect::Rejection;
+use crate::dialect::json::{self, Fields};
 
 /// `POST /api/show`.
 #[derive(Clone, Debug, PartialEq)]

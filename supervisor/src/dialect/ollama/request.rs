@@ -3,9 +3,11 @@
 use ollmlx_proto::{ContentPart, Message, TokenId};
 use serde_json::Value;
 
-use super::super::json::{self, Fields};
-use super::super::{Call, CallBody, Rejection, check_inputs, logprobs, tools};
 use super::values;
+use crate::dialect::json::{self, Fields};
+use crate::dialect::values::logprobs;
+use crate::dialect::vectors::{dimensions, inputs};
+use crate::dialect::{Call, CallBody, Rejection, tools};
 use crate::types::KeepAlive;
 
 /// Ollama's text for an empty body.
@@ -82,21 +84,6 @@ pub fn embeddings(body: &[u8]) -> Result<Call, Rejection> {
     Ok(call)
 }
 
-/// Whether `raw` is asked for together with something that needs a template. Checked after the model was found.
-///
-/// # Errors
-/// 400 with Ollama's text.
-pub fn check_raw(body: &CallBody) -> Result<(), Rejection> {
-    match body {
-        CallBody::Generate { raw: true, template, system, context, .. }
-            if template.is_some() || system.is_some() || !context.is_empty() =>
-        {
-            Err(Rejection::bad_request("raw mode does not support template, system, or context"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// What generate and chat share.
 fn common(fields: &mut Fields) -> Result<Call, Rejection> {
     let mut call = Call::new(fields.string("model")?.unwrap_or_default(), CallBody::Load);
@@ -161,24 +148,4 @@ fn context(values: Vec<Value>) -> Result<Vec<TokenId>, Rejection> {
         id.ok_or_else(|| Rejection::bad_request(format!("invalid context: {value} is not a token id")))
     };
     values.into_iter().map(token).collect()
-}
-
-/// Texts to embed: one or several. `refusal` is for anything else.
-pub(crate) fn inputs(value: Option<Value>, refusal: &str) -> Result<Vec<String>, Rejection> {
-    let text = |value: Value| match value {
-        Value::String(text) => Ok(text),
-        _ => Err(Rejection::bad_request(refusal)),
-    };
-    let inputs = match value {
-        None => Vec::new(),
-        Some(Value::Array(values)) => values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?,
-        Some(one) => vec![text(one)?],
-    };
-    check_inputs(&inputs)?;
-    Ok(inputs)
-}
-
-/// `dimensions`; zero and less keep all.
-pub(crate) fn dimensions(fields: &mut Fields) -> Result<Option<u32>, Rejection> {
-    Ok(fields.integer("dimensions")?.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0))
 }

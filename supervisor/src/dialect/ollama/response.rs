@@ -1,70 +1,11 @@
 //! Replies of the native dialect: NDJSON lines, or one object (ollama-conformance 1.5–1.7, G3–G15).
 
-use ollmlx_proto::{Delta, Embeddings, Failure, FinishReason, Finished, Output, Part, TokenLogprob, ToolCall};
+use ollmlx_proto::{Delta, FinishReason, Finished, Output, Part, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};
 
-use super::super::answer::{Answer, End, end_of, insert_positive, logprobs_json, note_grant, total_ns};
-use super::super::{Encoder, Meta, Rejection, tools};
+use crate::dialect::answer::{Ending, WholeAnswer, end_of, insert_positive, logprobs_json, note_grant, total_ns};
+use crate::dialect::{Encoder, Meta, Rejection, tools};
 use crate::types::TicketItem;
-
-/// Replies of `/api/generate`.
-#[derive(Clone, Debug)]
-pub struct GenerateEncoder(Native);
-
-/// Replies of `/api/chat`.
-#[derive(Clone, Debug)]
-pub struct ChatEncoder(Native);
-
-impl GenerateEncoder {
-    /// For one request.
-    #[must_use]
-    pub fn new(meta: Meta) -> Self {
-        Self(Native { shape: Shape::Generate, meta, answer: Answer::default() })
-    }
-
-    /// The lines, without their ends, that an item becomes in a stream.
-    pub fn chunk(&mut self, item: &TicketItem) -> Vec<String> {
-        self.0.chunk(item)
-    }
-}
-
-impl ChatEncoder {
-    /// For one request.
-    #[must_use]
-    pub fn new(meta: Meta) -> Self {
-        Self(Native { shape: Shape::Chat, meta, answer: Answer::default() })
-    }
-
-    /// The lines, without their ends, that an item becomes in a stream.
-    pub fn chunk(&mut self, item: &TicketItem) -> Vec<String> {
-        self.0.chunk(item)
-    }
-}
-
-macro_rules! encode_through {
-    ($encoder:ty) => {
-        impl Encoder for $encoder {
-            fn meta(&mut self) -> &mut Meta {
-                &mut self.0.meta
-            }
-
-            fn frames(&mut self, item: &TicketItem) -> String {
-                self.0.chunk(item).into_iter().map(|line| line + "\n").collect()
-            }
-
-            fn push(&mut self, item: &TicketItem) {
-                note_grant(&mut self.0.meta, item);
-                self.0.answer.push(item);
-            }
-
-            fn finish(&mut self) -> Result<String, Rejection> {
-                self.0.whole()
-            }
-        }
-    };
-}
-encode_through!(GenerateEncoder);
-encode_through!(ChatEncoder);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
@@ -72,12 +13,13 @@ enum Shape {
     Chat,
 }
 
+/// Replies of `/api/generate` and `/api/chat`.
 #[derive(Clone, Debug)]
-struct Native {
+pub(super) struct NativeEncoder {
     shape: Shape,
     meta: Meta,
     /// The whole answer where it does not stream; else only what waits for the last line.
-    answer: Answer,
+    answer: WholeAnswer,
 }
 
 /// What one object says, before it has a shape.
@@ -87,57 +29,46 @@ struct Said<'a> {
     thinking: &'a str,
     calls: &'a [ToolCall],
     logprobs: &'a [TokenLogprob],
-    end: Option<&'a End>,
+    end: Option<&'a Ending>,
 }
 
-impl Native {
-    fn chunk(&mut self, item: &TicketItem) -> Vec<String> {
-        note_grant(&mut self.meta, item);
+impl NativeEncoder {
+    /// For one request to `/api/generate`.
+    pub(super) fn generate(meta: Meta) -> Self {
+        Self { shape: Shape::Generate, meta, answer: WholeAnswer::default() }
+    }
+
+    /// For one request to `/api/chat`.
+    pub(super) fn chat(meta: Meta) -> Self {
+        Self { shape: Shape::Chat, meta, answer: WholeAnswer::default() }
+    }
+
+    /// The line, without its end, that an item becomes in a stream.
+    fn line(&mut self, item: &TicketItem) -> Option<String> {
         match item {
-            TicketItem::Output(Output::Delta(delta)) if delta.text.is_empty() && delta.logprobs.is_empty() => {
-                Vec::new()
-            }
+            TicketItem::Output(Output::Delta(delta)) if delta.text.is_empty() && delta.logprobs.is_empty() => None,
             TicketItem::Output(Output::Delta(Delta { text, part, logprobs, .. })) => {
                 let (text, thinking) = match part {
                     Part::Content => (text.as_str(), ""),
                     Part::Thinking => ("", text.as_str()),
                 };
-                vec![self.object(&Said { text, thinking, logprobs, ..Said::default() })]
+                Some(self.object(&Said { text, thinking, logprobs, ..Said::default() }))
             }
             TicketItem::Output(Output::ToolCall(call)) => match self.shape {
-                Shape::Chat => {
-                    vec![self.object(&Said { calls: std::slice::from_ref(call), ..Said::default() })]
-                }
+                Shape::Chat => Some(self.object(&Said { calls: std::slice::from_ref(call), ..Said::default() })),
                 Shape::Generate => {
                     self.answer.calls.push(call.clone());
-                    Vec::new()
+                    None
                 }
             },
-            other => match end_of(other) {
-                None => Vec::new(),
-                Some(End::Failed(failure)) => vec![error_body(&failure.public)],
-                Some(end) => {
+            other => match end_of(other)? {
+                Ending::Failed(failure) => Some(error_body(&failure.public)),
+                end => {
                     let calls = std::mem::take(&mut self.answer.calls);
-                    vec![self.object(&Said { calls: &calls, end: Some(&end), ..Said::default() })]
+                    Some(self.object(&Said { calls: &calls, end: Some(&end), ..Said::default() }))
                 }
             },
         }
-    }
-
-    fn whole(&mut self) -> Result<String, Rejection> {
-        let answer = std::mem::take(&mut self.answer);
-        let end = match &answer.end {
-            Some(End::Failed(failure)) => return Err(Rejection::from(failure)),
-            None => return Err(Rejection::internal("the answer ended without an end")),
-            Some(end) => end,
-        };
-        Ok(self.object(&Said {
-            text: &answer.text,
-            thinking: &answer.thinking,
-            calls: &answer.calls,
-            logprobs: &answer.logprobs,
-            end: Some(end),
-        }))
     }
 
     fn object(&self, said: &Said<'_>) -> String {
@@ -175,19 +106,20 @@ impl Native {
     fn insert_end(&self, object: &mut Map<String, Value>, said: &Said<'_>) {
         object.insert("done".into(), said.end.is_some().into());
         match said.end {
-            Some(End::Finished(finished)) => {
+            Some(Ending::Finished(finished)) => {
                 insert_filled(object, "done_reason", done_reason(finished));
                 if self.shape == Shape::Generate && !finished.context.is_empty() {
                     object.insert("context".into(), json!(finished.context));
                 }
             }
-            Some(End::Loaded) => insert_filled(object, "done_reason", "load"),
+            Some(Ending::Loaded) => insert_filled(object, "done_reason", "load"),
+            Some(Ending::Unloaded) => insert_filled(object, "done_reason", "unload"),
             _ => {}
         }
     }
 
     fn insert_metrics(&self, object: &mut Map<String, Value>, said: &Said<'_>) {
-        let Some(End::Finished(finished)) = said.end else { return };
+        let Some(Ending::Finished(finished)) = said.end else { return };
         insert_positive(object, "total_duration", total_ns(&self.meta, &finished.timings));
         insert_positive(object, "load_duration", self.meta.load_ns);
         insert_positive(object, "prompt_eval_count", finished.usage.prompt_tokens.into());
@@ -203,6 +135,34 @@ impl Native {
             json!({"id": tools::call_id(self.meta.tool_seed, call.index), "function": function})
         };
         Value::Array(calls.iter().map(one).collect())
+    }
+}
+
+impl Encoder for NativeEncoder {
+    fn meta(&mut self) -> &mut Meta {
+        &mut self.meta
+    }
+
+    fn frames(&mut self, item: &TicketItem) -> String {
+        note_grant(&mut self.meta, item);
+        self.line(item).map_or_else(String::new, |line| line + "\n")
+    }
+
+    fn push(&mut self, item: &TicketItem) {
+        note_grant(&mut self.meta, item);
+        self.answer.push(item);
+    }
+
+    fn finish(&mut self) -> Result<String, Rejection> {
+        let answer = std::mem::take(&mut self.answer);
+        let end = answer.ending()?;
+        Ok(self.object(&Said {
+            text: &answer.text,
+            thinking: &answer.thinking,
+            calls: &answer.calls,
+            logprobs: &answer.logprobs,
+            end: Some(end),
+        }))
     }
 }
 
@@ -228,7 +188,7 @@ fn insert_filled(object: &mut Map<String, Value>, name: &str, text: &str) {
 }
 
 fn insert_debug(object: &mut Map<String, Value>, said: &Said<'_>) {
-    if let Some(End::Rendered(prompt)) = said.end {
+    if let Some(Ending::Rendered(prompt)) = said.end {
         object.insert("_debug_info".into(), json!({"rendered_template": prompt}));
     }
 }
@@ -239,65 +199,8 @@ fn insert_logprobs(object: &mut Map<String, Value>, logprobs: &[TokenLogprob]) {
     }
 }
 
-/// The one object that answers a load (`reason` is `load`) or an unload; `chat` is for `/api/chat`.
-#[must_use]
-pub fn load_reply(model: &str, created: &str, chat: bool, reason: &str) -> String {
-    let mut object = head(model, created);
-    if chat {
-        object.insert("message".into(), json!({"role": "assistant", "content": ""}));
-    } else {
-        object.insert("response".into(), "".into());
-    }
-    object.insert("done".into(), true.into());
-    object.insert("done_reason".into(), reason.into());
-    Value::Object(object).to_string()
-}
-
-/// The reply of `/api/embed`; without vectors, that of a load.
-///
-/// # Errors
-/// 400 where a vector has a component that JSON can't say.
-pub fn embed_reply(meta: &Meta, embeddings: Option<&Embeddings>) -> Result<String, Rejection> {
-    let Some(embeddings) = embeddings else {
-        return Ok(json!({"model": meta.model, "embeddings": []}).to_string());
-    };
-    let vectors = embeddings.vectors.iter().map(|vector| vector_text(vector)).collect::<Result<Vec<_>, _>>()?;
-    let mut rest = Map::new();
-    insert_positive(&mut rest, "total_duration", total_ns(meta, &embeddings.timings));
-    insert_positive(&mut rest, "load_duration", meta.load_ns);
-    insert_positive(&mut rest, "prompt_eval_count", embeddings.prompt_tokens.into());
-    let rest = Value::Object(rest).to_string();
-    let rest = rest.trim_start_matches('{').trim_end_matches('}');
-    let comma = if rest.is_empty() { "" } else { "," };
-    let model = Value::from(meta.model.as_str());
-    Ok(format!("{{\"model\":{model},\"embeddings\":[{}]{comma}{rest}}}", vectors.join(",")))
-}
-
-/// The reply of `/api/embeddings`; without a vector, that of a load.
-///
-/// # Errors
-/// As [`embed_reply`].
-pub fn embeddings_reply(embeddings: Option<&Embeddings>) -> Result<String, Rejection> {
-    let vector = embeddings.and_then(|embeddings| embeddings.vectors.first()).map_or(&[][..], Vec::as_slice);
-    Ok(format!("{{\"embedding\":{}}}", vector_text(vector)?))
-}
-
-/// A vector as JSON. Written as 32-bit numbers, which are half as long as the same ones in 64 bits.
-pub(crate) fn vector_text(vector: &[f32]) -> Result<String, Rejection> {
-    if vector.iter().any(|component| !component.is_finite()) {
-        return Err(Rejection::bad_request("embedding contains NaN or Inf values"));
-    }
-    serde_json::to_string(vector).map_err(|error| Rejection::internal(error.to_string()))
-}
-
 /// `{"error": …}`, as a body or as the last line of a stream.
 #[must_use]
 pub fn error_body(message: &str) -> String {
     json!({"error": message}).to_string()
-}
-
-/// The status and body of a failure.
-#[must_use]
-pub fn failure_reply(failure: &Failure) -> (u16, String) {
-    (super::super::error_status(failure), error_body(&failure.public))
 }

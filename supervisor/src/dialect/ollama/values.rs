@@ -3,14 +3,15 @@
 use ollmlx_proto::{Format, JsonText, ThinkLevel, ThinkMode};
 use serde_json::Value;
 
-use super::super::Rejection;
+use crate::dialect::Rejection;
+use crate::dialect::values::think_level;
 use crate::types::KeepAlive;
 
 /// How long a model stays: seconds as a number, or a Go duration. Negative is forever, 0 is not at all.
 ///
 /// # Errors
 /// 400 with Go's text.
-pub fn keep_alive(value: Option<Value>) -> Result<Option<KeepAlive>, Rejection> {
+pub(super) fn keep_alive(value: Option<Value>) -> Result<Option<KeepAlive>, Rejection> {
     let seconds = match value {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Number(number)) => number.as_f64().unwrap_or(0.0),
@@ -38,7 +39,7 @@ pub fn keep_alive(value: Option<Value>) -> Result<Option<KeepAlive>, Rejection> 
 ///
 /// # Errors
 /// 400 with Go's text.
-pub fn duration_seconds(text: &str) -> Result<f64, Rejection> {
+fn duration_seconds(text: &str) -> Result<f64, Rejection> {
     let invalid = || Rejection::bad_request(format!("time: invalid duration {text:?}"));
     let (sign, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (-1.0, &text[1..]),
@@ -83,12 +84,12 @@ pub fn duration_seconds(text: &str) -> Result<f64, Rejection> {
 ///
 /// # Errors
 /// 400 with Ollama's text.
-pub fn think(value: Option<Value>) -> Result<Option<ThinkMode>, Rejection> {
+pub(super) fn think(value: Option<Value>) -> Result<Option<ThinkMode>, Rejection> {
     match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(true)) => Ok(Some(ThinkMode::On(ThinkLevel::Medium))),
         Some(Value::Bool(false)) => Ok(Some(ThinkMode::Off)),
-        Some(Value::String(text)) => match level(&text) {
+        Some(Value::String(text)) => match think_level(&text) {
             Some(level) => Ok(Some(ThinkMode::On(level))),
             None => Err(Rejection::bad_request(format!(
                 "invalid think value: {text:?} (must be \"high\", \"medium\", \"low\", \"max\", true, or false)"
@@ -100,23 +101,11 @@ pub fn think(value: Option<Value>) -> Result<Option<ThinkMode>, Rejection> {
     }
 }
 
-/// A level of thinking by its word.
-#[must_use]
-pub fn level(word: &str) -> Option<ThinkLevel> {
-    match word {
-        "low" => Some(ThinkLevel::Low),
-        "medium" => Some(ThinkLevel::Medium),
-        "high" => Some(ThinkLevel::High),
-        "max" => Some(ThinkLevel::Max),
-        _ => None,
-    }
-}
-
 /// What the text must look like.
 ///
 /// # Errors
 /// 500, as Ollama has it.
-pub fn format(value: Option<Value>) -> Result<Format, Rejection> {
+pub(super) fn format(value: Option<Value>) -> Result<Format, Rejection> {
     let shown = match value {
         None | Some(Value::Null) => return Ok(Format::Text),
         Some(Value::String(word)) if word.is_empty() => return Ok(Format::Text),

@@ -6,8 +6,8 @@
 use ollmlx_proto::{ContentPart, Message, PastToolCall, Role};
 use serde_json::Value;
 
-use super::super::json::Fields;
-use super::super::{Rejection, tools};
+use crate::dialect::json::Fields;
+use crate::dialect::{Rejection, tools};
 
 /// The conversation.
 ///

@@ -6,10 +6,11 @@
 use ollmlx_proto::{Format, JsonText, Logprobs, ThinkLevel, ThinkMode};
 use serde_json::{Map, Value};
 
-use super::super::json::{self, Fields};
-use super::super::ollama::{request, values};
-use super::super::{Call, CallBody, Rejection, logprobs, tools};
 use super::message::messages;
+use crate::dialect::json::{self, Fields};
+use crate::dialect::values::{logprobs, think_level};
+use crate::dialect::vectors::{dimensions, inputs};
+use crate::dialect::{Call, CallBody, Rejection, tools};
 
 /// Go's text for an empty body, which these paths pass on.
 const MISSING: &str = "EOF";
@@ -82,7 +83,7 @@ pub fn completions(body: &[u8]) -> Result<Call, Rejection> {
 /// What the body alone makes wrong.
 pub fn embeddings(body: &[u8]) -> Result<Call, Rejection> {
     let mut fields = json::parse(body, "EmbedRequest", MISSING)?;
-    let inputs = request::inputs(fields.value("input"), "invalid input")?;
+    let inputs = inputs(fields.value("input"), "invalid input")?;
     if inputs.is_empty() {
         return Err(Rejection::bad_request("invalid input"));
     }
@@ -96,7 +97,7 @@ pub fn embeddings(body: &[u8]) -> Result<Call, Rejection> {
             return Err(Rejection::bad_request(text));
         }
     };
-    let dimensions = request::dimensions(&mut fields)?;
+    let dimensions = dimensions(&mut fields)?;
     let body = CallBody::Embed { inputs, truncate: true, dimensions, normalize: true, base64 };
     let mut call = Call::new(fields.string("model")?.unwrap_or_default(), body);
     call.stream = false;
@@ -171,7 +172,7 @@ fn effort(fields: &mut Fields) -> Result<Option<ThinkMode>, Rejection> {
         "none" => Ok(Some(ThinkMode::Off)),
         "minimal" => Ok(Some(ThinkMode::On(ThinkLevel::Low))),
         "xhigh" | "ultra" => Ok(Some(ThinkMode::On(ThinkLevel::Max))),
-        other => match values::level(other) {
+        other => match think_level(other) {
             Some(level) => Ok(Some(ThinkMode::On(level))),
             None => Err(Rejection::bad_request(format!(
                 "invalid reasoning value: {word:?} (must be \"minimal\", \"low\", \"medium\", \"high\", \"xhigh\", \

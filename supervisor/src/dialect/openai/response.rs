@@ -3,24 +3,25 @@
 //! A stream of a failed request ends with an error record instead of `[DONE]`, where Ollama says nothing at all
 //! (ollama-conformance 8.1).
 
-use ollmlx_proto::{Embeddings, FinishReason, Finished, Output, Part, TokenLogprob, ToolCall};
+use ollmlx_proto::{FinishReason, Finished, Output, Part, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};
 
-use super::super::answer::{Answer, End, end_of, logprobs_json, note_grant, sign_of_life};
-use super::super::ollama::response::vector_text;
-use super::super::{Encoder, Meta, Rejection, tools};
+use crate::dialect::answer::{Ending, WholeAnswer, end_of, logprobs_json, note_grant, sign_of_life};
+use crate::dialect::{Call, Encoder, Meta, Rejection, tools};
 use crate::types::TicketItem;
 
 /// The record that ends every good stream.
-pub const DONE: &str = "data: [DONE]\n\n";
+pub(in crate::dialect) const DONE: &str = "data: [DONE]\n\n";
 
 const FINGERPRINT: &str = "fp_ollama";
 
 /// Replies of `/v1/chat/completions`.
 #[derive(Clone, Debug)]
-pub struct ChatEncoder {
+pub(super) struct ChatEncoder {
     meta: Meta,
-    answer: Answer,
+    /// Whether a stream reports counts of tokens.
+    include_usage: bool,
+    answer: WholeAnswer,
     /// Whether a delta has named the role yet.
     opened: bool,
     /// Calls sent so far.
@@ -29,9 +30,9 @@ pub struct ChatEncoder {
 
 impl ChatEncoder {
     /// For one request.
-    #[must_use]
-    pub fn new(meta: Meta) -> Self {
-        Self { meta, answer: Answer::default(), opened: false, calls_sent: false }
+    pub(super) fn new(call: &Call, meta: Meta) -> Self {
+        let include_usage = call.include_usage;
+        Self { meta, include_usage, answer: WholeAnswer::default(), opened: false, calls_sent: false }
     }
 
     fn delta(&mut self, rest: Value, logprobs: &[TokenLogprob]) -> String {
@@ -62,14 +63,14 @@ impl ChatEncoder {
         event(&object.into())
     }
 
-    fn last(&mut self, end: &End) -> String {
+    fn last(&mut self, end: &Ending) -> String {
         let mut records = String::new();
         if !self.opened {
             records += &self.delta(json!({"content": ""}), &[]);
         }
         let finish = json!([{"index": 0, "delta": {}, "finish_reason": finish_word(end, self.calls_sent)}]);
         records += &self.record(finish, None);
-        if self.meta.include_usage {
+        if self.include_usage {
             records += &self.record(json!([]), Some(usage(end)));
         }
         records + DONE
@@ -101,7 +102,7 @@ impl Encoder for ChatEncoder {
             }
             other => match end_of(other) {
                 None => sign_of_life(other),
-                Some(End::Failed(failure)) => error_event(&Rejection::from(&failure)),
+                Some(Ending::Failed(failure)) => error_event(&Rejection::from(&failure)),
                 Some(end) => self.last(&end),
             },
         }
@@ -113,13 +114,13 @@ impl Encoder for ChatEncoder {
     }
 
     fn finish(&mut self) -> Result<String, Rejection> {
-        let mut answer = std::mem::take(&mut self.answer);
-        let end = end(&mut answer)?;
+        let answer = std::mem::take(&mut self.answer);
+        let end = answer.ending()?;
         let mut message = Map::new();
         message.insert("role".into(), "assistant".into());
-        message.insert("content".into(), answer.text.into());
+        message.insert("content".into(), answer.text.as_str().into());
         if !answer.thinking.is_empty() {
-            message.insert("reasoning".into(), answer.thinking.into());
+            message.insert("reasoning".into(), answer.thinking.as_str().into());
         }
         if !answer.calls.is_empty() {
             message.insert("tool_calls".into(), calls_json(&self.meta, &answer.calls));
@@ -127,14 +128,14 @@ impl Encoder for ChatEncoder {
         let mut choice = Map::new();
         choice.insert("index".into(), 0.into());
         choice.insert("message".into(), message.into());
-        choice.insert("finish_reason".into(), finish_word(&end, !answer.calls.is_empty()));
+        choice.insert("finish_reason".into(), finish_word(end, !answer.calls.is_empty()));
         if !answer.logprobs.is_empty() {
             choice.insert("logprobs".into(), json!({"content": logprobs_json(&answer.logprobs)}));
         }
         let mut object = head(&self.meta, "chat.completion");
         object.insert("choices".into(), json!([choice]));
-        object.insert("usage".into(), usage(&end));
-        if let End::Rendered(prompt) = end {
+        object.insert("usage".into(), usage(end));
+        if let Ending::Rendered(prompt) = end {
             object.insert("_debug_info".into(), json!({"rendered_template": prompt}));
         }
         Ok(Value::Object(object).to_string())
@@ -143,16 +144,17 @@ impl Encoder for ChatEncoder {
 
 /// Replies of `/v1/completions`. Log probabilities are left out, as in Ollama.
 #[derive(Clone, Debug)]
-pub struct CompletionEncoder {
+pub(super) struct CompletionEncoder {
     meta: Meta,
-    answer: Answer,
+    /// Whether a stream reports counts of tokens.
+    include_usage: bool,
+    answer: WholeAnswer,
 }
 
 impl CompletionEncoder {
     /// For one request.
-    #[must_use]
-    pub fn new(meta: Meta) -> Self {
-        Self { meta, answer: Answer::default() }
+    pub(super) fn new(call: &Call, meta: Meta) -> Self {
+        Self { meta, include_usage: call.include_usage, answer: WholeAnswer::default() }
     }
 
     fn record(&self, choices: &Value, usage: Option<Value>) -> String {
@@ -164,7 +166,7 @@ impl CompletionEncoder {
             "model": self.meta.model,
             "system_fingerprint": FINGERPRINT,
         });
-        if self.meta.include_usage {
+        if self.include_usage {
             object["usage"] = usage.unwrap_or_else(|| usage_json(0, 0));
         }
         event(&object)
@@ -186,11 +188,11 @@ impl Encoder for CompletionEncoder {
         }
         match end_of(item) {
             None => sign_of_life(item),
-            Some(End::Failed(failure)) => error_event(&Rejection::from(&failure)),
+            Some(Ending::Failed(failure)) => error_event(&Rejection::from(&failure)),
             Some(end) => {
                 let finish = json!([{"text": "", "index": 0, "finish_reason": finish_word(&end, false)}]);
                 let mut records = self.record(&finish, None);
-                if self.meta.include_usage {
+                if self.include_usage {
                     records += &self.record(&json!([]), Some(usage(&end)));
                 }
                 records + DONE
@@ -204,43 +206,18 @@ impl Encoder for CompletionEncoder {
     }
 
     fn finish(&mut self) -> Result<String, Rejection> {
-        let mut answer = std::mem::take(&mut self.answer);
-        let end = end(&mut answer)?;
+        let answer = std::mem::take(&mut self.answer);
+        let end = answer.ending()?;
         let mut object = head(&self.meta, "text_completion");
-        let choice = json!({"text": answer.text, "index": 0, "finish_reason": finish_word(&end, false)});
+        let choice = json!({"text": answer.text, "index": 0, "finish_reason": finish_word(end, false)});
         object.insert("choices".into(), json!([choice]));
-        object.insert("usage".into(), usage(&end));
+        object.insert("usage".into(), usage(end));
         Ok(Value::Object(object).to_string())
     }
 }
 
-/// The reply of `/v1/embeddings`.
-///
-/// # Errors
-/// 400 where a vector has a component that JSON can't say.
-pub fn embeddings_reply(meta: &Meta, embeddings: &Embeddings) -> Result<String, Rejection> {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
-    let one = |(index, vector): (usize, &Vec<f32>)| {
-        let shown = if meta.base64 {
-            let bytes: Vec<u8> = vector.iter().flat_map(|component| component.to_le_bytes()).collect();
-            format!("\"{}\"", BASE64_STANDARD.encode(bytes))
-        } else {
-            vector_text(vector)?
-        };
-        Ok(format!("{{\"object\":\"embedding\",\"embedding\":{shown},\"index\":{index}}}"))
-    };
-    let data = embeddings.vectors.iter().enumerate().map(one).collect::<Result<Vec<_>, Rejection>>()?;
-    let (model, tokens) = (Value::from(meta.model.as_str()), embeddings.prompt_tokens);
-    Ok(format!(
-        "{{\"object\":\"list\",\"data\":[{}],\"model\":{model},\
-         \"usage\":{{\"prompt_tokens\":{tokens},\"total_tokens\":{tokens}}}}}",
-        data.join(",")
-    ))
-}
-
 /// The error object, as a body.
-#[must_use]
-pub fn error_body(rejection: &Rejection) -> String {
+pub(super) fn error_body(rejection: &Rejection) -> String {
     let kind = match rejection.status {
         400 => "invalid_request_error",
         404 => "not_found_error",
@@ -250,8 +227,7 @@ pub fn error_body(rejection: &Rejection) -> String {
 }
 
 /// The error object, as the last record of a stream.
-#[must_use]
-pub fn error_event(rejection: &Rejection) -> String {
+fn error_event(rejection: &Rejection) -> String {
     format!("data: {}\n\n", error_body(rejection))
 }
 
@@ -269,27 +245,20 @@ fn head(meta: &Meta, object: &str) -> Map<String, Value> {
     head
 }
 
-fn end(answer: &mut Answer) -> Result<End, Rejection> {
-    match answer.end.take() {
-        Some(End::Failed(failure)) => Err(Rejection::from(&failure)),
-        Some(end) => Ok(end),
-        None => Err(Rejection::internal("the answer ended without an end")),
+fn finish_word(end: &Ending, called: bool) -> Value {
+    match end {
+        Ending::Finished(Finished { reason: FinishReason::Length, .. }) => "length".into(),
+        Ending::Finished(_) if called => "tool_calls".into(),
+        Ending::Finished(_) => "stop".into(),
+        Ending::Loaded => "load".into(),
+        Ending::Unloaded => "unload".into(),
+        Ending::Rendered(_) | Ending::Failed(_) => Value::Null,
     }
 }
 
-fn finish_word(end: &End, called: bool) -> Value {
+fn usage(end: &Ending) -> Value {
     match end {
-        End::Finished(Finished { reason: FinishReason::Length, .. }) => "length".into(),
-        End::Finished(_) if called => "tool_calls".into(),
-        End::Finished(_) => "stop".into(),
-        End::Loaded => "load".into(),
-        End::Rendered(_) | End::Failed(_) => Value::Null,
-    }
-}
-
-fn usage(end: &End) -> Value {
-    match end {
-        End::Finished(finished) => usage_json(finished.usage.prompt_tokens, finished.usage.completion_tokens),
+        Ending::Finished(finished) => usage_json(finished.usage.prompt_tokens, finished.usage.completion_tokens),
         _ => usage_json(0, 0),
     }
 }

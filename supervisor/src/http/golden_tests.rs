@@ -10,24 +10,15 @@ use ollmlx_proto::{
 };
 use serde_json::Value;
 
-use super::{Call, Encoder, Meta, Rejection, anthropic, ollama, openai};
+use super::route::{Handler, find};
+use crate::dialect::{Endpoint, Meta};
 use crate::types::TicketItem;
 
-type Parse = fn(&[u8]) -> Result<Call, Rejection>;
-type Make = fn(Meta) -> Box<dyn Encoder>;
-
-fn endpoint(name: &str) -> (Parse, Make) {
-    match name {
-        "/api/generate" => (ollama::request::generate, |meta| Box::new(ollama::response::GenerateEncoder::new(meta))),
-        "/api/chat" => (ollama::request::chat, |meta| Box::new(ollama::response::ChatEncoder::new(meta))),
-        "/v1/chat/completions" => (openai::request::chat, |meta| Box::new(openai::response::ChatEncoder::new(meta))),
-        "/v1/completions" => {
-            (openai::request::completions, |meta| Box::new(openai::response::CompletionEncoder::new(meta)))
-        }
-        "/v1/messages" => {
-            (anthropic::request::messages, |meta| Box::new(anthropic::response::MessageEncoder::new(meta)))
-        }
-        other => panic!("no endpoint {other}"),
+/// Whoever answers at the path of a case.
+fn endpoint(path: &str) -> &'static Endpoint {
+    match find(path).map(|(route, _)| route.handler) {
+        Some(Handler::Run(endpoint)) => endpoint,
+        other => panic!("no model runs at {path}: {other:?}"),
     }
 }
 
@@ -73,23 +64,24 @@ fn item(word: &Value) -> TicketItem {
 }
 
 fn reply(case: &Value) -> String {
-    let (parse, make) = endpoint(case["endpoint"].as_str().expect("a case names its endpoint"));
-    let call = match parse(case["request"].to_string().as_bytes()) {
+    let endpoint = endpoint(case["endpoint"].as_str().expect("a case names its endpoint"));
+    let call = match (endpoint.parse)(case["request"].to_string().as_bytes()) {
         Ok(call) => call,
         Err(rejection) => return format!("{} {}\n", rejection.status, rejection.message),
     };
-    let mut encoder = make(Meta {
-        model: call.model.clone(),
-        created: "2026-08-21T10:00:00.123456789Z".to_owned(),
-        created_unix: 1_787_306_400,
-        id: "id-77".to_owned(),
-        stream: call.stream,
-        include_usage: call.include_usage,
-        tool_seed: 5,
-        prompt_chars: 8,
-        elapsed_ns: 512_000_000,
-        ..Meta::default()
-    });
+    let mut encoder = (endpoint.encoder)(
+        &call,
+        Meta {
+            model: call.model.clone(),
+            created: "2026-08-21T10:00:00.123456789Z".to_owned(),
+            created_unix: 1_787_306_400,
+            id: "id-77".to_owned(),
+            tool_seed: 5,
+            prompt_chars: 8,
+            elapsed_ns: 512_000_000,
+            ..Meta::default()
+        },
+    );
     let items = case["items"].as_array().expect("a case says what the model says").iter().map(item);
     if call.stream {
         return items.map(|item| encoder.frames(&item)).collect();

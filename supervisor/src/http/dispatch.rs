@@ -1,0 +1,91 @@
+//! From a request's head to its reply: the guard, the row of its path, and whoever answers there.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderValue, LOCATION};
+use hyper::http::request::Parts;
+use hyper::{Method, Request};
+
+use super::answer::run;
+use super::guard::{Clearance, mark};
+use super::refuse::{add_retry_after, refuse};
+use super::respond::{HttpReply, empty, text};
+use super::route::{Handler, Route, dialect_of, find};
+use super::{AppState, body};
+use crate::dialect::Rejection;
+
+/// A row, and what the path has in the place of its placeholder.
+type Found<'a> = (&'static Route, &'a str);
+
+/// The reply to a request.
+pub(super) async fn serve(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
+    let (head, incoming) = request.into_parts();
+    let found = find(head.uri.path());
+    let mut reply = guarded(&state, &head, found, incoming).await;
+    add_retry_after(&mut reply, || state.handle.snapshot().retry_after_s());
+    state.metrics.answered(found.map(|(route, _)| route), reply.status().as_u16());
+    reply
+}
+
+async fn guarded(state: &Arc<AppState>, head: &Parts, found: Option<Found<'_>>, incoming: Incoming) -> HttpReply {
+    let path = head.uri.path();
+    let origin = match state.guard.check(&head.method, &head.headers, head.uri.host()) {
+        Clearance::Answer(reply) => return reply,
+        Clearance::Pass(origin) => origin,
+        Clearance::Unauthorized if found.is_some_and(|(route, _)| !route.needs_key) => None,
+        Clearance::Unauthorized => {
+            let rejection = Rejection::new(401, "unauthorized: this server wants its key as a bearer token");
+            return refuse(dialect_of(path), &rejection);
+        }
+    };
+    let mut reply = match found {
+        Some((route, segment)) if route.methods.contains(&head.method) => {
+            let handled = handled(state, (route, segment), head, incoming).await;
+            handled.unwrap_or_else(|rejection| refuse(route.dialect, &rejection))
+        }
+        Some((route, _)) => not_allowed(route.methods),
+        None => redirect(path, &head.method).unwrap_or_else(|| text(404, "404 page not found")),
+    };
+    mark(&mut reply, origin);
+    reply
+}
+
+async fn handled(
+    state: &Arc<AppState>,
+    (route, segment): Found<'_>,
+    head: &Parts,
+    incoming: Incoming,
+) -> Result<HttpReply, Rejection> {
+    match route.handler {
+        Handler::Now(reply) => Ok(reply(state)),
+        Handler::Look(look) => look(state, segment).await,
+        Handler::Upload(take) => take(state, &head.method, segment, incoming).await,
+        Handler::Body(answer) => {
+            let body = body::read(&head.headers, incoming, &state.body_budget).await?;
+            answer(state, &body.bytes).await
+        }
+        Handler::Run(endpoint) => {
+            let body = body::read(&head.headers, incoming, &state.body_budget).await?;
+            run(state, endpoint, &head.headers, &body.bytes).await
+        }
+    }
+}
+
+fn not_allowed(methods: &[Method]) -> HttpReply {
+    let mut reply = text(405, "405 method not allowed");
+    let allowed = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    if let Ok(allowed) = HeaderValue::from_str(&allowed) {
+        reply.headers_mut().insert(ALLOW, allowed);
+    }
+    reply
+}
+
+/// A known path with a slash too many.
+fn redirect(path: &str, method: &Method) -> Option<HttpReply> {
+    let shorter = path.strip_suffix('/').filter(|shorter| !shorter.is_empty())?;
+    find(shorter)?;
+    let mut reply = empty(if method == Method::GET { 301 } else { 307 });
+    reply.headers_mut().insert(LOCATION, HeaderValue::from_str(shorter).ok()?);
+    Some(reply)
+}
