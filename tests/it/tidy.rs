@@ -61,7 +61,7 @@ const EXCEPTED: &[(&str, &str, usize, &str)] = &[
     ("supervisor/src/cli/house.rs", "tokio::spawn", 3, "they end with the driver, or with the predecessor"),
     ("supervisor/src/cli/upgrade.rs", "tokio::spawn", 1, "it ends with the successor"),
     ("supervisor/src/driver/handle.rs", "tokio::spawn", 1, "it ends with its ticket, or at the deadline"),
-    ("supervisor/src/http/manage.rs", "tokio::spawn", 1, "it ends with the creation that it tells of"),
+    ("supervisor/src/http/create.rs", "tokio::spawn", 1, "it ends with the creation that it tells of"),
     ("supervisor/src/http/ops.rs", "tokio::spawn", 1, "it ends with its client, or with the server"),
 ];
 
@@ -71,7 +71,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("supervisor/src/cli/", "cli names http"),
     ("supervisor/src/cli/", "cli names scheduler"),
     ("supervisor/src/cli/upgrade.rs", "std::time::Duration::from_millis"),
-    ("supervisor/src/dialect/openai/", "openai names ollama"),
     ("supervisor/src/worker/socket.rs", "std::time::Duration::from_millis"),
     ("stress/src/soak.rs", "std::time::Duration::from_secs"),
     ("stress/src/supervision.rs", "std::time::Duration::from_millis"),
