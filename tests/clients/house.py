@@ -27,10 +27,12 @@ FILES = {backend: {name: os.environ[f"OLLMLX_MODEL_{name.upper()}{end}"] for nam
 #: How many times slower than a usual one this machine may be.
 PATIENCE = int(os.environ.get("OLLMLX_TEST_PATIENCE", "1"))
 START_S = 30 * PATIENCE
+#: What takes a moment has happened by then, beside a compiler on every core too.
+SOON_S = 30 * PATIENCE
 ANSWER_S = 120 * PATIENCE
 
 
-def until(what, seconds, probe):
+def until(what, seconds, probe, every_s=0.05):
     """Asks again and again; returns the first truthy answer."""
     end = time.monotonic() + seconds
     pause = threading.Event()
@@ -40,7 +42,7 @@ def until(what, seconds, probe):
             return found
         if time.monotonic() > end:
             raise AssertionError(f"after {seconds} s: not {what}")
-        pause.wait(0.05)
+        pause.wait(every_s)
 
 
 def free_port():

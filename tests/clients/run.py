@@ -1,66 +1,114 @@
 #!/usr/bin/env python3
-"""Runs the end-to-end tests with real clients against a real server: Python's unittest, node's test runner, and the
-cases from the wild where a folder with their run.py is there (OLLMLX_CASES, or ../shared/cases beside the clone).
+"""Runs the end-to-end tests with real clients against real servers: Python's unittest, node's test runner, and the cases
+from the wild (tests/cases). At the end it says what took longest and what was skipped.
 
-usage: run.py [NAME…]    only test modules, classes or methods that contain a NAME, such as `test_cli`
+usage: run.py           everything, each module in a process of its own
+       run.py NAME…     only test modules, classes or methods that contain a NAME, such as `test_cli`
+
+A test may not depend on how busy the machine is, so two modules run at a time; those that measure run alone.
 """
 
+import concurrent.futures
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
+CASES = HERE.parent / "cases" / "run.py"
 sys.path.insert(0, str(HERE))
 import house  # noqa: E402
+import timed  # noqa: E402
+
+#: What they assert or print is a time, so nothing else runs meanwhile.
+MEASURE = ("test_faults", "test_memory")
+#: Modules at a time; many of their tests wait for a process rather than compute.
+JOBS = 2
 
 
-def python_tests(names):
+def python_tests(names, pattern="test_*.py"):
     loader = unittest.TestLoader()
     if names:
         loader.testNamePatterns = [f"*{name}*" for name in names]
-    suite = loader.discover(str(HERE), pattern="test_*.py")
-    return unittest.TextTestRunner(verbosity=2, stream=sys.stdout).run(suite).wasSuccessful()
+    suite = loader.discover(str(HERE), pattern=pattern)
+    done = unittest.TextTestRunner(verbosity=2, stream=sys.stdout, resultclass=timed.Result).run(suite)
+    skipped = [f"{test.id()}: {reason}" for test, reason in done.skipped]
+    return {"passed": done.wasSuccessful() and done.testsRun > 0, "seconds": done.seconds, "skipped": skipped}
 
 
-def node_tests(server):
+def node_tests():
     node = shutil.which("node")
     if node is None or "OLLMLX_NPM" not in os.environ:
         print("node or OLLMLX_NPM is missing: the npm client was not tested")
-        return False
-    env = os.environ | {"OLLAMA_HOST": server.url}
-    return subprocess.run([node, "--test", str(HERE / "test_npm.mjs")], env=env, check=False).returncode == 0
+        return {"passed": False}
+    env = os.environ | {"OLLAMA_HOST": house.shared().url}
+    return {"passed": subprocess.run([node, "--test", str(HERE / "test_npm.mjs")], env=env, check=False).returncode == 0}
 
 
-def cases(server):
-    beside = HERE.parents[2] / "shared" / "cases"
-    folder = pathlib.Path(os.environ.get("OLLMLX_CASES", beside))
-    if not (folder / "run.py").is_file():
-        print(f"no cases in {folder}: skipped")
-        return True
-    command = [sys.executable, str(folder / "run.py"), "--base", server.url]
-    return subprocess.run(command, check=False).returncode == 0
+def cases(backend):
+    command = [sys.executable, str(CASES), "--base", house.shared(backend).url]
+    return {"passed": subprocess.run(command, check=False).returncode == 0}
+
+
+def job(name, report):
+    """One job in a process of its own."""
+    try:
+        if name == "npm client":
+            result = node_tests()
+        elif name.startswith("cases, "):
+            result = cases(name.removeprefix("cases, "))
+        else:
+            result = python_tests([], f"{name}.py")
+    finally:
+        house.close_shared()
+    pathlib.Path(report).write_text(json.dumps(result))
+    return 0 if result["passed"] else 1
+
+
+def start(name):
+    """Runs a job to its end, then prints what it said."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "report.json"
+        command = [sys.executable, "-u", __file__, "--job", name, str(report)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+        result = json.loads(report.read_text()) if report.is_file() else {"passed": False}
+    sys.stdout.write(f"\n--- {name}, {time.monotonic() - begin:.0f} s\n{done.stdout}")
+    sys.stdout.flush()
+    return name, result | {"passed": result["passed"] and done.returncode == 0}
+
+
+def everything():
+    modules = sorted(path.stem for path in HERE.glob("test_*.py"))
+    beside = [f"cases, {backend}" for backend in house.FILES] + [name for name in modules if name not in MEASURE] + ["npm client"]
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        results = dict(pool.map(start, beside))
+    return results | dict(map(start, MEASURE))
 
 
 def main():
-    names = sys.argv[1:]
+    words = sys.argv[1:]
+    if words[:1] == ["--job"]:
+        return job(*words[1:])
     begin = time.monotonic()
-    results = {}
     try:
-        results["python clients, command line, bad inputs, faults"] = python_tests(names)
-        if not names:
-            results["npm client"] = node_tests(house.shared())
-            for backend in house.FILES:
-                results[f"cases from the wild, {backend}"] = cases(house.shared(backend))
+        results = {" ".join(words): python_tests(words)} if words else everything()
     finally:
         house.close_shared()
-    print(f"\nend-to-end tests, {time.monotonic() - begin:.0f} s:")
-    for name, passed in results.items():
-        print(f"  {'ok' if passed else 'FAILED':<7}{name}")
-    return 0 if all(results.values()) else 1
+    seconds = [entry for result in results.values() for entry in result.get("seconds", ())]
+    skipped = [line for result in results.values() for line in result.get("skipped", ())]
+    print(f"\nend-to-end tests, {time.monotonic() - begin:.0f} s; the longest:\n{timed.longest(seconds)}", end="")
+    for name, result in results.items():
+        print(f"  {'ok' if result['passed'] else 'FAILED':<7}{name}")
+    print(f"{len(skipped)} skipped" + "".join(f"\n  {line}" for line in skipped))
+    if words:
+        print("not asked for: the npm client, the cases")
+    return 0 if all(result["passed"] for result in results.values()) else 1
 
 
 if __name__ == "__main__":

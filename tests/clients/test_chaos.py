@@ -24,7 +24,7 @@ class Chaos(unittest.TestCase):
 
     def test_every_fault_ends_as_expected(self):
         store = sorted(path.name for path in (self.server.folder / "models").rglob("*"))
-        done = self.server.cli("chaos", "smol", *self.faults, "--json", seconds=180)
+        done = self.server.cli("chaos", "smol", *self.faults, "--json", seconds=5 * house.ANSWER_S)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         answer = json.loads(done.stdout)
         self.assertEqual(answer["model"], "smol")
@@ -64,12 +64,12 @@ class Words(unittest.TestCase):
         chaos = subprocess.Popen([house.OLLMLX, "chaos", "smol"], env=server.env | {"TMPDIR": str(folder)}, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.assertEqual(chaos.stderr.readline(), "crash@4;times=1\n")
-        family = house.until("a private server", 10, lambda: house.descendants(chaos.pid))
+        family = house.until("a private server", house.SOON_S, lambda: house.descendants(chaos.pid))
         chaos.send_signal(signal.SIGINT)
-        _, told = chaos.communicate(timeout=30)
+        _, told = chaos.communicate(timeout=house.SOON_S)
         self.assertEqual(chaos.returncode, 1)
         self.assertIn("interrupted", told)
-        house.until("without its servers", 10, lambda: not family & house.processes().keys())
+        house.until("without its servers", house.SOON_S, lambda: not family & house.processes().keys())
         self.assertEqual(list(folder.glob("ollmlx-chaos-*")), [])
 
     def test_an_unknown_fault_or_model_is_named(self):

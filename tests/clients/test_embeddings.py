@@ -29,7 +29,7 @@ class Embeddings(unittest.TestCase):
         streams = [Streamer(server, ask) for _ in range(2)]
         for stream in streams:
             self.assertTrue(stream.started.wait(house.ANSWER_S))
-        status, answer = server.call("POST", "/api/embed", {"model": "smol", "input": LONG}, seconds=600)
+        status, answer = server.call("POST", "/api/embed", {"model": "smol", "input": LONG}, seconds=5 * house.ANSWER_S)
         self.assertEqual(status, 200, answer)
         self.assertEqual([len(vector) for vector in answer["embeddings"]], [576])
         self.assertGreater(answer["prompt_eval_count"], 2000)
@@ -52,7 +52,7 @@ class Embeddings(unittest.TestCase):
     @unittest.skipUnless(pathlib.Path("/proc/self/status").exists(), "the system's own count is Linux's")
     def test_a_long_input_stays_within_what_the_model_is_planned_with(self):
         server = self.serve()
-        status, answer = server.call("POST", "/api/embed", {"model": "smol", "input": [LONG, "short"]}, seconds=600)
+        status, answer = server.call("POST", "/api/embed", {"model": "smol", "input": [LONG, "short"]}, seconds=5 * house.ANSWER_S)
         self.assertEqual((status, len(answer["embeddings"])), (200, 2), json.dumps(answer)[:200])
         (worker,) = server.workers()
         lines = pathlib.Path(f"/proc/{worker}/status").read_text().splitlines()

@@ -66,7 +66,7 @@ class Fit(unittest.TestCase):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             modest = pool.submit(ask, {"ollmlx_memory_limit": str(sum(needs) // 2)})
             waits = lambda: b"ollmlx_queue_length 1" in server.raw("GET", "/metrics")[1]
-            house.until("the first waits", 10, lambda: waits() or modest.done())
+            house.until("the first waits", house.SOON_S, lambda: waits() or modest.done())
             whole = pool.submit(ask, {"num_ctx": 8192})
             answers = [modest.result(), whole.result()]
         self.assertEqual([status for status, _ in answers], [200, 200], answers)
@@ -226,7 +226,7 @@ class Fit(unittest.TestCase):
         self.assertIn("is ignored", server.log())
         server.call("POST", "/api/generate", ASK | {"model": "smol"})
         server.call("POST", "/api/generate", {"model": "smol", "keep_alive": 0})
-        kept = house.until("kept", 10, lambda: file.read_bytes()[:1] == b"{" and json.loads(file.read_text())["models"])
+        kept = house.until("kept", house.SOON_S, lambda: file.read_bytes()[:1] == b"{" and json.loads(file.read_text())["models"])
         self.assertEqual(kept[0]["context_tokens"], 4096)
         kept[0]["measured_bytes"] = kept[0]["estimated_bytes"] * 3 // 2
         server.stop()

@@ -86,14 +86,14 @@ class Injected(unittest.TestCase):
         server = self.server("leak=400;times=1", OLLMLX_MEMORY_LIMIT=self.memory_limit)
         server.call("POST", "/api/generate", {"model": "smol", "keep_alive": -1, "stream": False})
         (first,) = server.workers()
-        house.until("without the leaking worker", 30, lambda: first not in house.processes())
+        house.until("without the leaking worker", house.SOON_S, lambda: first not in house.processes())
         lines, text = ask(server)
         self.assertEqual(text, self.calm)
 
     def test_a_misspelt_fault_keeps_the_server_from_starting(self):
         env = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "OLLAMA_HOST": f"127.0.0.1:{house.free_port()}",
                "OLLMLX_FAULT": "crush@3"}
-        done = subprocess.run([house.OLLMLX, "serve"], env=env, capture_output=True, text=True, timeout=10)
+        done = subprocess.run([house.OLLMLX, "serve"], env=env, capture_output=True, text=True, timeout=house.SOON_S)
         self.assertEqual(done.returncode, 78)
         self.assertIn('unknown fault "crush"', done.stderr)
 

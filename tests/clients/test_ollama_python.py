@@ -153,7 +153,8 @@ class OllamaPython(unittest.TestCase):
         self.assertEqual(row.context_length, 4096)
         answer = self.client.generate(self.base, "", keep_alive=0)
         self.assertEqual(answer.done_reason, "unload")
-        house.until("unloaded", 10, lambda: all(model.model != self.listed("base") for model in self.client.ps().models))
+        listed = lambda: [model.model for model in self.client.ps().models]
+        house.until("unloaded", house.SOON_S, lambda: self.listed("base") not in listed())
 
     def test_an_empty_prompt_loads(self):
         answer = self.client.generate(self.smol, "")

@@ -117,7 +117,7 @@ class Operating(unittest.TestCase):
         self.server.call("POST", "/api/generate", SHORT)
         (before,) = self.server.workers()
         self.assertEqual(self.server.cli("restart", "smol").returncode, 0)
-        house.until("without the old process", 10, lambda: before not in house.processes())
+        house.until("without the old process", house.SOON_S, lambda: before not in house.processes())
         status, answer = self.server.call("POST", "/api/generate", SHORT)
         self.assertEqual((status, answer["response"]), (200, self.answer["response"]))
 

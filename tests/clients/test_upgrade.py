@@ -28,7 +28,7 @@ class Knocker(threading.Thread):
 
     def run(self):
         while not self.done.is_set():
-            link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=house.SOON_S)
             try:
                 link.request("GET", "/api/version")
                 assert link.getresponse().status == 200
@@ -55,7 +55,7 @@ class Upgrade(unittest.TestCase):
         pid = self.pid()
         if pid:
             os.kill(pid, signal.SIGTERM)
-            house.until("without the new server", 30, lambda: pid not in house.processes())
+            house.until("without the new server", house.SOON_S, lambda: pid not in house.processes())
         self.server.stop()
 
     def replace(self, script):
@@ -95,12 +95,15 @@ class Upgrade(unittest.TestCase):
         lines += [json.loads(line) for line in answer]
         self.assertTrue(lines[-1].get("done"), lines[-1])
         self.assertEqual(lines[-1]["eval_count"], sum(1 for line in lines if line.get("response")) or 1)
-        self.assertEqual(self.server.process.wait(30), 0, "the old server ends by itself")
+        self.assertEqual(self.server.process.wait(house.SOON_S), 0, "the old server ends by itself")
+        served = [knocker.served for knocker in knockers]
+        self.assertTrue(all(served), "all along")
+        house.until("served by the new one", house.SOON_S,
+                    lambda: all(knocker.served > count for knocker, count in zip(knockers, served)))
         for knocker in knockers:
             knocker.done.set()
-            knocker.join(30)
+            knocker.join(house.SOON_S)
             self.assertEqual(knocker.errors, [])
-            self.assertGreater(knocker.served, 10)
         status, answer = self.server.call("POST", "/api/generate", LONG | {"stream": False})
         self.assertEqual((status, answer["done"]), (200, True))
         # And once more, from the second to a third.
@@ -111,9 +114,9 @@ class Upgrade(unittest.TestCase):
         self.replace("exec sleep 60")
         self.server.process.send_signal(signal.SIGUSR2)
         asleep = lambda: [pid for pid in house.descendants(self.server.process.pid) if house.processes()[pid][1] == "sleep"]
-        (child,) = house.until("a new program", 10, asleep)
+        (child,) = house.until("a new program", house.SOON_S, asleep)
         self.server.process.terminate()
-        self.assertEqual(self.server.process.wait(10), 0)
+        self.assertEqual(self.server.process.wait(house.SOON_S), 0)
         self.assertNotIn(child, house.processes())
 
     def test_a_process_that_is_no_server_is_not_signalled(self):
@@ -152,8 +155,8 @@ class Upgrade(unittest.TestCase):
         self.addCleanup(reader.kill)
         self.assertTrue(reader.stdout.readline())
         self.assertEqual(self.server.cli("upgrade").returncode, 0)
-        self.assertEqual(reader.wait(30), 0)
-        self.assertEqual(self.server.process.wait(30), 0, "the old server ends by itself")
+        self.assertEqual(reader.wait(house.SOON_S), 0)
+        self.assertEqual(self.server.process.wait(house.SOON_S), 0, "the old server ends by itself")
 
     def test_row_44_a_new_program_that_does_not_start_leaves_the_old_one_serving(self):
         self.replace("echo it is broken >&2\nexit 3")
@@ -241,8 +244,8 @@ class Upgrade(unittest.TestCase):
         self.assertGreater(peak, 50e6)
         self.assertFalse(beside, "the other model waits for the old server's")
         self.assertTrue(stream.lines[-1].get("done") and other.lines[-1].get("done"), (stream.lines[-1], other.lines[-1]))
-        house.until("without the old server", 30, lambda: old not in house.processes())
-        house.until("nothing held", 10, lambda: self.server.call("GET", "/api/ps")[1]["memory"]["predecessor"] == 0)
+        house.until("without the old server", house.SOON_S, lambda: old not in house.processes())
+        house.until("nothing held", house.SOON_S, lambda: self.server.call("GET", "/api/ps")[1]["memory"]["predecessor"] == 0)
 
     def test_a_replaced_server_keeps_no_idle_model(self):
         self.instead()
@@ -253,7 +256,7 @@ class Upgrade(unittest.TestCase):
         self.assertEqual(self.server.cli("upgrade").returncode, 0)
         new = self.pid()
         of_old = lambda: set(self.server.workers()) - house.descendants(new)
-        house.until("one worker left", 20, lambda: len(of_old()) == 1)
+        house.until("one worker left", house.SOON_S, lambda: len(of_old()) == 1)
         self.assertTrue(stream.is_alive(), "the long answer still runs")
         stream.join(house.ANSWER_S)
         self.assertTrue(stream.lines[-1].get("done"), stream.lines[-1])
@@ -261,7 +264,7 @@ class Upgrade(unittest.TestCase):
     def test_a_server_of_another_machine_is_not_signalled(self):
         env = self.server.env | {"OLLAMA_HOST": "192.0.2.1:11434"}
         env.pop("OLLMLX_HOST", None)
-        done = subprocess.run([house.OLLMLX, "upgrade"], env=env, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run([house.OLLMLX, "upgrade"], env=env, capture_output=True, text=True, timeout=house.SOON_S, check=False)
         self.assertEqual(done.returncode, 1)
         self.assertIn("on another machine", done.stderr)
 

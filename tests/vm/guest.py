@@ -10,6 +10,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "clients")]
 sys.dont_write_bytecode = True
+import timed  # noqa: E402
+
 # What is emulated takes its time.
 os.environ |= {"OLLMLX_BIN": "/usr/local/bin", "OLLMLX_TEST_PATIENCE": "3"}
 for name in ("SMOL", "BASE", "EMBED"):
@@ -26,7 +28,7 @@ def complete():
     return not missing
 
 
-class AtOnce(unittest.TextTestResult):
+class AtOnce(timed.Result):
     """Tells what failed when it does: the machine may be ended before the last test has."""
 
     def addFailure(self, test, err):
@@ -48,6 +50,7 @@ def main():
     loader.testNamePatterns = [f"*{name}*" for name in names]
     suite = loader.discover(str(HERE), pattern="test_*.py")
     done = unittest.TextTestRunner(verbosity=2, stream=sys.stdout, resultclass=AtOnce).run(suite)
+    print(f"the longest:\n{timed.longest(done.seconds)}", end="", flush=True)
     print(f"guest: status {0 if done.wasSuccessful() and done.testsRun else 1}", flush=True)
     os.sync()
 
