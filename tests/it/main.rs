@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod cgroups;
+mod corpora;
 mod crowd;
 mod deaths;
 mod docs;
