@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
-"""Boots a virtual machine of its own kernel and systemd and runs the tests of this folder in it: what needs control groups
+"""Boots virtual machines of their own kernel and systemd and runs the tests of this folder in them: what needs control groups
 that may be changed, a service manager, or a machine that sleeps. Debian on x86-64 only; the processor is emulated, so that
-it needs no right to a real one, and slow.
+it needs no right to a real one, and slow. Two machines share the work, since each keeps little more than one processor busy.
 
-usage: run.py CACHE [NAME…]    CACHE keeps the kernel and the system's disk; only tests that contain a NAME
+usage: run.py CACHE [NAME…]    CACHE keeps the kernel and the system's disk; only tests that contain a NAME, in one machine
        run.py CACHE --prepare  fetch both and no more
 
 The programs are in the folder OLLMLX_BIN, the models in OLLMLX_MODEL_SMOL and OLLMLX_MODEL_SMOL_MLX. Needs root for
 debootstrap, and qemu-system-x86, debootstrap, busybox-static and e2fsprogs.
 """
 
-import atexit
 import os
 import pathlib
 import re
@@ -18,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
@@ -30,6 +29,8 @@ MEMORY_MIB = 3072
 #: Emulated, a boot takes half a minute and a token a second or two; what hangs is ended by its own test long before.
 TIME_S = 2400
 STATUS = re.compile(rb"^guest: status (\d+)\s*$")
+#: A module that takes as long as all others together, most of it asleep.
+LONG = "test_sleep"
 
 
 def sh(*words, **more):
@@ -136,33 +137,42 @@ def payload(cache, image):
     shutil.rmtree(tree)
 
 
-def boot(cache, image, names):
-    drive = lambda path, more: ("-drive", f"file={path},format=raw,if=virtio,{more}")
-    words = ("console=ttyS0", "quiet", "panic=-1", "systemd.show_status=false",
-             "systemd.getty_auto=false", "rw", "guest=" + ",".join(names))
-    command = ("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", f"{MEMORY_MIB}",
-               "-nographic", "-no-reboot", "-nic", "none", "-kernel", image, "-initrd", cache / "initramfs.cpio",
-               "-append", " ".join(words), *drive(cache / f"{release()}.ext4", "snapshot=on"),
-               *drive(cache / "payload.ext4", "readonly=on"))
-    machine = subprocess.Popen(["timeout", "--kill-after=10", str(TIME_S), *map(str, command)], stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE)
-    status, begun, console = None, False, []
-    # Whoever ends this one ends the machine.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    atexit.register(machine.terminate)
-    for line in machine.stdout:
-        begun = begun or line.startswith(b"guest: ")
-        found = STATUS.match(line)
-        status = int(found[1]) if found else status
-        console.append(line.decode(errors="replace").replace("\r", ""))
-        if begun:
-            sys.stdout.write(console[-1])
-            sys.stdout.flush()
-    machine.wait()
-    if status is None:
-        sys.stdout.writelines(console[-60:])
-        sys.exit(f"the machine ended without a result (status {machine.returncode})")
-    return status
+def shares():
+    """Which tests each machine runs."""
+    return [[LONG], [path.stem for path in HERE.glob("test_*.py") if path.stem != LONG]]
+
+
+class Machine(threading.Thread):
+    """Runs the tests that contain one of the names, and shows what the machine's console says."""
+
+    def __init__(self, cache, image, names):
+        super().__init__(daemon=True)
+        self.label, self.status = names[0].removeprefix("test_"), None
+        drive = lambda path, more: ("-drive", f"file={path},format=raw,if=virtio,{more}")
+        words = ("console=ttyS0", "quiet", "panic=-1", "systemd.show_status=false",
+                 "systemd.getty_auto=false", "rw", "guest=" + ",".join(names))
+        command = ("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", f"{MEMORY_MIB}",
+                   "-nographic", "-no-reboot", "-nic", "none", "-kernel", image, "-initrd", cache / "initramfs.cpio",
+                   "-append", " ".join(words), *drive(cache / f"{release()}.ext4", "snapshot=on"),
+                   *drive(cache / "payload.ext4", "readonly=on"))
+        self.process = subprocess.Popen(["timeout", "--kill-after=10", str(TIME_S), *map(str, command)],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self.start()
+
+    def run(self):
+        begun, console = False, []
+        for line in self.process.stdout:
+            begun = begun or line.startswith(b"guest: ")
+            found = STATUS.match(line)
+            self.status = int(found[1]) if found else self.status
+            console.append(f"{self.label}: " + line.decode(errors="replace").replace("\r", ""))
+            if begun:
+                sys.stdout.write(console[-1])
+                sys.stdout.flush()
+        self.process.wait()
+        if self.status is None:
+            ended = f"{self.label}: the machine ended without a result (status {self.process.returncode})\n"
+            sys.stdout.writelines([*console[-60:], ended])
 
 
 def main():
@@ -174,9 +184,16 @@ def main():
         return 0
     initramfs(cache, modules, cache / "initramfs.cpio")
     payload(cache, cache / "payload.ext4")
+    # Whoever ends this one ends the machines.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    machines = [Machine(cache, image, names) for names in ([sys.argv[2:]] if sys.argv[2:] else shares())]
     try:
-        return boot(cache, image, sys.argv[2:])
+        for machine in machines:
+            machine.join()
+        return 0 if all(machine.status == 0 for machine in machines) else 1
     finally:
+        for machine in machines:
+            machine.process.terminate()
         (cache / "payload.ext4").unlink(missing_ok=True)
 
 

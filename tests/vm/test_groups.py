@@ -28,7 +28,8 @@ def sample(server, name):
 
 
 class Groups(unittest.TestCase):
-    backend, tokens = "gguf", 8
+    # Few: emulated, each takes some seconds.
+    backend, tokens = "gguf", 5
 
     def test_row_21_the_kernel_ends_a_balloon_and_nothing_else(self):
         server = Service(backend=self.backend, OLLMLX_FAULT="balloon=2000@4;text=ship;times=1")
@@ -65,7 +66,7 @@ class Groups(unittest.TestCase):
 
 
 class GroupsOnMlx(Groups):
-    backend, tokens = "mlx", 6
+    backend, tokens = "mlx", 5
 
 
 class OneBackend(unittest.TestCase):
@@ -87,11 +88,11 @@ class OneBackend(unittest.TestCase):
     def test_row_43_a_reload_hands_over_and_leaves_the_old_one_s_worker_alone(self):
         server = Service(OLLMLX_FAULT="slow=300")
         self.addCleanup(server.stop)
-        _, calm = server.call("POST", "/api/generate", body("smol", 24))
+        _, calm = server.call("POST", "/api/generate", body("smol", 12))
         ((worker, _),) = groups(server).items()
         first = server.pid
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            stream = pool.submit(server.call, "POST", "/api/generate", body("smol", 24))
+            stream = pool.submit(server.call, "POST", "/api/generate", body("smol", 12))
             house.until("at work", 60, lambda: server.call("GET", "/api/ps")[1]["models"][0].get("in_flight", 1))
             server.reload()
             house.until("another server", 60, lambda: server.pid not in (0, first))

@@ -13,7 +13,9 @@ from service import Service
 ALARM = pathlib.Path("/sys/class/rtc/rtc0/wakealarm")
 PATIENCE_S = 15
 DAY_S = 86_400
-BODY = {"model": "smol", "prompt": "The ship", "raw": True, "options": {"num_predict": 12, "temperature": 0}}
+#: Three before what happens in the middle, and two after it; emulated, each takes some seconds.
+TOKENS = 5
+BODY = {"model": "smol", "prompt": "The ship", "raw": True, "options": {"num_predict": TOKENS, "temperature": 0}}
 
 
 def sleep(seconds):
@@ -26,18 +28,19 @@ def sleep(seconds):
 class Sleep(unittest.TestCase):
     backend = "gguf"
 
-    def setUp(self):
+    @classmethod
+    def setUpClass(cls):
         patience = f"{PATIENCE_S}s"
-        self.server = Service(backend=self.backend, OLLMLX_FAULT="slow=300", OLLMLX_HANG_TIMEOUT=patience,
-                              OLLMLX_KEEP_ALIVE="1m")
-        self.addCleanup(self.server.stop)
+        cls.server = Service(backend=cls.backend, OLLMLX_FAULT="slow=300", OLLMLX_HANG_TIMEOUT=patience,
+                             OLLMLX_KEEP_ALIVE="1m")
+        cls.addClassCleanup(cls.server.stop)
         for _ in range(2):  # The first one loads as well.
             begun = time.monotonic()
-            status, answer = self.server.call("POST", "/api/generate", BODY | {"stream": False})
+            status, answer = cls.server.call("POST", "/api/generate", BODY | {"stream": False})
             took = time.monotonic() - begun
-        self.assertEqual(status, 200, answer)
-        self.calm, self.deadline_s = answer["response"], round(3 * took) + 5
-        self.workers = self.server.workers()
+        assert status == 200, answer
+        cls.calm, cls.deadline_s = answer["response"], round(3 * took) + 5
+        cls.workers = cls.server.workers()
 
     def stream(self, meanwhile):
         """The text of an answer in whose middle something happens; it must end in its time."""
