@@ -82,7 +82,8 @@ pub fn names(bytes: &[u8]) {
 
 /// Any body is a call or a rejection with a status of 400 or more, in every dialect. The first byte chooses the route.
 pub fn requests(bytes: &[u8]) {
-    let parsers: [fn(&[u8]) -> Result<Call, Rejection>; 8] = [
+    type Parser = fn(&[u8]) -> Result<Call, Rejection>;
+    let parsers: [Parser; 8] = [
         ollama::request::generate,
         ollama::request::chat,
         ollama::request::embed,

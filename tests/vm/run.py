@@ -29,8 +29,8 @@ MEMORY_MIB = 3072
 #: Emulated, a boot takes half a minute and a token a second or two; what hangs is ended by its own test long before.
 TIME_S = 2400
 STATUS = re.compile(rb"^guest: status (\d+)\s*$")
-#: A module that takes as long as all others together, most of it asleep.
-LONG = "test_sleep"
+#: Classes that take as long as all others together.
+HALF = ("test_sleep.Sleep.", "test_sleep.SleepOnMlx.", "test_groups.GroupsOnMlx.")
 
 
 def sh(*words, **more):
@@ -138,8 +138,10 @@ def payload(cache, image):
 
 
 def shares():
-    """Which tests each machine runs."""
-    return [[LONG], [path.stem for path in HERE.glob("test_*.py") if path.stem != LONG]]
+    """The classes of each machine."""
+    classes = [f"{path.stem}.{name}." for path in sorted(HERE.glob("test_*.py"))
+               for name in re.findall(r"(?m)^class (\w+)\(", path.read_text())]
+    return [HALF, [name for name in classes if name not in HALF]]
 
 
 class Machine(threading.Thread):
@@ -147,7 +149,7 @@ class Machine(threading.Thread):
 
     def __init__(self, cache, image, names):
         super().__init__(daemon=True)
-        self.label, self.status = names[0].removeprefix("test_"), None
+        self.label, self.status = names[0].removeprefix("test_").partition(".")[0], None
         drive = lambda path, more: ("-drive", f"file={path},format=raw,if=virtio,{more}")
         words = ("console=ttyS0", "quiet", "panic=-1", "systemd.show_status=false",
                  "systemd.getty_auto=false", "rw", "guest=" + ",".join(names))
