@@ -39,7 +39,7 @@ pub use record::Record;
 use crate::os::worker_cgroup::CgroupParent;
 use crate::os::{clock::Clock, rng};
 use crate::scheduler::{Scheduler, SchedulerConfig};
-use crate::types::Mono;
+use crate::types::{Mono, Outlook, Snapshot, WishedLoad};
 use crate::worker::link::LinkConfig;
 use crate::worker::socket::WorkerListener;
 use identity::Salt;
@@ -80,6 +80,13 @@ impl DriverConfig {
         let heard_interval_ms = limits::PROGRESS_INTERVAL_MS.min(self.scheduler.timeouts.silence_ms / 8);
         LinkConfig { frame_timeout_ms: self.frame_timeout_ms, heard_interval_ms }
     }
+}
+
+/// What a server with these settings would say that has nothing loaded, and how it looks.
+#[must_use]
+pub fn outlook_with_nothing_loaded(config: SchedulerConfig, wished: &WishedLoad) -> (Snapshot, Outlook) {
+    let scheduler = Scheduler::new(config, 0);
+    (scheduler.snapshot(Mono(0)), scheduler.outlook(wished))
 }
 
 /// The running driver. Dropping this doesn't stop it; [`Handle::shutdown`] does.

@@ -7,10 +7,10 @@ use harness::script::{Misfortune, Script};
 use ollmlx_proto::{FailureKind, KvCells, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 use ollmlx_supervisor::catalog::{Correction, Learned, Loaded, ModelRef};
 use ollmlx_supervisor::config::Rules;
-use ollmlx_supervisor::http::fit::{Ask, Question};
+use ollmlx_supervisor::http::fit::Question;
 use ollmlx_supervisor::http::{HttpConfig, learn};
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
-use ollmlx_supervisor::types::{Job, KeepAlive, LoadPlan, Mono, Shrink};
+use ollmlx_supervisor::types::{Job, KeepAlive, LoadPlan, LoadWish, Mono, Shrink};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -304,13 +304,13 @@ fn http_config(slots: u16) -> HttpConfig {
 }
 
 /// The judgement over `m`, four slots of 800 tokens, that is 3300 bytes.
-fn judged(desk: &Desk, learned: &Learned, ask: &Ask) -> Value {
+fn judged(desk: &Desk, learned: &Learned, ask: &LoadWish) -> Value {
     let question = Question::new(&model("m"), &http_config(4), learned, ask.clone()).unwrap();
     question.told(&desk.scheduler.snapshot(desk.now), &desk.scheduler.outlook(&question.wished()))
 }
 
 fn verdict(desk: &Desk) -> String {
-    judged(desk, &Learned::default(), &Ask::default())["verdict"].as_str().unwrap().to_owned()
+    judged(desk, &Learned::default(), &LoadWish::default())["verdict"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -318,18 +318,18 @@ fn a_judgement_says_what_a_request_would_meet() {
     let mut desk = Desk::new(4000, |_| {});
     assert_eq!(verdict(&desk), "now");
     desk.load(&plan("other", 1, 800, 800), None);
-    let told = judged(&desk, &Learned::default(), &Ask::default());
+    let told = judged(&desk, &Learned::default(), &LoadWish::default());
     assert_eq!((&told["verdict"], &told["fits"]), (&json!("after_eviction"), &json!(true)));
     assert_eq!((&told["held"][0]["name"], &told["held_bytes"]), (&json!("other"), &json!(900)));
     assert_eq!((&told["needs"]["weights"], &told["needs"]["total"]), (&json!(100), &json!(3300)));
     assert_eq!((&told["largest"]["context_length"], &told["largest"]["slots"]), (&json!(975), &json!(4)));
     desk.load(&plan("other", 1, 800, 800), Some(KeepAlive::Forever));
-    let told = judged(&desk, &Learned::default(), &Ask::default());
+    let told = judged(&desk, &Learned::default(), &LoadWish::default());
     assert_eq!((&told["verdict"], &told["fits"]), (&json!("pinned"), &json!(false)));
     assert_eq!((&told["largest"]["slots"], &told["held"][0]["pinned"]), (&json!(3), &json!(true)));
     desk.load(&plan("m", 3, 800, 800), None);
     assert_eq!(verdict(&desk), "loaded", "any request is served");
-    let with = |slots| judged(&desk, &Learned::default(), &Ask { slots: Some(slots), ..Ask::default() });
+    let with = |slots| judged(&desk, &Learned::default(), &LoadWish { slots: Some(slots), ..LoadWish::default() });
     assert_eq!((&with(3)["verdict"], &with(4)["verdict"]), (&json!("loaded"), &json!("pinned")));
     assert_eq!(verdict(&Desk::new(3299, |_| {})), "never");
     assert_eq!(verdict(&Desk::new(3300, |_| {})), "now");
@@ -339,10 +339,10 @@ fn a_judgement_says_what_a_request_would_meet() {
 fn a_judgement_knows_what_is_made_smaller_and_what_was_learned() {
     let desk = Desk::new(1000, |config| config.shrink = Shrink::Slots);
     let none = Learned::default();
-    let told = judged(&desk, &none, &Ask::default());
+    let told = judged(&desk, &none, &LoadWish::default());
     let smaller = json!({"slots": 1, "context_length": 800, "total": 900});
     assert_eq!((&told["verdict"], &told["made_smaller"]), (&json!("now"), &smaller));
-    let told = judged(&desk, &none, &Ask { slots: Some(4), ..Ask::default() });
+    let told = judged(&desk, &none, &LoadWish { slots: Some(4), ..LoadWish::default() });
     assert_eq!(
         (&told["verdict"], &told["made_smaller"]),
         (&json!("never"), &json!(null)),
@@ -353,15 +353,15 @@ fn a_judgement_knows_what_is_made_smaller_and_what_was_learned() {
     let loaded =
         Loaded { model: harness::id("m"), slots: 1, context_tokens: 800, batch_tokens: 512, kv_type, estimate: 900 };
     learned.took(&loaded, 1001);
-    let told = judged(&desk, &learned, &Ask { slots: Some(1), ..Ask::default() });
+    let told = judged(&desk, &learned, &LoadWish { slots: Some(1), ..LoadWish::default() });
     let needs = |told: &Value| (told["verdict"].clone(), told["needs"]["total"].clone());
     assert_eq!(needs(&told), (json!("now"), json!(1000)), "it gets what there is");
     let roomy = Desk::new(3671, |config| config.shrink = Shrink::Slots);
-    let told = judged(&roomy, &learned, &Ask::default());
+    let told = judged(&roomy, &learned, &LoadWish::default());
     assert_eq!(needs(&told), (json!("now"), json!(3401)), "as much more as one slot took");
-    let told = judged(&roomy, &learned, &Ask { slots: Some(1), ..Ask::default() });
+    let told = judged(&roomy, &learned, &LoadWish { slots: Some(1), ..LoadWish::default() });
     assert_eq!(needs(&told), (json!("now"), json!(1001)));
-    let bad = Ask { kv_type: Some("f17".to_owned()), ..Ask::default() };
+    let bad = LoadWish { kv_type: Some("f17".to_owned()), ..LoadWish::default() };
     assert!(Question::new(&model("m"), &http_config(4), &none, bad).is_err());
 }
 
@@ -443,7 +443,7 @@ async fn the_limit_is_known_before_anything_happens() {
     let house = House::open(|config| config.scheduler.memory_limit = Some(4000)).await;
     let first = house.handle.snapshot();
     assert_eq!((first.limit_bytes, first.workers_max > 0, first.pins_hold), (Some(4000), true, true));
-    let question = Question::new(&model("m"), &http_config(4), &Learned::default(), Ask::default()).unwrap();
+    let question = Question::new(&model("m"), &http_config(4), &Learned::default(), LoadWish::default()).unwrap();
     let outlook = house.handle.outlook(question.wished()).await.expect("the driver lives");
     let told = question.told(&first, &outlook);
     assert_eq!((&told["verdict"], &told["limit"]), (&json!("now"), &json!(4000)));
@@ -529,7 +529,7 @@ fn a_request_that_sets_a_lower_limit_than_its_loaded_model_takes_is_refused_with
 fn a_loaded_model_is_not_said_to_be_made_smaller() {
     let mut desk = Desk::new(3299, |config| config.shrink = Shrink::Slots);
     desk.load(&plan("m", 4, 800, 800), None);
-    let told = judged(&desk, &Learned::default(), &Ask::default());
+    let told = judged(&desk, &Learned::default(), &LoadWish::default());
     let loaded = json!({"slots": 3, "context_length": 800, "budget": 2500});
     assert_eq!((&told["verdict"], &told["made_smaller"], &told["loaded"]), (&json!("loaded"), &json!(null), &loaded));
 }
@@ -545,7 +545,7 @@ fn a_judgement_of_a_model_that_rests_says_why() {
         desk.tell(Event::Exited { worker, cause: cause.clone(), log_tail: String::new() });
         desk.load(&plan("m", 4, 800, 800), None);
     }
-    let told = judged(&desk, &Learned::default(), &Ask::default());
+    let told = judged(&desk, &Learned::default(), &LoadWish::default());
     assert_eq!((&told["verdict"], &told["fits"]), (&json!("rests"), &json!(false)), "{told}");
     assert_eq!(told["rests"]["state"], "quarantined");
     assert!(told["rests"]["reason"].as_str().unwrap().contains("requires more memory"), "{told}");
@@ -568,8 +568,8 @@ fn who_is_on_its_way_out_is_no_pin_and_no_reason_to_wait_for_others() {
 fn a_judgement_knows_what_a_replaced_server_holds_and_what_was_asked_for() {
     let mut desk = Desk::new(4000, |_| {});
     desk.tell(Event::ElsewhereHeld { bytes: 701 });
-    let ask = Ask { slots: Some(u16::MAX), context_tokens: Some(9000), kv_type: None };
-    let told = judged(&desk, &Learned::default(), &Ask::default());
+    let ask = LoadWish { slots: Some(u16::MAX), context_tokens: Some(9000), kv_type: None };
+    let told = judged(&desk, &Learned::default(), &LoadWish::default());
     assert_eq!((&told["verdict"], &told["fits"]), (&json!("after_others"), &json!(true)));
     assert_eq!((&told["held_by_predecessor"], &told["held_bytes"]), (&json!(701), &json!(701)));
     desk.tell(Event::ElsewhereHeld { bytes: 700 });

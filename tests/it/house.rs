@@ -115,6 +115,7 @@ impl Answer {
                 TicketItem::Output(Output::Started(_)) => answer.beginnings += 1,
                 TicketItem::Output(Output::Embedded(embeddings)) => answer.vectors = embeddings.vectors.len(),
                 TicketItem::Loaded => answer.loaded = true,
+                TicketItem::Unloaded => panic!("a driver never says so"),
                 TicketItem::Failed(failure) | TicketItem::Output(Output::Failed(failure)) => {
                     answer.failure = Some(failure);
                 }

@@ -21,11 +21,11 @@ pub struct BlobWriter {
     digest: Digest,
     buffer: Vec<u8>,
     written_bytes: u64,
-    state: State,
+    state: UploadState,
 }
 
 #[derive(Debug)]
-enum State {
+enum UploadState {
     /// The blob is there already; bytes are dropped.
     Present,
     /// Bytes are gathered.
@@ -57,9 +57,9 @@ impl BlobWriter {
         let state = blocking("open a blob", move || {
             // A blob that may not be read is written anew: the rename replaces a link, it does not follow it.
             if matches!(place.blob(&looked_for), Ok(Some(_))) {
-                return Ok(State::Present);
+                return Ok(UploadState::Present);
             }
-            Sink::new(&place).map(|sink| State::Open(Box::new(sink))).map_err(io_error("create a blob"))
+            Sink::new(&place).map(|sink| UploadState::Open(Box::new(sink))).map_err(io_error("create a blob"))
         })
         .await?;
         Ok(Self { store, digest, buffer: Vec::new(), written_bytes: 0, state })
@@ -72,14 +72,14 @@ impl BlobWriter {
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), CatalogError> {
         self.written_bytes = self.written_bytes.saturating_add(bytes.len() as u64);
         if self.written_bytes > BLOB_BYTES_MAX {
-            self.state = State::Broken;
+            self.state = UploadState::Broken;
             let message = format!("blob is larger than {BLOB_BYTES_MAX} bytes");
             return Err(CatalogError::Refused { status_hint: 413, message });
         }
         match self.state {
-            State::Present => return Ok(()),
-            State::Broken => return Err(broken()),
-            State::Open(_) => {}
+            UploadState::Present => return Ok(()),
+            UploadState::Broken => return Err(broken()),
+            UploadState::Open(_) => {}
         }
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= BLOB_BUFFER_BYTES { self.flush().await } else { Ok(()) }
@@ -90,11 +90,11 @@ impl BlobWriter {
     /// # Errors
     /// The bytes have another hash, or the disk refuses. No file stays.
     pub async fn finish(mut self) -> Result<bool, CatalogError> {
-        if matches!(self.state, State::Present) {
+        if matches!(self.state, UploadState::Present) {
             return Ok(false);
         }
         self.flush().await?;
-        let State::Open(sink) = self.state else { return Err(broken()) };
+        let UploadState::Open(sink) = self.state else { return Err(broken()) };
         let (store, digest) = (self.store, self.digest);
         blocking("finish a blob", move || {
             let Sink { file, hash } = *sink;
@@ -112,7 +112,9 @@ impl BlobWriter {
     }
 
     async fn flush(&mut self) -> Result<(), CatalogError> {
-        let State::Open(mut sink) = std::mem::replace(&mut self.state, State::Broken) else { return Err(broken()) };
+        let UploadState::Open(mut sink) = std::mem::replace(&mut self.state, UploadState::Broken) else {
+            return Err(broken());
+        };
         let mut buffer = std::mem::take(&mut self.buffer);
         let (sink, buffer) = blocking("write a blob", move || {
             sink.write(&buffer).map_err(io_error("write a blob"))?;
@@ -120,7 +122,7 @@ impl BlobWriter {
             Ok((sink, buffer))
         })
         .await?;
-        self.state = State::Open(sink);
+        self.state = UploadState::Open(sink);
         self.buffer = buffer;
         Ok(())
     }

@@ -56,7 +56,7 @@ struct Memory {
     /// One lock per subject that is being inspected right now.
     flights: HashMap<String, Arc<AsyncMutex<()>>>,
     /// Whole cards, oldest first in `order`.
-    cards: HashMap<String, Known>,
+    cards: HashMap<String, KnownCard>,
     order: VecDeque<String>,
     /// Bytes of all of them as JSON.
     bytes: usize,
@@ -65,7 +65,7 @@ struct Memory {
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownCard {
     size_bytes: u64,
     card: Arc<ModelCard>,
     json_bytes: usize,
@@ -134,7 +134,7 @@ impl Inspector {
 
     fn remember_card(&self, subject: &Subject, card: ModelCard, json_bytes: usize) -> Arc<ModelCard> {
         let card = Arc::new(card);
-        let known = Known { size_bytes: subject.size_bytes, card: Arc::clone(&card), json_bytes };
+        let known = KnownCard { size_bytes: subject.size_bytes, card: Arc::clone(&card), json_bytes };
         let mut memory = self.memory();
         memory.bytes += json_bytes;
         match memory.cards.insert(subject.key.clone(), known) {

@@ -144,9 +144,9 @@ impl Layer {
 
 /// The labels of a model. Keys that we do not know are kept when a model is derived from another.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Config(pub(crate) Map<String, Value>);
+pub(crate) struct ImageConfig(pub(crate) Map<String, Value>);
 
-impl Config {
+impl ImageConfig {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         match serde_json::from_slice(bytes).map_err(|error| ManifestError::NotJson(Some(error)))? {
             Value::Object(object) => Ok(Self(object)),

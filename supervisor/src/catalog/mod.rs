@@ -44,9 +44,9 @@ use hub::HubName;
 use inspect::Inspector;
 use manifest::Manifest;
 use name::{Name, NameError};
-use resolve::{Entry, EntryError};
+use resolve::{EntryError, StoreEntry};
 use store::{Located, Store};
-use view::{View, Views};
+use view::{ModelView, Views};
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -231,7 +231,7 @@ impl Catalog {
                 if !seen.insert(located.name.to_string().to_ascii_lowercase()) {
                     continue; // An earlier store has the name.
                 }
-                match Entry::read(&inner.store, &inner.views, &located) {
+                match StoreEntry::read(&inner.store, &inner.views, &located) {
                     Ok(entry) => {
                         let card = inner.inspector.known(&entry.subject());
                         models.push(Arc::new(entry.into_model(card)));
@@ -357,7 +357,7 @@ impl Catalog {
     }
 
     /// Makes the folder of a model of many files.
-    async fn ensure(&self, view: View) -> Result<(), CatalogError> {
+    async fn ensure(&self, view: ModelView) -> Result<(), CatalogError> {
         let inner = Arc::clone(&self.inner);
         let making = move || inner.views.ensure(&view).map_err(io_error("make the folder of a model"));
         blocking("make the folder of a model", making).await
@@ -369,13 +369,13 @@ impl Catalog {
     }
 
     /// The store's entry of a name.
-    async fn entry(&self, text: &str) -> Result<Entry, CatalogError> {
+    async fn entry(&self, text: &str) -> Result<StoreEntry, CatalogError> {
         let name = parse_name(text)?;
         let (inner, asked) = (Arc::clone(&self.inner), text.to_owned());
         blocking("read a model", move || {
             let read = || {
                 let located = inner.store.locate(&name).ok_or(EntryError::Absent)?;
-                Entry::read(&inner.store, &inner.views, &located)
+                StoreEntry::read(&inner.store, &inner.views, &located)
             };
             // A model that is replaced while it is read may look damaged once.
             let entry =

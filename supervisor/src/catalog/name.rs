@@ -27,12 +27,12 @@ pub struct Name {
     /// The variant.
     pub tag: String,
     /// `http` or `https` where the name said so; matters to transfers only.
-    pub scheme: Option<Scheme>,
+    pub scheme: Option<NameScheme>,
 }
 
 /// How a name asks to reach its registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scheme {
+pub enum NameScheme {
     /// `http://`
     Http,
     /// `https://`
@@ -179,11 +179,11 @@ fn cut_last(path: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn cut_scheme(host: &str) -> (Option<Scheme>, &str) {
+fn cut_scheme(host: &str) -> (Option<NameScheme>, &str) {
     if let Some(rest) = host.strip_prefix("http://") {
-        (Some(Scheme::Http), rest)
+        (Some(NameScheme::Http), rest)
     } else if let Some(rest) = host.strip_prefix("https://") {
-        (Some(Scheme::Https), rest)
+        (Some(NameScheme::Https), rest)
     } else {
         (None, host)
     }

@@ -15,18 +15,18 @@ use serde_json::{Map, Value};
 use super::digest::Digest;
 use super::inspect::Subject;
 use super::local::LocalModel;
-use super::manifest::{Config, Layer, Manifest, media};
+use super::manifest::{ImageConfig, Layer, Manifest, media};
 use super::model::{Backend, Details, ModelRef, StoredMessage};
 use super::name::Name;
 use super::store::{Located, Store};
-use super::view::{View, Views};
+use super::view::{ModelView, Views};
 
 /// Everything that the store says of a model, before its card is known.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct StoreEntry {
     pub(crate) name: Name,
     pub(crate) manifest: Manifest,
-    pub(crate) config: Config,
+    pub(crate) config: ImageConfig,
     digest: Digest,
     modified_at: SystemTime,
     backend: Backend,
@@ -34,7 +34,7 @@ pub(crate) struct Entry {
     weight_bytes: u64,
     adapters: Vec<PathBuf>,
     /// The folder that shows the blobs to a worker under their names, for models of many files.
-    pub(crate) view: Option<View>,
+    pub(crate) view: Option<ModelView>,
     parent: String,
     texts: Texts,
 }
@@ -60,7 +60,7 @@ pub(crate) enum EntryError {
     Damaged(Failure),
 }
 
-impl Entry {
+impl StoreEntry {
     /// Reads a manifest and what it names, weights excepted.
     pub(crate) fn read(store: &Store, views: &Views, located: &Located) -> Result<Self, EntryError> {
         let label = located.name.shortest();
@@ -73,7 +73,8 @@ impl Entry {
         let config = store
             .read_blob(&manifest.config.digest, TEXT_LAYER_BYTES_MAX)
             .map_err(|error| damaged_blob(&label, &manifest.config, &error))?;
-        let config = Config::parse(&config).map_err(|error| damaged(&label, "its config is no JSON object", &error))?;
+        let config =
+            ImageConfig::parse(&config).map_err(|error| damaged(&label, "its config is no JSON object", &error))?;
         if !config.text("remote_host").is_empty() {
             return Err(EntryError::Remote);
         }
@@ -301,7 +302,7 @@ pub(crate) fn local_subject(local: &LocalModel) -> Subject {
 }
 
 /// What an inspector is to look at for a model of many files.
-pub(crate) fn view_subject(view: &View, label: String) -> Subject {
+pub(crate) fn view_subject(view: &ModelView, label: String) -> Subject {
     Subject {
         label,
         key: view.key.clone(),

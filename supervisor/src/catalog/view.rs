@@ -34,7 +34,7 @@ pub(crate) struct Views {
 
 /// What one view consists of.
 #[derive(Clone, Debug)]
-pub(crate) struct View {
+pub(crate) struct ModelView {
     /// 64 hexadecimal digits.
     pub(crate) key: String,
     /// The folder, once it was made.
@@ -67,7 +67,7 @@ impl Views {
     }
 
     /// The view of these layers. Nothing is written yet.
-    pub(crate) fn plan(&self, store: &Store, layers: &[Layer]) -> Result<View, ViewError> {
+    pub(crate) fn plan(&self, store: &Store, layers: &[Layer]) -> Result<ModelView, ViewError> {
         let named = named(layers)?;
         let key = key_of(&named);
         let (mut files, mut size_bytes) = (Vec::with_capacity(named.len()), 0_u64);
@@ -85,11 +85,11 @@ impl Views {
             size_bytes = size_bytes.saturating_add(length);
             files.push((name, path));
         }
-        Ok(View { folder: self.dir.join(&key), key, files, size_bytes })
+        Ok(ModelView { folder: self.dir.join(&key), key, files, size_bytes })
     }
 
     /// Makes the folder, unless it is there as it should be.
-    pub(crate) fn ensure(&self, view: &View) -> io::Result<()> {
+    pub(crate) fn ensure(&self, view: &ModelView) -> io::Result<()> {
         if view.is_whole() {
             return Ok(());
         }
@@ -134,7 +134,7 @@ impl Views {
     }
 }
 
-impl View {
+impl ModelView {
     fn is_whole(&self) -> bool {
         let as_it_should = |(name, target): &(String, PathBuf)| {
             fs::read_link(self.folder.join(name)).is_ok_and(|link| link == *target)

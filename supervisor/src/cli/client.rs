@@ -44,9 +44,9 @@ pub struct HttpAnswer {
     connection: Connection,
 }
 
-/// Lines of a streaming answer, and the connection they come over: dropping it hangs up.
+/// StreamLines of a streaming answer, and the connection they come over: dropping it hangs up.
 #[derive(Debug)]
-pub struct Lines {
+pub struct StreamLines {
     body: Incoming,
     buffer: BytesMut,
     ended: bool,
@@ -126,10 +126,10 @@ impl Client {
     ///
     /// # Errors
     /// No server, or a refusal before the first line.
-    pub async fn stream(&self, path: &str, body: &Value) -> Result<Lines, CliError> {
+    pub async fn stream(&self, path: &str, body: &Value) -> Result<StreamLines, CliError> {
         let answer = self.send(Method::POST, path, Some("application/json"), json(body)).await?.ok().await?;
         let body = answer.response.into_body();
-        Ok(Lines { body, buffer: BytesMut::new(), ended: false, _connection: answer.connection })
+        Ok(StreamLines { body, buffer: BytesMut::new(), ended: false, _connection: answer.connection })
     }
 
     /// Whether the server is called at a loopback address, and so is a process of this machine.
@@ -227,7 +227,7 @@ impl HttpAnswer {
     }
 }
 
-impl Lines {
+impl StreamLines {
     /// The next line, or `None` at the end. An error line of the server is an error here. Cancel-safe.
     ///
     /// # Errors

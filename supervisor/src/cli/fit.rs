@@ -14,8 +14,8 @@ use super::error::CliError;
 use super::output::{print, print_json, text_of};
 use super::{human, model_path};
 use crate::config::Config;
-use crate::http::fit::Ask;
 use crate::server::judge_offline;
+use crate::types::LoadWish;
 
 /// Prints the judgement.
 ///
@@ -32,7 +32,7 @@ pub async fn run(client: &Client, config: &Config, args: FitArgs) -> Result<(), 
 async fn answer(client: &Client, config: &Config, args: FitArgs) -> Result<(), CliError> {
     let [name] = exactly(args.names)?;
     let model = model_path::absolute(&name).unwrap_or(name);
-    let ask = Ask { context_tokens: args.ctx, slots: args.slots, kv_type: args.kv_type };
+    let ask = LoadWish { context_tokens: args.ctx, slots: args.slots, kv_type: args.kv_type };
     let judged = match client.heartbeat().await {
         Err(CliError::ServerDown) if client.is_local() => judge_offline(config, &model, &ask).await?,
         Err(error) => return Err(error),

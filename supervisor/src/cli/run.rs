@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{AnswerPrinter, Colours, Look, Thoughts, timings};
 use super::args::{RunArgs, at_least_one};
-use super::client::{Client, Lines};
+use super::client::{Client, StreamLines};
 use super::error::CliError;
 use super::output::{print, text_of};
 use super::progress::Spinner;
@@ -289,7 +289,7 @@ impl Session {
     }
 }
 
-async fn next(lines: &mut Lines) -> Result<Option<Value>, CliError> {
+async fn next(lines: &mut StreamLines) -> Result<Option<Value>, CliError> {
     lines.next().await
 }
 

@@ -17,24 +17,13 @@ use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::FitRequest;
 use crate::dialect::options::share;
 use crate::os::wall::rfc3339_local;
-use crate::types::{LoadPlan, Outlook, Prospect, Snapshot, WishedLoad, WorkerView};
-
-/// How a model would be loaded; what is left out is as for any request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ask {
-    /// Window of a slot, in tokens.
-    pub context_tokens: Option<u32>,
-    /// Slots.
-    pub slots: Option<u16>,
-    /// Type of the caches.
-    pub kv_type: Option<String>,
-}
+use crate::types::{LoadPlan, LoadWish, Outlook, Prospect, Snapshot, WishedLoad, WorkerView};
 
 /// `POST /api/ollmlx/fit`.
 pub(super) async fn fit(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
     let request = FitRequest::parse(body)?;
     let model = ops::model(state, &request.name).await?;
-    let ask = Ask { context_tokens: request.num_ctx, slots: request.slots, kv_type: request.kv_type };
+    let ask = LoadWish { context_tokens: request.num_ctx, slots: request.slots, kv_type: request.kv_type };
     let question = Question::new(&model, &state.config, &state.learned.borrow(), ask)?;
     let Some(outlook) = state.handle.outlook(question.wished()).await else {
         return Err(Rejection::new(503, "server is shutting down"));
@@ -52,7 +41,7 @@ pub(super) async fn fit(state: &AppState, body: &[u8]) -> Result<HttpReply, Reje
 pub struct Question {
     wish: Wish,
     plan: LoadPlan,
-    ask: Ask,
+    ask: LoadWish,
 }
 
 impl Question {
@@ -60,7 +49,12 @@ impl Question {
     ///
     /// # Errors
     /// A type of caches that isn't one, or a parameter of the model that makes no sense.
-    pub fn new(model: &Arc<ModelRef>, config: &HttpConfig, learned: &Learned, ask: Ask) -> Result<Self, Rejection> {
+    pub fn new(
+        model: &Arc<ModelRef>,
+        config: &HttpConfig,
+        learned: &Learned,
+        ask: LoadWish,
+    ) -> Result<Self, Rejection> {
         let wish = wish(model, config, &ask)?;
         let mut plan = load_plan(model, config, learned, &wish);
         if ask.context_tokens.is_none() {
@@ -72,7 +66,7 @@ impl Question {
     /// What the scheduler is asked.
     #[must_use]
     pub fn wished(&self) -> WishedLoad {
-        WishedLoad { plan: self.plan.clone(), slots: self.ask.slots, kv_type: self.ask.kv_type.clone() }
+        WishedLoad { plan: self.plan.clone(), wish: self.ask.clone() }
     }
 
     /// The answer, as the endpoint tells it, with who holds what at that moment.
@@ -138,7 +132,7 @@ impl Question {
     }
 }
 
-fn wish(model: &Arc<ModelRef>, config: &HttpConfig, ask: &Ask) -> Result<Wish, Rejection> {
+fn wish(model: &Arc<ModelRef>, config: &HttpConfig, ask: &LoadWish) -> Result<Wish, Rejection> {
     let kv_type = ask.kv_type.clone().unwrap_or_else(|| config.kv_type.clone());
     if !matches!(kv_type.as_str(), "f16" | "q8_0" | "q4_0") {
         return Err(Rejection::bad_request(format!("{kv_type:?} is no type of caches: it must be f16, q8_0 or q4_0")));

@@ -34,6 +34,7 @@ mod config;
 pub mod effect;
 pub mod event;
 mod failures;
+mod gauge;
 mod history;
 mod ledger;
 pub mod life;
@@ -61,7 +62,7 @@ use life::{Action, DrainReason, Input, Rung, State};
 use line::{Kept, Requests, Waiting};
 use model::{Model, Models, Process};
 use placement::{Ahead, Room};
-use pressure::{Ask, Asked, Pressure};
+use pressure::{Demand, Demanded, Pressure};
 use suspicion::Suspicion;
 use verdict::incident::{Incidents, held_until};
 use verdict::poison::Poisons;
@@ -591,12 +592,12 @@ impl Scheduler {
         self.ask(asked, out);
     }
 
-    fn ask(&mut self, asked: Vec<Asked>, out: &mut Outbox) {
-        for Asked { at, ask, cause } in asked {
+    fn ask(&mut self, asked: Vec<Demanded>, out: &mut Outbox) {
+        for Demanded { at, ask, cause } in asked {
             match ask {
-                Ask::Trim => out.push(Effect::Trim { worker: self.models[at].worker() }),
-                Ask::Drain(reason) => self.apply(at, Input::Drain { reason }, cause, out),
-                Ask::Kill => self.apply(at, Input::Kill, cause, out),
+                Demand::Trim => out.push(Effect::Trim { worker: self.models[at].worker() }),
+                Demand::Drain(reason) => self.apply(at, Input::Drain { reason }, cause, out),
+                Demand::Kill => self.apply(at, Input::Kill, cause, out),
             }
         }
     }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use ollmlx_proto::{Incarnation, ModelId, Ready, WorkerId, limits};
 
+use super::gauge::Gauge;
 use super::history::History;
 use super::life::State;
 use super::line::{Line, serves};
-use super::pressure::Gauge;
 use crate::catalog::ModelRef;
 use crate::types::{Cause, KeepAlive, LoadPlan, ModelDeaths, Mono};
 

@@ -30,42 +30,15 @@
 //! Decision: an idle worker above its own limit goes without counting as a failure, since it answered what it was asked. One
 //! that works counts: a limit that is too low for what a model is asked ends in the same rest as any other death.
 
-use ollmlx_proto::limits::{self, MEMORY_MARKS_PERMILLE, PRESSURE_MARKS_PERMILLE};
+use ollmlx_proto::limits::{self, MEMORY_MARKS_PERMILLE};
 
+use super::gauge::Gauge;
 use super::ledger::{Holding, part, permille};
 use super::life::{DrainReason, State};
 use super::model::Model;
 use super::placement::evict::{Candidate, Need, choose};
 use super::view::View;
 use crate::types::{Cause, Mono, Step};
-
-/// One gauge: its marks to enter and to leave each step, lowest first.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Gauge {
-    marks: &'static [[u64; 2]],
-    step: usize,
-}
-
-impl Default for Gauge {
-    fn default() -> Self {
-        Self { marks: &MEMORY_MARKS_PERMILLE, step: 0 }
-    }
-}
-
-impl Gauge {
-    fn read(&mut self, value: u64) {
-        while self.marks.get(self.step).is_some_and(|[enter, _]| value >= *enter) {
-            self.step += 1;
-        }
-        while self.step > 0 && self.marks.get(self.step - 1).is_some_and(|[_, leave]| value < *leave) {
-            self.step -= 1;
-        }
-    }
-
-    fn step(self) -> Step {
-        self.step.checked_sub(1).and_then(|taken| Step::TAKEN.get(taken).copied()).unwrap_or(Step::Calm)
-    }
-}
 
 /// Pressure on the memory of all.
 #[derive(Clone, Copy, Debug)]
@@ -82,14 +55,13 @@ pub(super) struct Pressure {
 
 impl Default for Pressure {
     fn default() -> Self {
-        let machine = Gauge { marks: &PRESSURE_MARKS_PERMILLE, step: 0 };
-        Self { used: Gauge::default(), machine, trimmed: None, relieved: None }
+        Self { used: Gauge::default(), machine: Gauge::of_machine(), trimmed: None, relieved: None }
     }
 }
 
 /// What is asked of one worker.
 #[derive(Clone, Debug)]
-pub(super) enum Ask {
+pub(super) enum Demand {
     /// To drop its caches.
     Trim,
     /// To take no more.
@@ -100,10 +72,10 @@ pub(super) enum Ask {
 
 /// Of whom, what, and what it dies of if it does.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct Demanded {
     /// Its place in the table.
     pub(super) at: usize,
-    pub(super) ask: Ask,
+    pub(super) ask: Demand,
     pub(super) cause: Option<Cause>,
 }
 
@@ -150,12 +122,12 @@ struct Scope<'a> {
     members: Vec<Member<'a>>,
     /// A single one, against its model's own limit.
     is_own: bool,
-    asked: Vec<Asked>,
+    asked: Vec<Demanded>,
 }
 
 /// What one worker is asked because of its own memory: a load that is over a limit, leaked memory, and its model's own limit.
 /// Returns where its gauge stands then.
-pub(super) fn of_one(view: View<'_>, at: usize) -> (Gauge, Vec<Asked>) {
+pub(super) fn of_one(view: View<'_>, at: usize) -> (Gauge, Vec<Demanded>) {
     let model = &view.models[at];
     let holding = view.holding(model);
     let mut gauge = model.process.own_limit;
@@ -166,11 +138,14 @@ pub(super) fn of_one(view: View<'_>, at: usize) -> (Gauge, Vec<Asked>) {
     }
     if matches!(model.state, State::Loading { .. }) {
         let cause = too_large(view, model, holding.measured());
-        return (gauge, cause.map(|cause| Asked { at, ask: Ask::Kill, cause: Some(cause) }).into_iter().collect());
+        return (
+            gauge,
+            cause.map(|cause| Demanded { at, ask: Demand::Kill, cause: Some(cause) }).into_iter().collect(),
+        );
     }
     if has_leaked(model, holding) {
-        let ask = Ask::Drain(DrainReason::Reload);
-        return (gauge, vec![Asked { at, ask, cause: Some(Cause::Leaked) }]);
+        let ask = Demand::Drain(DrainReason::Reload);
+        return (gauge, vec![Demanded { at, ask, cause: Some(Cause::Leaked) }]);
     }
     if limit.is_none() || model.state.pid().is_none() || model.state.is_killed() {
         return (gauge, Vec::new());
@@ -235,7 +210,7 @@ impl Pressure {
     }
 
     /// What is asked of whom because of the memory of all.
-    pub(super) fn asks(&mut self, view: View<'_>) -> Vec<Asked> {
+    pub(super) fn asks(&mut self, view: View<'_>) -> Vec<Demanded> {
         if self.step() < Step::Trim {
             self.trimmed = None;
             return Vec::new();
@@ -293,7 +268,7 @@ impl Pressure {
             idle.extend(more);
         }
         for victim in idle {
-            scope.ask(victim.at, Ask::Drain(DrainReason::Relief), None);
+            scope.ask(victim.at, Demand::Drain(DrainReason::Relief), None);
         }
     }
 
@@ -335,18 +310,18 @@ impl<'a> Scope<'a> {
         self.limit.map_or(0, |limit| self.measured().saturating_sub(part(limit, mark_permille)))
     }
 
-    fn ask(&mut self, at: usize, ask: Ask, cause: Option<Cause>) {
+    fn ask(&mut self, at: usize, ask: Demand, cause: Option<Cause>) {
         if let Some(one) = self.members.iter_mut().find(|one| one.at == at) {
-            one.goes |= !matches!(ask, Ask::Trim);
-            one.killed |= matches!(ask, Ask::Kill);
+            one.goes |= !matches!(ask, Demand::Trim);
+            one.killed |= matches!(ask, Demand::Kill);
         }
-        self.asked.push(Asked { at, ask, cause });
+        self.asked.push(Demanded { at, ask, cause });
     }
 
     fn trim(&mut self) {
         let able = |state| matches!(state, State::Idle { .. } | State::Busy { .. } | State::Draining { .. });
         let able: Vec<usize> = self.members.iter().filter(|one| able(one.state)).map(|one| one.at).collect();
-        able.into_iter().for_each(|at| self.ask(at, Ask::Trim, None));
+        able.into_iter().for_each(|at| self.ask(at, Demand::Trim, None));
     }
 
     /// Measured bytes that must go to leave this step, those of leaving workers counted as gone.
@@ -374,7 +349,7 @@ impl<'a> Scope<'a> {
         let may_go = |one: &Member<'a>| one.state.works() || is_own && matches!(one.state, State::Idle { .. });
         let Some(one) = self.worst(may_go) else { return };
         let reason = if is_own { DrainReason::OverOwnLimit } else { DrainReason::OverBudget };
-        self.ask(one.at, Ask::Drain(reason), Some(self.cause(&one)));
+        self.ask(one.at, Demand::Drain(reason), Some(self.cause(&one)));
     }
 
     /// Over the hard mark, or soon there.
@@ -383,7 +358,7 @@ impl<'a> Scope<'a> {
             let lives = self.members.iter().filter(|one| one.state.pid().is_some() && !one.is_killed());
             let worst = lives.max_by_key(|one| (one.above_plan(), one.holding.measured(), one.at)).copied();
             let Some(one) = worst else { return };
-            self.ask(one.at, Ask::Kill, Some(self.cause(&one)));
+            self.ask(one.at, Demand::Kill, Some(self.cause(&one)));
         }
     }
 

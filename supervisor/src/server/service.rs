@@ -20,12 +20,12 @@ const SIGNS_IN_TIME: u32 = 4;
 /// The line to the service manager, or none. All copies are one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Service {
-    line: Option<Arc<Line>>,
+    line: Option<Arc<ManagerLink>>,
     watchdog: Option<Duration>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct ManagerLink {
     socket: NotifySocket,
     /// Whether another process is the service now.
     is_past: AtomicBool,
@@ -37,7 +37,7 @@ impl Service {
         let Some(address) = manager.notify_socket.as_deref() else { return Self::default() };
         match NotifySocket::open(address) {
             Ok(socket) => {
-                let line = Line { socket, is_past: AtomicBool::new(false) };
+                let line = ManagerLink { socket, is_past: AtomicBool::new(false) };
                 Self { line: Some(Arc::new(line)), watchdog: manager.watchdog }
             }
             Err(error) => {

@@ -11,7 +11,7 @@ mod time;
 
 pub use cause::{Cause, too_large};
 pub use death::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
-pub use outlook::{Outlook, Prospect, WishedLoad};
+pub use outlook::{LoadWish, Outlook, Prospect, WishedLoad};
 pub use plan::{Job, KeepAlive, LoadPlan, Shrink, Terms};
 pub use snapshot::{Account, Snapshot, Step, Totals, WorkerView};
 pub use ticket::TicketItem;

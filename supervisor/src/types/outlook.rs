@@ -2,15 +2,24 @@
 
 use super::LoadPlan;
 
-/// How somebody would have a model loaded.
+/// How a model would be loaded; what is left out is as for any request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadWish {
+    /// Window of a slot, in tokens.
+    pub context_tokens: Option<u32>,
+    /// Slots, and no fewer.
+    pub slots: Option<u16>,
+    /// Type of the caches, and no other.
+    pub kv_type: Option<String>,
+}
+
+/// What the scheduler is asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WishedLoad {
-    /// As any request would; made larger or smaller by what follows.
+    /// The plan that comes of it.
     pub plan: LoadPlan,
-    /// So many slots and no fewer.
-    pub slots: Option<u16>,
-    /// Caches of this type and no other.
-    pub kv_type: Option<String>,
+    /// What was wished.
+    pub wish: LoadWish,
 }
 
 /// Whether and when a model would be there.

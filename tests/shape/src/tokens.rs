@@ -44,6 +44,12 @@ fn scan(file: &mut File, code_lines: &mut BTreeSet<usize>, tokens: TokenStream) 
                 at = after;
                 continue;
             }
+            // `pub(in crate::room)` says who may see it, not whom it knows.
+            TokenTree::Ident(word) if word == "pub" && is_parenthesis(trees.get(at + 1)) => {
+                code_lines.extend(lines_of(&trees[at..=at + 1]));
+                at += 2;
+                continue;
+            }
             TokenTree::Ident(_) => {
                 let path = path(&trees, at);
                 code_lines.extend(lines_of(&trees[at..path.after]));
@@ -55,6 +61,10 @@ fn scan(file: &mut File, code_lines: &mut BTreeSet<usize>, tokens: TokenStream) 
         }
         at += 1;
     }
+}
+
+fn is_parenthesis(tree: Option<&TokenTree>) -> bool {
+    matches!(tree, Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis)
 }
 
 /// Lines from the first to the last token of each tree.

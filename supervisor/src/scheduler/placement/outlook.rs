@@ -1,7 +1,7 @@
 //! What would become of a request that came now, before anything is loaded: by the same rules that decide when it comes.
 
-use super::fit::{self, Misfit};
-use super::{Ahead, Room, Wanted, need_of, order, place, room_for};
+use super::fit::{self, Misfit, need_of};
+use super::room::{Ahead, Room, Wanted, order, place, room_for};
 use crate::scheduler::life::State;
 use crate::scheduler::model::Model;
 use crate::scheduler::view::View;
@@ -12,7 +12,7 @@ pub(in crate::scheduler) fn outlook(view: View<'_>, wished: &WishedLoad) -> Outl
     let plan = &wished.plan;
     let own = view.models.iter().position(|model| model.id == plan.model.id);
     // Whoever asks for a number of slots wants to know of that.
-    let shrink = if wished.slots.is_some() { Shrink::Nothing } else { view.config.shrink };
+    let shrink = if wished.wish.slots.is_some() { Shrink::Nothing } else { view.config.shrink };
     let fitted = fit::smaller(view, plan, shrink);
     let smaller = fitted.as_ref().ok().cloned().flatten();
     let prospect = match own.map(|at| &view.models[at]) {
@@ -35,8 +35,8 @@ fn is_served(model: &Model, wished: &WishedLoad) -> bool {
     let loaded = model.process.plan.as_ref().map(|plan| &plan.spec);
     model.state.accepts_work()
         && model.serves(&wished.plan)
-        && wished.slots.is_none_or(|asked| loaded.is_some_and(|spec| spec.slots >= asked))
-        && wished.kv_type.as_ref().is_none_or(|asked| loaded.is_some_and(|spec| spec.kv_type == *asked))
+        && wished.wish.slots.is_none_or(|asked| loaded.is_some_and(|spec| spec.slots >= asked))
+        && wished.wish.kv_type.as_ref().is_none_or(|asked| loaded.is_some_and(|spec| spec.kv_type == *asked))
 }
 
 /// Those who wait already come first.

@@ -210,7 +210,7 @@ pub(super) fn judge(death: &Death<'_>, history: &History, line: &Line, rng: &mut
         }
         _ => false,
     };
-    let trial = Trial { death, row, rest, guilty, is_alone: death.aboard.max(line.running().len()) == 1, gives_more };
+    let trial = Hearing { death, row, rest, guilty, is_alone: death.aboard.max(line.running().len()) == 1, gives_more };
     let held: Vec<Sentence> = line.running().values().map(|running| trial.of_held(running)).collect();
     if death.cause == Cause::Asked {
         history.left_in_peace();
@@ -271,7 +271,7 @@ fn record(death: &Death<'_>, rest: Rest, held: &[Sentence], cpu_level: Option<&'
 }
 
 /// What the requests are judged by.
-struct Trial<'a> {
+struct Hearing<'a> {
     death: &'a Death<'a>,
     row: Row,
     rest: Rest,
@@ -282,7 +282,7 @@ struct Trial<'a> {
     gives_more: bool,
 }
 
-impl Trial<'_> {
+impl Hearing<'_> {
     /// One that the worker ran.
     fn of_held(&self, running: &Running) -> Sentence {
         let (request, mut suspicion) = (running.waiting.request, running.waiting.suspicion);

@@ -14,7 +14,7 @@ use ollmlx_proto::{ModelId, Request, limits};
 use crate::types::Mono;
 
 #[derive(Debug)]
-struct Known {
+struct Poison {
     model: ModelId,
     digest: u64,
     until: Mono,
@@ -22,7 +22,7 @@ struct Known {
 
 /// Those that are known, the oldest first.
 #[derive(Debug, Default)]
-pub(in crate::scheduler) struct Poisons(VecDeque<Known>);
+pub(in crate::scheduler) struct Poisons(VecDeque<Poison>);
 
 impl Poisons {
     /// Remembers one; where there are too many, the oldest is forgotten.
@@ -32,7 +32,7 @@ impl Poisons {
             self.0.pop_front();
         }
         let until = now.plus_ms(limits::POISON_TTL_MS);
-        self.0.push_back(Known { model: model.clone(), digest: digest(request), until });
+        self.0.push_back(Poison { model: model.clone(), digest: digest(request), until });
     }
 
     /// Until when it is refused, if it is known.
