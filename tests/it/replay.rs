@@ -28,8 +28,8 @@ async fn a_record_of_deaths_replays_to_the_same_decisions_and_holds_no_prompt() 
         let mut ticket = house.ask_for(&plan, SECRET).await;
         assert_eq!(Answer::of(&mut ticket).await.text, "01234", "{misfortune:?}");
     }
-    // One that kills its worker whenever it runs fails as the suspect, is known when it comes again, and others are not it.
-    let deadly = Script { misfortune: Some((1, Misfortune::Segfault)), unlucky_until: 2, ..Script::default() };
+    // One that kills its worker whenever it runs, of what no other worker died of just now, fails as the suspect, is known when it comes again, and others are not it.
+    let deadly = Script { misfortune: Some((1, Misfortune::Abort)), unlucky_until: 2, ..Script::default() };
     let plan = house.plan("deadly", &deadly);
     for _ in 0..2 {
         let mut ticket = house.ask_for(&plan, SECRET).await;
