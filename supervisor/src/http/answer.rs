@@ -10,11 +10,11 @@ use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
 use ollmlx_proto::{Failure, FailureKind, ModelId, Output};
 use tokio::time::Instant;
 
-use super::AppState;
-use super::metrics::Pace;
+use super::metrics::pace::Pace;
 use super::plan::{Planned, plan};
 use super::refuse::{luck, model_error};
 use super::respond::{EVENTS, HttpReply, NDJSON, Reply, json, reply};
+use super::state::AppState;
 use super::stream::{Stopwatch, TicketBody};
 use crate::config::Span;
 use crate::config::value::parse_span;

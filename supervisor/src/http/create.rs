@@ -7,9 +7,9 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::AppState;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
+use super::state::AppState;
 use crate::catalog::{CatalogError, CreateSpec, Progress};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::error_body;

@@ -8,11 +8,12 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request};
 
 use super::answer::run;
+use super::body;
 use super::guard::{Clearance, mark};
 use super::refuse::{add_retry_after, refuse};
 use super::respond::{HttpReply, empty, text};
 use super::route::{Handler, Route, dialect_of, find};
-use super::{AppState, body};
+use super::state::AppState;
 use crate::dialect::Rejection;
 
 /// A row, and what the path has in the place of its placeholder.
@@ -24,7 +25,7 @@ pub(super) async fn serve(state: Arc<AppState>, request: Request<Incoming>) -> H
     let found = find(head.uri.path());
     let mut reply = guarded(&state, &head, found, incoming).await;
     add_retry_after(&mut reply, || state.handle.snapshot().retry_after_s());
-    state.metrics.answered(found.map(|(route, _)| route), reply.status().as_u16());
+    state.metrics.answered(found.and_then(|(route, _)| route.counter()), reply.status().as_u16());
     reply
 }
 

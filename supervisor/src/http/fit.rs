@@ -9,9 +9,11 @@ use std::sync::Arc;
 use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, SLOTS_MAX};
 use serde_json::{Value, json};
 
+use super::config::HttpConfig;
+use super::ops;
 use super::plan::{BATCH_TOKENS, LEAST_CONTEXT_TOKENS, Wish, load_plan, own_window, trained};
 use super::respond::{HttpReply, json as json_reply};
-use super::{AppState, HttpConfig, ops};
+use super::state::AppState;
 use crate::catalog::{Learned, ModelRef};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::FitRequest;

@@ -10,7 +10,7 @@ use hyper::header::{
     AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
 };
 
-use super::HttpConfig;
+use super::config::HttpConfig;
 use super::respond::{HttpReply, empty};
 
 const SCHEMES: [&str; 5] = ["app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode-file://*"];

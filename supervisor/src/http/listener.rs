@@ -19,10 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::AppState;
 use super::crowd::Crowd;
 use super::dispatch;
 use super::respond::{HttpReply, text};
+use super::state::AppState;
 
 /// After a failed accept (out of descriptors, mostly) others get time to close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

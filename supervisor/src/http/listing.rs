@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 use ollmlx_proto::MemoryReport;
 use serde_json::{Map, Value, json};
 
-use super::AppState;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, json};
+use super::state::AppState;
 use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
 use crate::os::wall::{rfc3339_local, wall_now};

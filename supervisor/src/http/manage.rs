@@ -8,10 +8,10 @@ use hyper::body::Incoming;
 use ollmlx_proto::limits::{BLOB_BYTES_MAX, BLOB_STALL_MS};
 use serde_json::{Map, Value, json};
 
-use super::AppState;
 use super::listing::{capabilities, details};
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, empty, json};
+use super::state::AppState;
 use crate::catalog::{CatalogError, ModelRef, download_advice};
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::{CopyRequest, NameRequest, ShowRequest};

@@ -1,39 +1,38 @@
-//! `/metrics`, `/healthz` and `/readyz`: what a monitoring system asks.
+//! What is counted for `/metrics`.
 //!
 //! Counters of the door are arrays of atomics, so that counting never waits; gauges are read from the latest snapshot. Labels
 //! come from fixed sets, except model names, of which at most [`ollmlx_proto::limits::MODEL_LABELS_MAX`] are told apart. Times
 //! are as the client's connection sees them: a resumed request shows its pause.
 
 mod deaths;
-mod exposition;
-mod gauges;
-mod pace;
+pub(super) mod exposition;
+pub(super) mod gauges;
+mod histogram;
+pub(super) mod pace;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::UNIX_EPOCH;
 
 use tokio::sync::watch;
 
 pub use self::deaths::{DeathCounts, follow};
 use self::exposition::Exposition;
-pub(super) use self::pace::Pace;
-use self::pace::{Histogram, ITL_S, TTFT_S};
-use super::AppState;
-use super::respond::{HttpReply, reply, text, whole};
-use super::route::{ROUTES, Route};
-use crate::os::memory;
-use crate::types::Mono;
+use self::histogram::{Histogram, ITL_S, TTFT_S};
 
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Rows of the table of routes that can be told apart.
+pub(super) const ROWS_MAX: usize = 64;
 /// Statuses that are told apart; the last is every other one.
 const STATUSES: [u16; 16] = [200, 201, 204, 301, 307, 400, 401, 403, 404, 405, 413, 429, 500, 501, 503, 0];
+
+/// Answered requests by status.
+type ByStatus = [AtomicU64; STATUSES.len()];
 
 /// What the door counts.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Answered requests by row of the table and status. The last row is every path that is in none; rows of one label are
-    /// counted in the first of them.
-    requests: Vec<[AtomicU64; STATUSES.len()]>,
+    /// Answered requests by row of the table of routes and status.
+    requests: [ByStatus; ROWS_MAX],
+    /// Those to paths of no row.
+    others: ByStatus,
     ttft: Histogram,
     itl: Histogram,
     /// Connections that were closed because their address has too many.
@@ -41,39 +40,13 @@ pub struct Metrics {
     deaths: watch::Receiver<DeathCounts>,
 }
 
-/// `GET /healthz`: whoever can answer lives.
-pub(super) fn healthz() -> HttpReply {
-    text(200, "ok\n")
-}
-
-/// `GET /readyz`: whether new work is welcome.
-pub(super) fn readyz(state: &AppState) -> HttpReply {
-    if state.handle.snapshot().leaving { text(503, "leaving\n") } else { text(200, "ready\n") }
-}
-
-/// `GET /metrics`.
-pub(super) fn metrics(state: &AppState) -> HttpReply {
-    let started = state.handle.wall_clock_of(Mono(0));
-    let started_s = started.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-    let mut out = Exposition::default();
-    out.family("ollmlx_build_info", "gauge", "Always 1; the version is a label.");
-    out.sample("ollmlx_build_info", &[("version", &state.config.version)], 1.0);
-    out.single("process_start_time_seconds", "gauge", "Start of the server, in seconds since 1970.", started_s);
-    if let Some(bytes) = memory::resident_bytes(std::process::id()) {
-        out.single("process_resident_memory_bytes", "gauge", "Memory of the server itself.", bytes as f64);
-    }
-    state.metrics.write(&mut out);
-    out.snapshot(&state.handle.snapshot());
-    reply(200, CONTENT_TYPE, whole(out.0))
-}
-
 impl Metrics {
     /// With deaths as [`follow`] counts them.
     #[must_use]
     pub fn new(deaths: watch::Receiver<DeathCounts>) -> Self {
-        let no_requests = |_| std::array::from_fn(|_| AtomicU64::new(0));
         Self {
-            requests: (0..=ROUTES.len()).map(no_requests).collect(),
+            requests: std::array::from_fn(|_| ByStatus::default()),
+            others: ByStatus::default(),
             ttft: Histogram::new(&TTFT_S),
             itl: Histogram::new(&ITL_S),
             turned_away: AtomicU64::new(0),
@@ -82,10 +55,10 @@ impl Metrics {
     }
 
     /// A request to a path of this row was answered with this status.
-    pub(super) fn answered(&self, route: Option<&Route>, status: u16) {
-        let row = route.and_then(|route| ROUTES.iter().position(|first| first.label == route.label));
+    pub(super) fn answered(&self, row: Option<usize>, status: u16) {
+        let by_status = row.and_then(|row| self.requests.get(row)).unwrap_or(&self.others);
         let status = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
-        self.requests[row.unwrap_or(ROUTES.len())][status].fetch_add(1, Ordering::Relaxed);
+        by_status[status].fetch_add(1, Ordering::Relaxed);
     }
 
     /// A connection was closed because its address has too many.
@@ -93,10 +66,11 @@ impl Metrics {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn write(&self, out: &mut Exposition) {
+    /// Writes everything; the labels are those of the rows.
+    pub(super) fn write(&self, out: &mut Exposition, labels: impl Iterator<Item = (&'static str, &'static str)>) {
         out.family("ollmlx_http_requests_total", "counter", "Requests answered, by route, dialect and status.");
-        let rows = ROUTES.iter().map(|route| (route.label, route.dialect.name)).chain([("other", "none")]);
-        for ((route, dialect), by_status) in rows.zip(&self.requests) {
+        let rows = labels.zip(&self.requests).chain([(("other", "none"), &self.others)]);
+        for ((route, dialect), by_status) in rows {
             for (status, count) in STATUSES.iter().zip(by_status) {
                 let count = count.load(Ordering::Relaxed);
                 if count > 0 {
@@ -120,12 +94,12 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use super::super::route::find;
+    use super::super::route::{find, labels};
     use super::*;
 
     fn lines(metrics: &Metrics) -> Vec<String> {
         let mut out = Exposition::default();
-        metrics.write(&mut out);
+        metrics.write(&mut out, labels());
         out.0.lines().map(str::to_owned).collect()
     }
 
@@ -141,7 +115,7 @@ mod tests {
             ("/api/ollmlx/why", 200),
             ("/api/ollmlx/server", 200),
         ] {
-            metrics.answered(find(path).map(|(route, _)| route), status);
+            metrics.answered(find(path).and_then(|(route, _)| route.counter()), status);
         }
         let lines = lines(&metrics);
         for line in [

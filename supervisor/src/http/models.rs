@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::AppState;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, json};
+use super::state::AppState;
 use crate::catalog::{CatalogError, ModelRef};
 use crate::dialect::Rejection;
 use crate::os::wall::unix_seconds;

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::AppState;
 use super::respond::{HttpReply, json};
+use super::state::AppState;
 use crate::dialect::Rejection;
 
 /// `GET /api/version`.

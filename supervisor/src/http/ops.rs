@@ -9,9 +9,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::AppState;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
+use super::state::AppState;
 use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::NameRequest;

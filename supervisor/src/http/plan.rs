@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
 use ollmlx_proto::{Capability, Limits, LoadSpec, Progress, Request, RequestId, ThinkLevel, ThinkMode};
 
-use super::HttpConfig;
+use super::config::HttpConfig;
 use super::work::work;
 use crate::catalog::{Learned, Loaded, ModelRef};
 use crate::dialect::options::{Share, Window, sampling, share};

@@ -12,7 +12,8 @@ use hyper::body::Incoming;
 
 use self::Handler::{Body, Look, Now, Run, Upload};
 use super::respond::{HttpReply, text};
-use super::{AppState, create, fit, listing, manage, metrics, models, native, ops};
+use super::state::AppState;
+use super::{create, fit, listing, manage, models, native, ops, probes};
 use crate::dialect::anthropic;
 use crate::dialect::ollama::{self, OLLAMA, OLLMLX};
 use crate::dialect::openai::{self, OPENAI};
@@ -92,9 +93,9 @@ pub(super) static ROUTES: &[Route] = &[
     at("/v1/models", GET, Look(|state, _| Box::pin(models::list(state))), &OPENAI),
     at("/v1/models/{model}", GET, Look(|state, id| Box::pin(models::one(state, id))), &OPENAI),
     run("/v1/messages", &anthropic::MESSAGES),
-    at("/metrics", GET, Now(metrics::metrics), &OLLMLX),
-    at("/healthz", GET_HEAD, Now(|_| metrics::healthz()), &OLLMLX).without_key(),
-    at("/readyz", GET_HEAD, Now(metrics::readyz), &OLLMLX).without_key(),
+    at("/metrics", GET, Now(|state| probes::metrics(state, labels())), &OLLMLX),
+    at("/healthz", GET_HEAD, Now(|_| probes::healthz()), &OLLMLX).without_key(),
+    at("/readyz", GET_HEAD, Now(probes::readyz), &OLLMLX).without_key(),
     at("/api/ollmlx/server", GET, Now(ops::server), &OLLMLX).labelled(OPERATORS),
     at("/api/ollmlx/record", GET, Look(|state, _| Box::pin(ops::record(state))), &OLLMLX).labelled(OPERATORS),
     at("/api/ollmlx/why", POST, Body(|state, body| Box::pin(ops::why(state, body))), &OLLMLX).labelled(OPERATORS),
@@ -122,6 +123,11 @@ impl Route {
         Self { needs_key: false, ..self }
     }
 
+    /// The row of [`labels`] that its requests are counted in: the first one of its label.
+    pub(super) fn counter(&self) -> Option<usize> {
+        ROUTES.iter().position(|first| first.label == self.label)
+    }
+
     /// What a path has in the place of the placeholder, if it is one of this row.
     fn segment<'a>(&self, path: &'a str) -> Option<&'a str> {
         let Some((folder, _)) = self.pattern.split_once('{') else { return (path == self.pattern).then_some("") };
@@ -130,6 +136,11 @@ impl Route {
         let is_folder = || ROUTES.iter().any(|route| folder.strip_suffix('/') == Some(route.pattern));
         (!segment.is_empty() || !is_folder()).then_some(segment)
     }
+}
+
+/// What each row is called in metrics, and in which dialect.
+pub(super) fn labels() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|route| (route.label, route.dialect.name))
 }
 
 /// The row of a path, and what the path has in the place of the placeholder.
@@ -147,6 +158,7 @@ pub(super) fn dialect_of(path: &str) -> &'static Dialect {
 
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::ROWS_MAX;
     use super::*;
 
     #[test]
@@ -166,10 +178,11 @@ mod tests {
     }
 
     #[test]
-    fn what_has_one_label_is_counted_for_one_dialect() {
+    fn every_row_is_counted_under_its_own_label() {
+        assert!(ROUTES.len() <= ROWS_MAX, "{ROWS_MAX} rows can be told apart");
         for route in ROUTES {
-            let same = ROUTES.iter().filter(|other| other.label == route.label);
-            assert!(same.into_iter().all(|other| other.dialect.name == route.dialect.name), "{}", route.label);
+            let label = route.counter().and_then(|counter| labels().nth(counter));
+            assert_eq!(label, Some((route.label, route.dialect.name)));
         }
     }
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
-use super::metrics::Pace;
+use super::metrics::pace::Pace;
 use crate::dialect::{Encoder, Framing};
 use crate::driver::{Handle, Ticket};
 use crate::os::wall::{rfc3339_utc, wall_now};

@@ -4,17 +4,17 @@ use std::fmt::Write as _;
 
 /// What a monitoring system reads, in the making.
 #[derive(Default)]
-pub(super) struct Exposition(pub(super) String);
+pub(in crate::http) struct Exposition(pub(in crate::http) String);
 
 impl Exposition {
     /// The head of a family of samples.
-    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub(in crate::http) fn family(&mut self, name: &str, kind: &str, help: &str) {
         // Writing into a string can't fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
     /// One sample.
-    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+    pub(in crate::http) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         self.0.push_str(name);
         for (index, (label, text)) in labels.iter().enumerate() {
             let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
@@ -24,7 +24,7 @@ impl Exposition {
     }
 
     /// A family of one sample without labels.
-    pub(super) fn single(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+    pub(in crate::http) fn single(&mut self, name: &str, kind: &str, help: &str, value: f64) {
         self.family(name, kind, help);
         self.sample(name, &[], value);
     }

@@ -1,0 +1,75 @@
+//! What every request can reach.
+
+use std::sync::Arc;
+
+use ollmlx_proto::ModelId;
+use ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::config::HttpConfig;
+use super::guard::Guard;
+use super::metrics::Metrics;
+use crate::catalog::{Catalog, Learned};
+use crate::driver::Handle;
+
+/// What every request can reach.
+#[derive(Debug)]
+pub struct AppState {
+    /// The way to the driver.
+    pub handle: Handle,
+    /// The models.
+    pub catalog: Catalog,
+    /// Settings.
+    pub config: HttpConfig,
+    /// What models took before.
+    pub(super) learned: watch::Receiver<Learned>,
+    pub(super) forget: mpsc::Sender<ModelId>,
+    /// Why the last upgrade failed.
+    pub(super) upgrade: watch::Receiver<Option<String>>,
+    pub(super) guard: Guard,
+    pub(super) metrics: Arc<Metrics>,
+    /// Bytes of bodies that may still be held.
+    pub(super) body_budget: Arc<Semaphore>,
+}
+
+/// What others tell the handlers while they run.
+#[derive(Debug)]
+pub struct Told {
+    /// What models took before.
+    pub learned: watch::Receiver<Learned>,
+    /// For models of which that is to be forgotten.
+    pub forget: mpsc::Sender<ModelId>,
+    /// Why the last upgrade failed.
+    pub upgrade: watch::Receiver<Option<String>>,
+}
+
+impl AppState {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig, metrics: Arc<Metrics>, told: Told) -> Self {
+        let Told { learned, forget, upgrade } = told;
+        let guard = Guard::new(&config);
+        let budget = BODY_BYTES_TOTAL_MAX;
+        Self {
+            handle,
+            catalog,
+            config,
+            learned,
+            forget,
+            upgrade,
+            guard,
+            metrics,
+            body_budget: Arc::new(Semaphore::new(budget)),
+        }
+    }
+
+    /// Whether a successor has the socket.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.handle.snapshot().is_replaced
+    }
+
+    /// Whether the server is on its way out.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.handle.snapshot().leaving
+    }
+}
