@@ -27,7 +27,7 @@ pub fn frames(bytes: &[u8]) {
     read_frames::<ToWorker>(bytes, usize::from(cut).max(1));
 }
 
-fn read_frames<M: frame::Message + PartialEq + std::fmt::Debug>(bytes: &[u8], cut: usize) {
+fn read_frames<M: frame::WireMessage + PartialEq + std::fmt::Debug>(bytes: &[u8], cut: usize) {
     let mut decoder = Decoder::new();
     for piece in bytes.chunks(cut) {
         decoder.push(piece);

@@ -102,6 +102,8 @@ pub struct LoadSpec {
     pub gpu_layers: i32,
     /// Element type of the key-value cache: `f16`, `q8_0`, `q4_0`.
     pub kv_type: String,
+    /// How attention is computed, where the engine has a choice.
+    pub flash_attention: FlashAttention,
     /// Whether this is an embedding model.
     pub embedding: bool,
     /// CPU level to use instead of the best one (`haswell`, `x64` …); empty lets the engine decide.
@@ -110,6 +112,18 @@ pub struct LoadSpec {
     pub memory_limit_bytes: u64,
     /// Memory that MLX may wire down on a GPU, in bytes; 0: none, which is safe on every system.
     pub wired_limit_bytes: u64,
+}
+
+/// Whether attention is computed in one pass that never holds its scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FlashAttention {
+    /// As the engine finds best.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Loaded.

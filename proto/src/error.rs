@@ -7,13 +7,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What went wrong, where, and whether trying again helps.
+/// What went wrong, and whether trying again helps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The class; dialects map it to a status.
     pub kind: FailureKind,
-    /// Who is to blame.
-    pub origin: Origin,
     /// Whether trying again can help.
     pub retry: Retry,
     /// For the client: lower-case, no full stop, says what to do.
@@ -26,8 +24,7 @@ impl Failure {
     /// A failure whose public text says it all.
     #[must_use]
     pub fn new(kind: FailureKind, public: impl Into<String>) -> Self {
-        let (origin, retry) = kind.blame();
-        Self { kind, origin, retry, public: public.into(), detail: String::new() }
+        Self { kind, retry: kind.retry(), public: public.into(), detail: String::new() }
     }
 
     /// The same with a text for the log.
@@ -116,9 +113,9 @@ impl FailureKind {
         Self::DeadlineExceeded,
     ];
 
-    /// The usual origin and advice for this kind.
+    /// The usual advice for this kind.
     #[must_use]
-    pub fn blame(self) -> (Origin, Retry) {
+    pub fn retry(self) -> Retry {
         match self {
             Self::InvalidRequest
             | Self::InvalidOption
@@ -127,31 +124,16 @@ impl FailureKind {
             | Self::GrammarFailed
             | Self::ClientTooSlow
             | Self::Cancelled
-            | Self::DeadlineExceeded => (Origin::Client, Retry::Never),
-            Self::TemplateFailed | Self::ModelInvalid => (Origin::Model, Retry::Never),
-            Self::LoadFailed | Self::LoadStalled | Self::WorkerDied | Self::WorkerHung => {
-                (Origin::Worker, Retry::FreshWorker)
+            | Self::DeadlineExceeded
+            | Self::TemplateFailed
+            | Self::ModelInvalid
+            | Self::Internal => Retry::Never,
+            Self::LoadFailed | Self::LoadStalled | Self::WorkerDied | Self::WorkerHung => Retry::FreshWorker,
+            Self::EngineFailed | Self::OutOfMemory | Self::Busy | Self::Quarantined | Self::ShuttingDown => {
+                Retry::SameWorker
             }
-            Self::EngineFailed => (Origin::Worker, Retry::SameWorker),
-            Self::OutOfMemory | Self::Busy | Self::Quarantined | Self::ShuttingDown => {
-                (Origin::Supervisor, Retry::SameWorker)
-            }
-            Self::Internal => (Origin::Supervisor, Retry::Never),
         }
     }
-}
-
-/// Who is to blame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Origin {
-    /// The request.
-    Client,
-    /// Limits or state of the supervisor.
-    Supervisor,
-    /// The worker process or its engine.
-    Worker,
-    /// The model's files.
-    Model,
 }
 
 /// Whether trying again can help.

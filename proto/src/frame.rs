@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::control::{FromWorker, ToWorker};
 use crate::ids::RequestId;
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
-use crate::request::{Format, Limits, Logprobs, Progress, Request, Sampling, Work};
+use crate::request::{Format, Limits, Logprobs, Request, ResumePoint, Sampling, Work};
 
 /// What a frame carries. Numbers are the wire; never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,7 @@ pub enum FrameError {
 }
 
 /// A message of one direction.
-pub trait Message: Sized + sealed::Sealed {
+pub trait WireMessage: Sized + sealed::Sealed {
     #[doc(hidden)]
     fn tag_and_request(&self) -> (Tag, RequestId);
     #[doc(hidden)]
@@ -145,7 +145,7 @@ fn get<T: DeserializeOwned>(tag: Tag, payload: &[u8]) -> Result<T, FrameError> {
     if used == payload.len() { Ok(value) } else { Err(malformed(format!("{} bytes left over", payload.len() - used))) }
 }
 
-impl Message for ToWorker {
+impl WireMessage for ToWorker {
     fn tag_and_request(&self) -> (Tag, RequestId) {
         match self {
             Self::Hello { .. } => (Tag::SupervisorHello, NONE),
@@ -173,7 +173,7 @@ impl Message for ToWorker {
     }
 }
 
-impl Message for FromWorker {
+impl WireMessage for FromWorker {
     fn tag_and_request(&self) -> (Tag, RequestId) {
         match self {
             Self::Hello(_) => (Tag::WorkerHello, NONE),
@@ -204,7 +204,7 @@ impl Message for FromWorker {
 ///
 /// # Errors
 /// The message is larger than a frame may be; `out` is as before.
-pub fn encode<M: Message>(message: &M, out: &mut Vec<u8>) -> Result<(), FrameError> {
+pub fn encode<M: WireMessage>(message: &M, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let (tag, request) = message.tag_and_request();
     framed(tag, request, out, |out| message.write(out))
 }
@@ -214,7 +214,7 @@ pub fn encode<M: Message>(message: &M, out: &mut Vec<u8>) -> Result<(), FrameErr
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_run(request: &Request, progress: &Progress, out: &mut Vec<u8>) -> Result<(), FrameError> {
+pub fn encode_run(request: &Request, progress: &ResumePoint, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let Request { id, work, sampling, stop, format, limits, logprobs, progress: _ } = request;
     let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, progress };
     // A variant of an enum travels as its number and then its fields.
@@ -234,7 +234,7 @@ struct Borrowed<'a> {
     format: &'a Format,
     limits: &'a Limits,
     logprobs: &'a Option<Logprobs>,
-    progress: &'a Progress,
+    progress: &'a ResumePoint,
 }
 
 fn framed(
@@ -304,7 +304,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The peer broke the protocol.
-    pub fn next_message<M: Message>(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn next_message<M: WireMessage>(&mut self) -> Result<Option<M>, FrameError> {
         let rest = &self.buffer[self.start..];
         let Some((length, body)) = rest.split_first_chunk::<4>() else { return Ok(None) };
         let bytes = u32::from_le_bytes(*length) as usize;

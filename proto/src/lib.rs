@@ -25,15 +25,15 @@ pub mod version;
 mod protocol_doc;
 
 pub use card::{Capability, ModelCard, TensorInfo};
-pub use control::{FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
-pub use error::{Failure, FailureKind, Origin, Retry};
+pub use control::{FlashAttention, FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
+pub use error::{Failure, FailureKind, Retry};
 pub use ids::{Incarnation, ModelId, RequestId, SlotId, TokenId, WorkerId};
-pub use memory::{KvCells, MemoryModel};
+pub use memory::{KvCells, MemoryModel, Unfused};
 pub use output::{
     Delta, Embeddings, FinishReason, Finished, Output, Part, Started, Timings, TokenLogprob, ToolCall, TopLogprob,
     Usage,
 };
 pub use request::{
-    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message, PastToolCall, Progress, Request,
-    Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
+    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message, PastToolCall, Request,
+    ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
 };

@@ -1,8 +1,10 @@
-//! Every numeric limit of the system, with its unit and reason. Names end in their unit.
+//! The numbers that supervisor and workers share, each with its unit and reason, and those of the supervisor. Names end in
+//! their unit.
 //!
-//! A limit that users may change is the default of an entry in the supervisor's `config/table.rs`; it still stands
-//! here, once.
+//! What only workers use is in their kit, what only one engine uses in its own crate. A limit that users may change is the
+//! default of an entry in the supervisor's `config/table.rs`; it still stands here, once.
 
+// --- frames ---
 /// Bytes of one frame after its length field. A Run frame carries the client's messages, so it must hold a
 /// body; embeddings of a full batch (2048 × 4096 floats) fit as well.
 pub const FRAME_BYTES_MAX: usize = 96 * MIB;
@@ -10,6 +12,35 @@ pub const FRAME_BYTES_MAX: usize = 96 * MIB;
 pub const FRAME_HEADER_BYTES: usize = 4 + 1 + 8;
 /// One mebibyte.
 pub const MIB: usize = 1024 * 1024;
+/// Nesting of JSON from clients.
+pub const JSON_DEPTH_MAX: usize = 128;
+
+// --- the conversation ---
+/// A started process must say hello within this.
+pub const HELLO_TIMEOUT_MS: u64 = 30_000;
+/// A load must make progress within this (`OLLAMA_LOAD_TIMEOUT`).
+pub const LOAD_STALL_MS: u64 = 5 * 60_000;
+/// A busy worker must be heard of within this.
+pub const SILENCE_MS: u64 = 60_000;
+/// A worker says that it lives at most this often, and at least this often while it has work.
+pub const PROGRESS_INTERVAL_MS: u64 = 1_000;
+/// Bytes of an inspection's answer.
+pub const INSPECT_BYTES_MAX: usize = 64 * MIB;
+
+// --- orders ---
+/// Sequences of one worker; llama.cpp's own cap is 256.
+pub const SLOTS_MAX: u16 = 64;
+/// Tokens of one forward pass.
+pub const BATCH_TOKENS_MAX: u32 = 2048;
+/// Smallest window.
+pub const CONTEXT_TOKENS_MIN: u32 = 4;
+/// Least memory limit, of a model or of all, in bytes: no model is that small, so it is a number without its unit.
+pub const MEMORY_LIMIT_BYTES_MIN: u64 = 1_000_000;
+
+const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
+const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
+
+// Below: the supervisor's alone.
 
 // --- the door ---
 /// Open client connections; accepting pauses above it.
@@ -37,8 +68,6 @@ pub const RETRY_AFTER_S_MAX: u64 = 300;
 pub const HEADER_READ_TIMEOUT_MS: u64 = 10_000;
 /// Bytes of a request head.
 pub const HEADER_BYTES_MAX: usize = 64 * 1024;
-/// Nesting of JSON from clients.
-pub const JSON_DEPTH_MAX: usize = 128;
 /// A client that takes no bytes for this long is cut off.
 pub const CLIENT_WRITE_TIMEOUT_MS: u64 = 120_000;
 /// Bytes of merged text held for a slow client before its request is cancelled.
@@ -135,18 +164,10 @@ pub const FAREWELL_MS: u64 = 2_000;
 pub const LEAVE_MS_MAX: u64 = DRAIN_TIMEOUT_MS + ASK_TIMEOUT_MS + TERM_TIMEOUT_MS + KILL_TIMEOUT_MS + FAREWELL_MS;
 
 // --- the life of a worker ---
-/// A worker whose supervisor is gone leaves by itself within this, or is ended.
-pub const GONE_GRACE_MS: u64 = 300;
 /// A worker whose link closed gets this long to end by itself, so that its own exit status can be told.
 pub const LINK_LINGER_MS: u64 = 500;
-/// A started process must say hello within this.
-pub const HELLO_TIMEOUT_MS: u64 = 30_000;
 /// A frame that a worker has begun must end within this.
 pub const FRAME_TIMEOUT_MS: u64 = 30_000;
-/// A load must make progress within this (`OLLAMA_LOAD_TIMEOUT`).
-pub const LOAD_STALL_MS: u64 = 5 * 60_000;
-/// A busy worker must be heard of within this.
-pub const SILENCE_MS: u64 = 60_000;
 /// A worker that lives and does not end what was cancelled is given up after so many times that: a step of a large model on a
 /// slow CPU may take minutes, and a cancel is heard between two steps.
 pub const CANCEL_SILENCES: u64 = 10;
@@ -154,8 +175,6 @@ pub const CANCEL_SILENCES: u64 = 10;
 pub const CANCEL_MS_MAX: u64 = 600_000;
 /// A load that nobody waits for any more goes on for so long: a client whose patience ends asks again soon.
 pub const LOAD_FOR_NOBODY_MS: u64 = 5_000;
-/// A worker says that it lives at most this often, and at least this often while it has work.
-pub const PROGRESS_INTERVAL_MS: u64 = 1_000;
 /// From "please leave" to SIGTERM.
 pub const ASK_TIMEOUT_MS: u64 = 3_000;
 /// From SIGTERM to SIGKILL.
@@ -245,8 +264,6 @@ pub const LOG_MODELS_MAX: usize = 32;
 pub const LOG_TAIL_BYTES_MAX: usize = 64 * 1024;
 /// An inspection must end within this.
 pub const INSPECT_TIMEOUT_MS: u64 = 30_000;
-/// Bytes of an inspection's answer.
-pub const INSPECT_BYTES_MAX: usize = 64 * MIB;
 
 // --- the store ---
 /// Bytes of the host part of a model name.
@@ -283,8 +300,6 @@ pub const INSPECT_REFUSAL_MS: u64 = 10_000;
 pub const CARDS_MAX: usize = 256;
 /// Bytes of these as JSON; a hostile file may bring large facts.
 pub const CARDS_BYTES_MAX: usize = 16 * MIB;
-/// Least memory limit, of a model or of all, in bytes: no model is that small, so it is a number without its unit.
-pub const MEMORY_LIMIT_BYTES_MIN: u64 = 1_000_000;
 /// Farthest that a model's priority may be from 0.
 pub const PRIORITY_MAX: i32 = 1000;
 /// Ways to load a model of which it is remembered what they took.
@@ -292,48 +307,13 @@ pub const LEARNED_MAX: usize = 256;
 /// Bytes of the file in which that is kept; an entry takes some 250.
 pub const LEARNED_BYTES_MAX: u64 = 256 * 1024;
 
-// --- inside a worker ---
-/// Sequences of one worker; llama.cpp's own cap is 256.
-pub const SLOTS_MAX: u16 = 64;
-/// Tokens of one forward pass.
-pub const BATCH_TOKENS_MAX: u32 = 2048;
-/// Prompt tokens computed in one step while other slots generate, so that their next token is not far.
-pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+// --- requests ---
 /// The tokens of an answer that goes on after its worker's death are computed one by one for this long, as they were
 /// before, so that a greedy or seeded answer stays the same to the last byte; then in batches, which round differently. After
 /// each worker that died before a new token it is a quarter, so that answers whose worker is killed every few seconds get on.
 pub const REPLAY_EXACT_MS: u32 = 5_000;
-/// Smallest window.
-pub const CONTEXT_TOKENS_MIN: u32 = 4;
 /// Largest window.
 pub const CONTEXT_TOKENS_MAX: u32 = 1 << 22;
-/// Bytes of a rendered prompt.
-pub const RENDERED_BYTES_MAX: usize = 64 * MIB;
-/// Steps a template may take, whatever it renders.
-pub const TEMPLATE_FUEL: u64 = 5_000_000;
-/// Steps for an empty conversation: hundreds of times what known templates take.
-pub const TEMPLATE_FUEL_BASE: u64 = 400_000;
-/// More for each turn and tool.
-pub const TEMPLATE_FUEL_PER_TURN: u64 = 5_000;
-/// Bytes of a chat template; the largest known ones have 30 KB.
-pub const TEMPLATE_BYTES_MAX: usize = MIB;
-/// Characters of one Jinja expression, strings and white space left out: each may be one level of recursion.
-pub const TEMPLATE_EXPRESSION_CHARS_MAX: usize = 8192;
-/// Branches of all conditions of a Jinja template, each of which may be one level of recursion.
-pub const TEMPLATE_BRANCHES_MAX: usize = 2048;
-/// Nodes that a Go template may visit, estimated before it runs.
-pub const TEMPLATE_NODES_MAX: u64 = 20_000_000;
-/// Bytes of a tool call in the making; a longer one becomes content.
-pub const TOOL_CALL_BYTES_MAX: usize = MIB;
-/// Bytes of white space that may be held back before a tool call; a longer run is content.
-pub const HELD_SPACE_BYTES_MAX: usize = 1024;
-/// Bytes of a header in a tool call (its name) or of a channel before it is content.
-pub const CALL_HEAD_BYTES_MAX: usize = 1024;
-/// Bytes of a JSON Schema of a request.
-pub const SCHEMA_BYTES_MAX: usize = 2 * MIB;
-/// Stack of a thread that runs a template or compiles a grammar, both of which recurse. Only what is used is ever
-/// taken. A template can nest one list per step, and dropping it takes some 200 bytes of stack per level.
-pub const DEEP_STACK_BYTES: usize = 256 * MIB;
 
 // --- the command line ---
 /// A server on the same machine or network accepts a connection within this.
@@ -343,51 +323,12 @@ pub const CLI_SILENCE_MS: u64 = QUEUE_WAIT_MS_MAX + LOAD_STALL_MS;
 /// Bytes of one line of a stream.
 pub const CLI_LINE_BYTES_MAX: usize = 8 * MIB;
 
-// --- model folders of the MLX engine ---
-/// On a CPU device a quantised model is unpacked to 32-bit floats where that takes at most this many bytes: BLAS on
-/// plain floats is then several times faster than MLX's quantised product.
-pub const MLX_CPU_UNPACK_BYTES_MAX: u64 = 2 << 30;
-/// Most bytes of freed buffers that MLX may keep for reuse.
-pub const MLX_BUFFER_CACHE_BYTES: usize = 256 << 20;
-/// Least of it.
-pub const MLX_BUFFER_CACHE_BYTES_MIN: usize = 16 << 20;
-/// Bytes of `tokenizer.json`; that of Gemma 3 has 33 MB.
-pub const MLX_TOKENIZER_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// Bytes of a chat template.
-pub const MLX_TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
-/// Added tokens of a vocabulary; the largest known has about 6500.
-pub const MLX_ADDED_TOKENS_MAX: usize = 100_000;
-/// Bytes that a normaliser may put in place of a match; real ones put one letter.
-pub const MLX_REPLACEMENT_BYTES_MAX: usize = 32;
-/// Bytes of one header; that of a model of 100 000 tensors has about 12 MB.
-pub const MLX_HEADER_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Tensors of one model.
-pub const MLX_TENSORS_MAX: usize = 200_000;
-/// Files of one model.
-pub const MLX_SHARDS_MAX: usize = 2_048;
-/// Bytes of an index file.
-pub const MLX_INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Bytes of a configuration file.
-pub const MLX_CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Layers of a model; the largest known has 128.
-pub const MLX_LAYERS_MAX: u32 = 1024;
-/// Width of a hidden state or of a feed-forward layer; the largest known is 131072.
-pub const MLX_WIDTH_MAX: u32 = 1 << 20;
-/// Attention heads.
-pub const MLX_HEADS_MAX: u32 = 4096;
-/// Vocabulary entries; the largest known is 262208.
-pub const MLX_VOCAB_MAX: u32 = 1 << 22;
-/// Experts of a layer; the largest known has 512.
-pub const MLX_EXPERTS_MAX: u32 = 4096;
-
 const _: () = assert!(FRAME_BYTES_MAX > BODY_BYTES_MAX + MIB, "a body must fit a frame");
-const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize, "the length field has 32 bits");
 const _: () = assert!(DEATHS_WINDOW_S > QUARANTINE_S, "I6: the tally must outlive a quarantine");
 const _: () = assert!(BACKOFF_MS_MIN < BACKOFF_MS_MAX);
 const _: () = assert!(QUARANTINE_S < TOO_LARGE_REST_S_MAX);
 const _: () = assert!(INCIDENT_WINDOW_MS < INCIDENT_STAGGER_MS && INCIDENT_STAGGER_MS < INCIDENT_OVER_MS);
 const _: () = assert!(CONNECTIONS_PER_ADDRESS_MAX < CONNECTIONS_MAX, "one address can't take the whole door");
-const _: () = assert!(SILENCE_MS > 10 * PROGRESS_INTERVAL_MS, "silence must be unmistakable");
 const _: () = assert!(REQUEST_BYTES_KEPT_MAX >= 2 * BODY_BYTES_MAX, "a large request may wait beside another");
 const _: () = assert!(BODY_BYTES_TOTAL_MAX >= BODY_BYTES_MAX);
 const _: () = assert!(CLIENT_BACKLOG_PAUSE_BYTES < CLIENT_BACKLOG_BYTES_MAX, "a pause comes before the end");

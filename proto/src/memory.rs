@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::MemoryReport;
+use crate::control::{FlashAttention, MemoryReport};
 use crate::limits::MEMORY_LIMIT_BYTES_MIN;
 
 /// Cells of a key-value cache that a group of layers keeps.
@@ -67,13 +67,39 @@ pub struct MemoryModel {
     pub per_batch_token: u64,
     /// Buffers per token of a forward pass and token of the window, in bytes: attention scores, where they are held.
     pub per_score: u64,
+    /// Whether a token has scores with the cells of all slots, and not only with those of its own.
+    pub scores_across_slots: bool,
     /// Most tokens that are computed at once, whatever is asked for; 0: a whole window at once.
     pub batch_max: u32,
     /// Most windows that caches are made for, however many slots there are; 0: one for each.
     pub windows_max: u16,
+    /// What is otherwise where attention isn't fused; `None` where it always is.
+    pub unfused: Option<Unfused>,
+}
+
+/// An estimate without flash attention, in the place of what has the same name in a [`MemoryModel`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unfused {
+    /// Scores are held for all heads.
+    pub per_score: u64,
+    /// As the name says.
+    pub scores_across_slots: bool,
+    /// Caches whose values can't be read by the block have the type `f16`.
+    pub kv_bytes_of_32: BTreeMap<String, u64>,
 }
 
 impl MemoryModel {
+    /// The same for this setting. [`FlashAttention::Auto`] is taken for on, which engines choose where they can.
+    #[must_use]
+    pub fn with_attention(mut self, setting: FlashAttention) -> Self {
+        match (setting, self.unfused.take()) {
+            (FlashAttention::Off, Some(Unfused { per_score, scores_across_slots, kv_bytes_of_32 })) => {
+                Self { per_score, scores_across_slots, kv_bytes_of_32, ..self }
+            }
+            (FlashAttention::Auto | FlashAttention::On | FlashAttention::Off, _) => self,
+        }
+    }
+
     /// The estimate for `slots` sequences of `context_tokens` each, `batch_tokens` at once, and this cache type.
     #[must_use]
     pub fn estimate(&self, slots: u16, context_tokens: u32, batch_tokens: u32, kv_type: &str) -> MemoryReport {
@@ -86,6 +112,7 @@ impl MemoryModel {
             0 => context,
             most => u64::from(batch_tokens.min(most)),
         };
+        let seen = if self.scores_across_slots { context.saturating_mul(windows) } else { context };
         MemoryReport {
             weights: self.weights,
             kv: (elements / 32).saturating_mul(of_32).saturating_add(self.state_per_slot.saturating_mul(slots)),
@@ -93,7 +120,7 @@ impl MemoryModel {
                 .fixed
                 .saturating_add(self.per_slot.saturating_mul(slots))
                 .saturating_add(self.per_batch_token.saturating_mul(batch))
-                .saturating_add(self.per_score.saturating_mul(batch).saturating_mul(context)),
+                .saturating_add(self.per_score.saturating_mul(batch).saturating_mul(seen)),
         }
     }
 
@@ -221,8 +248,14 @@ mod tests {
             per_slot: 3,
             per_batch_token: 2,
             per_score: 1,
+            scores_across_slots: false,
             batch_max: 512,
             windows_max: 0,
+            unfused: Some(Unfused {
+                per_score: 9,
+                scores_across_slots: true,
+                kv_bytes_of_32: [("f16".to_owned(), 64)].into(),
+            }),
         }
     }
 
@@ -234,6 +267,19 @@ mod tests {
         assert_eq!(report.compute, 7 + 2 * 3 + 512 * 2 + 512 * 4000);
         assert_eq!(model().estimate(2, 4000, 2048, "q8_0").kv, 2 * (4096 * 68 + 1024 * 34 + 5));
         assert_eq!(model().estimate(2, 4000, 2048, "unknown"), report);
+    }
+
+    #[test]
+    fn without_flash_attention_scores_are_held_and_caches_stay_whole() {
+        for setting in [FlashAttention::Auto, FlashAttention::On] {
+            let fused = model().with_attention(setting);
+            assert_eq!(fused.estimate(2, 4000, 2048, "q8_0"), model().estimate(2, 4000, 2048, "q8_0"));
+        }
+        let off = model().with_attention(FlashAttention::Off).estimate(2, 4000, 2048, "q8_0");
+        assert_eq!(off.kv, model().estimate(2, 4000, 2048, "f16").kv);
+        assert_eq!(off.compute, 7 + 2 * 3 + 512 * 2 + 9 * 512 * 4000 * 2);
+        let fuses = MemoryModel { unfused: None, ..model() };
+        assert_eq!(fuses.clone().with_attention(FlashAttention::Off), fuses, "an engine that always fuses");
     }
 
     #[test]

@@ -3,17 +3,17 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::control::{FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
+use crate::control::{FlashAttention, FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
 use crate::error::{Failure, FailureKind};
-use crate::frame::{Decoder, Message, encode, encode_run};
+use crate::frame::{Decoder, WireMessage, encode, encode_run};
 use crate::ids::{Incarnation, ModelId, RequestId, SlotId, WorkerId};
 use crate::output::{
     Delta, Embeddings, FinishReason, Finished, Output, Part, Started, Timings, TokenLogprob, ToolCall, TopLogprob,
     Usage,
 };
 use crate::request::{
-    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message as Turn, PastToolCall, Progress,
-    Request, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
+    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message as Turn, PastToolCall, Request,
+    ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
 };
 
 const MARK: &str = "## Byte dumps";
@@ -39,7 +39,7 @@ fn request(work: Work) -> Request {
         format: Format::JsonSchema(JsonText("{}".to_owned())),
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: Some(Logprobs { top: 2 }),
-        progress: Progress { produced: vec![7, 300], said_after: 1, replay_exact_ms: 4000 },
+        progress: ResumePoint { produced: vec![7, 300], said_after: 1, replay_exact_ms: 4000 },
     }
 }
 
@@ -84,6 +84,7 @@ fn to_worker() -> Vec<(&'static str, ToWorker)> {
                 threads: 0,
                 gpu_layers: -1,
                 kv_type: "f16".to_owned(),
+                flash_attention: FlashAttention::Off,
                 embedding: false,
                 cpu_level: String::new(),
                 memory_limit_bytes: 0,
@@ -172,7 +173,7 @@ fn from_worker() -> Vec<(String, FromWorker)> {
     all
 }
 
-fn dump<M: Message + std::fmt::Debug + PartialEq>(page: &mut String, name: &str, message: &M) {
+fn dump<M: WireMessage + std::fmt::Debug + PartialEq>(page: &mut String, name: &str, message: &M) {
     let mut bytes = Vec::new();
     encode(message, &mut bytes).expect("samples are small");
     let mut decoder = Decoder::new();
@@ -213,7 +214,7 @@ fn a_kept_request_travels_as_if_it_had_its_tokens() {
         let ToWorker::Run(mut request) = message else { continue };
         for produced in [Vec::new(), vec![7, 300, 70_000]] {
             let mut borrowed = Vec::new();
-            let progress = Progress { produced, said_after: 3, replay_exact_ms: 1000 };
+            let progress = ResumePoint { produced, said_after: 3, replay_exact_ms: 1000 };
             encode_run(&request, &progress, &mut borrowed).expect("samples are small");
             request.progress = progress;
             let mut whole = Vec::new();

@@ -30,12 +30,12 @@ pub struct Request {
     /// Whether, and how deep, log probabilities are reported.
     pub logprobs: Option<Logprobs>,
     /// What earlier incarnations got done of it.
-    pub progress: Progress,
+    pub progress: ResumePoint,
 }
 
 /// How far a request got on the workers before this one. Nothing, for a fresh request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct ResumePoint {
     /// Tokens that were produced and delivered. The worker prefills them after the prompt and replays them through
     /// sampler, text, grammar and chat state **without** emitting them again; the next token it emits has index
     /// `produced.len()`.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ollmlx_proto::frame::{Decoder, encode};
 use ollmlx_proto::version::choose;
 use ollmlx_proto::{
-    Complete, Format, FromWorker, Incarnation, Limits, LoadSpec, ModelId, Output, Progress, Request, RequestId,
+    Complete, Format, FromWorker, Incarnation, Limits, LoadSpec, ModelId, Output, Request, RequestId, ResumePoint,
     Sampling, ToWorker, Work, WorkerId,
 };
 
@@ -93,7 +93,7 @@ impl Worker {
                 keep_tokens: 0,
             },
             logprobs: None,
-            progress: Progress::default(),
+            progress: ResumePoint::default(),
         })))?;
         let (mut first, mut last, mut count) = (None, None, 0);
         loop {

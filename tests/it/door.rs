@@ -74,6 +74,7 @@ fn catalog(folder: PathBuf) -> Catalog {
         worker_dir: folder.clone(),
         hub_dir: folder.join("hub"),
         prune: false,
+        flash_attention: Default::default(),
     })
     .unwrap()
 }
@@ -87,6 +88,7 @@ fn http_config(address: SocketAddr) -> HttpConfig {
         context_tokens: 4096,
         slots: 4,
         kv_type: "f16".to_owned(),
+        flash_attention: Default::default(),
         threads: 1,
         gpu_layers: -1,
         wired_limit_bytes: 0,

@@ -296,6 +296,7 @@ fn http_config(slots: u16) -> HttpConfig {
         context_tokens: 800,
         slots,
         kv_type: "f16".to_owned(),
+        flash_attention: Default::default(),
         threads: 0,
         gpu_layers: -1,
         wired_limit_bytes: 0,

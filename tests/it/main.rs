@@ -22,6 +22,7 @@ mod resume;
 mod room;
 mod rows;
 mod service;
+mod settings;
 mod sim;
 mod tidy;
 mod together;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use harness::toy::Weights;
 use ollmlx_proto::{Capability, Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::{ChatSource, template_capabilities};
+use ollmlx_worker_kit::contract::NO_EMBEDDINGS;
 use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 
@@ -27,6 +28,10 @@ pub(super) struct Toy {
     weights: Weights,
     caches: Vec<Vec<TokenId>>,
     logits: Vec<Vec<f32>>,
+}
+
+fn no_vectors() -> EngineError {
+    EngineError::Refused(Failure::new(FailureKind::Unsupported, NO_EMBEDDINGS))
 }
 
 fn read(paths: &[PathBuf]) -> Result<Weights, Failure> {
@@ -153,11 +158,11 @@ impl Engine for Toy {
     }
 
     fn embed_begin(&mut self, _inputs: Vec<Vec<TokenId>>) -> Result<(), EngineError> {
-        Err(EngineError::Unsupported("a toy has no vectors".to_owned()))
+        Err(no_vectors())
     }
 
     fn embed_step(&mut self) -> Result<EmbedStep, EngineError> {
-        Err(EngineError::Unsupported("a toy has no vectors".to_owned()))
+        Err(no_vectors())
     }
 
     fn trim(&mut self) {}

@@ -10,17 +10,14 @@ use ollmlx_worker_kit::chat::template_capabilities;
 use serde_json::{Map, Number, Value as Json};
 
 use crate::gguf::kv_cost::is_encoder;
-use crate::gguf::shards::Model;
+use crate::gguf::shards::Files;
 use crate::gguf::types::file_type_label;
 use crate::gguf::{Array, Header, Value};
+use crate::limits::{METADATA_BYTES_MAX, SHOWN_LEN_MAX};
 use crate::memory::{Kind, Layout, memory_model};
 
 /// Whether llama.cpp is built with a GPU here: Metal.
 const HAS_GPU: bool = cfg!(target_os = "macos");
-/// Bytes of all metadata of a card as JSON; entries beyond it are left out.
-const METADATA_BYTES_MAX: usize = 768 * 1024;
-/// Elements of an array that is shown whole.
-const SHOWN_LEN_MAX: u64 = 5;
 /// Keys that the card has in another place, or must not have (the name given by whoever made the file).
 const HIDDEN: [&str; 2] = ["general.name", "tokenizer.chat_template"];
 
@@ -29,10 +26,10 @@ const HIDDEN: [&str; 2] = ["general.name", "tokenizer.chat_template"];
 /// # Errors
 /// What is wrong with its files.
 pub fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
-    Model::read(paths).map(|model| card(&model))
+    Files::read(paths).map(|model| card(&model))
 }
 
-fn card(model: &Model) -> ModelCard {
+fn card(model: &Files) -> ModelCard {
     let header = &model.header;
     let number = |suffix: &str| narrow(header.arch_number(suffix).unwrap_or_default());
     let parameter_count = model.headers().flat_map(|it| &it.tensors).map(|it| it.elements).fold(0, u64::saturating_add);
@@ -66,7 +63,7 @@ fn tensor_info(tensor: &crate::gguf::Tensor) -> TensorInfo {
 }
 
 /// What the file says, else the type that most weights have.
-fn quantization(model: &Model) -> String {
+fn quantization(model: &Files) -> String {
     if let Some(label) = model.header.number("general.file_type").and_then(file_type_label) {
         return label.to_owned();
     }

@@ -7,16 +7,15 @@
 
 use std::sync::OnceLock;
 
-use llama_cpp_2::llama_backend::LlamaBackend;
 use ollmlx_proto::{Failure, FailureKind};
 
-use crate::ffi;
+use crate::ffi::{self, Library};
 
 /// llama.cpp, started. There is one per process; what was chosen first stays.
 #[derive(Debug)]
 pub struct Runtime {
     /// Proof that it is started.
-    pub backend: LlamaBackend,
+    pub library: Library,
     /// Name of the CPU level; empty where there are none.
     pub level: &'static str,
 }
@@ -28,12 +27,9 @@ pub struct Runtime {
 pub fn start(wanted: &str) -> Result<&'static Runtime, Failure> {
     static RUNTIME: OnceLock<Result<Runtime, Failure>> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
-        ffi::capture_log();
+        ffi::log::capture();
         let level = imp::choose(wanted)?;
-        let backend = LlamaBackend::init().map_err(|error| {
-            Failure::new(FailureKind::LoadFailed, "llama.cpp did not start").with_detail(error.to_string())
-        })?;
-        Ok(Runtime { backend, level })
+        Ok(Runtime { library: Library::start(), level })
     });
     let runtime = runtime.as_ref().map_err(Clone::clone)?;
     if !wanted.is_empty() && wanted != runtime.level {
@@ -183,7 +179,8 @@ mod imp {
             return if (level.has)() && load(&folder, level.name) {
                 Ok(level.name)
             } else {
-                Err(fail(format!("CPU level {wanted} does not work here")).with_detail(ffi::take_errors().join("; ")))
+                Err(fail(format!("CPU level {wanted} does not work here"))
+                    .with_detail(ffi::log::take_errors().join("; ")))
             };
         }
         LEVELS
@@ -193,7 +190,7 @@ mod imp {
             .map(|level| level.name)
             .ok_or_else(|| {
                 fail(format!("no CPU level in {} works here", folder.display()))
-                    .with_detail(ffi::take_errors().join("; "))
+                    .with_detail(ffi::log::take_errors().join("; "))
             })
     }
 

@@ -2,14 +2,15 @@
 //!
 //! [`GgufBackend`] reads a model's facts with an own, bounded parser ([`gguf`]) and loads it with llama.cpp
 //! ([`engine`]). Nothing of requests, text or sampling is known here. llama.cpp aborts the process on some damaged
-//! files and on arguments out of range: the first is why an engine is a process, the second is why every id and
-//! length is checked before it goes down. `unsafe` is in [`ffi`] only.
+//! files and on arguments out of range: the first is why an engine is a process, the second is why the
+//! kit checks every id and length before it goes down. `unsafe` is in [`ffi`] only.
 
 pub mod card;
 pub mod cpu;
 pub mod engine;
 pub mod ffi;
 pub mod gguf;
+pub mod limits;
 pub mod memory;
 
 use std::path::PathBuf;

@@ -1,36 +1,30 @@
 //! What llama.cpp takes for a model, by its headers and the way it is loaded: the estimate before a load and the report
 //! after it are the same formula.
 
-use ollmlx_proto::{KvCells, MemoryModel};
+use ollmlx_proto::{KvCells, MemoryModel, Unfused};
 
 use crate::card::is_embedding;
 use crate::gguf::kv_cost::{is_encoder, kv_cost};
-use crate::gguf::shards::Model;
+use crate::gguf::shards::Files;
 use crate::gguf::{Header, Value};
+use crate::limits::{
+    CELLS_MULTIPLE, EMBED_CHUNK_TOKENS, EMBED_TOKENS_MAX, MEAN_CHUNK_TOKENS, MICRO_BATCH_TOKENS,
+    STREAMS_WEIGHT_BYTES_MAX,
+};
 
-/// Tokens of a micro-batch, what one pass over the weights computes. Larger ones are no faster on a CPU, and buffers
-/// grow with it.
-pub const MICRO_BATCH_TOKENS: u32 = 512;
-/// llama.cpp rounds a stream up to this many cells.
-pub const CELLS_MULTIPLE: u32 = 256;
-/// Longest input of a model that looks both ways: it is computed in one piece, and buffers grow with its length.
-pub const EMBED_TOKENS_MAX: u32 = 8192;
-/// Tokens of an input that are computed at once where it can be parted: enough for a CPU to be busy with, and so few that
-/// a slow one still gives a sign of life every few seconds.
-pub const EMBED_CHUNK_TOKENS: u32 = 128;
-/// The same where every token's hidden state is wanted, each of which brings a row of logits along.
-pub const MEAN_CHUNK_TOKENS: u32 = 32;
 /// Bytes of activations per token of a micro-batch and unit of width: hidden state, norm, query, key, value, feed
 /// forward up, gate and product (up to four times as wide), 32-bit, as far as they live at once.
 const ACTIVATION_BYTES: u64 = 4 * 10;
-/// Bytes of weights up to which a model on the CPU gets a stream of cells per slot.
-const STREAMS_WEIGHT_BYTES_MAX: u64 = 1 << 30;
 /// The process with llama.cpp's libraries and nothing loaded.
 const PROCESS_BYTES: u64 = 22 << 20;
 /// Heap per entry of the vocabulary: llama.cpp's tables and ours.
 const VOCABULARY_ENTRY_BYTES: u64 = 270;
 /// Bytes per token of a micro-batch and cell of a slot: the mask of attention, 32-bit.
 const MASK_BYTES: u64 = 4;
+/// Bytes per score of a head where attention isn't fused: a 32-bit float, and on a CPU the 16-bit copy that is multiplied with
+/// the values.
+const SCORE_BYTES: u64 = 4;
+const SCORE_COPY_BYTES: u64 = 2;
 /// The same three for an encoder, which keeps no cache, samples nothing, and whose vocabulary has no merges.
 const ENCODER_PROCESS_BYTES: u64 = 20 << 20;
 const ENCODER_VOCABULARY_ENTRY_BYTES: u64 = 100;
@@ -57,7 +51,7 @@ pub enum Layout {
 impl Layout {
     /// What suits a model.
     #[must_use]
-    pub fn of(files: &Model, offload: bool) -> Self {
+    pub fn of(files: &Files, offload: bool) -> Self {
         if files.weight_bytes() <= STREAMS_WEIGHT_BYTES_MAX && !offload { Self::Streams } else { Self::Shared }
     }
 }
@@ -96,9 +90,33 @@ pub fn looks_both_ways(header: &Header) -> bool {
         || matches!(header.arch("attention.causal"), Some(Value::Bool(false)))
 }
 
+/// Bytes that 32 elements of a cache take.
+const CELL_BYTES: [(&str, u64); 5] = [("f16", 64), ("bf16", 64), ("f32", 128), ("q8_0", 34), ("q4_0", 18)];
+
+/// Element types that only fused attention reads as values.
+#[must_use]
+pub fn needs_flash_attention(kv_type: &str) -> bool {
+    matches!(kv_type, "q8_0" | "q4_0")
+}
+
+/// The coefficients without flash attention: the scores of all heads of a layer are held, with every cell that the batch
+/// sees.
+fn unfused(header: &Header, mask: u64, shared: bool, offload: bool) -> Unfused {
+    let layers = header.arch_number("block_count").unwrap_or_default();
+    let places = (0..layers).map_while(|layer| usize::try_from(layer).ok());
+    let heads = places.filter_map(|layer| header.per_layer("attention.head_count", layer)).max().unwrap_or_default();
+    let score = if offload { SCORE_BYTES } else { SCORE_BYTES + SCORE_COPY_BYTES };
+    let whole = CELL_BYTES.into_iter().filter(|(name, _)| !needs_flash_attention(name));
+    Unfused {
+        per_score: mask.saturating_add(heads.saturating_mul(score)),
+        scores_across_slots: shared,
+        kv_bytes_of_32: whole.map(|(name, bytes)| (name.to_owned(), bytes)).collect(),
+    }
+}
+
 /// The coefficients of a model.
 #[must_use]
-pub fn memory_model(files: &Model, layout: Layout, offload: bool, kind: Kind) -> MemoryModel {
+pub fn memory_model(files: &Files, layout: Layout, offload: bool, kind: Kind) -> MemoryModel {
     let header = &files.header;
     let cost = kv_cost(header);
     let trained = header.arch_number("context_length").and_then(|it| u32::try_from(it).ok()).unwrap_or(u32::MAX);
@@ -125,9 +143,7 @@ pub fn memory_model(files: &Model, layout: Layout, offload: bool, kind: Kind) ->
     let common = MemoryModel {
         weights: files.weight_bytes(),
         kv,
-        kv_bytes_of_32: [("f16", 64), ("bf16", 64), ("f32", 128), ("q8_0", 34), ("q4_0", 18)]
-            .map(|(word, bytes)| (word.to_owned(), bytes))
-            .into(),
+        kv_bytes_of_32: CELL_BYTES.map(|(word, bytes)| (word.to_owned(), bytes)).into(),
         state_per_slot: cost.state,
         context_max: trained,
         fixed,
@@ -135,8 +151,10 @@ pub fn memory_model(files: &Model, layout: Layout, offload: bool, kind: Kind) ->
         per_slot: theirs.saturating_add(logits),
         per_batch_token: activations.saturating_add(logits_per_token),
         per_score: MASK_BYTES,
+        scores_across_slots: false,
         batch_max: MICRO_BATCH_TOKENS,
         windows_max: 0,
+        unfused: Some(unfused(header, MASK_BYTES, shared, offload)),
     };
     match kind {
         Kind::Generator => common,
@@ -157,6 +175,7 @@ pub fn memory_model(files: &Model, layout: Layout, offload: bool, kind: Kind) ->
             per_score: ENCODER_MASK_BYTES,
             batch_max: 0,
             windows_max: 1,
+            unfused: Some(unfused(header, ENCODER_MASK_BYTES, shared, offload)),
             ..common
         },
     }

@@ -9,14 +9,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ollmlx_proto::Failure;
-use ollmlx_proto::limits::{MLX_HEADER_BYTES_MAX, MLX_INDEX_BYTES_MAX, MLX_SHARDS_MAX, MLX_TENSORS_MAX};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::config::{invalid, read_bounded};
-
-/// Dimensions of a tensor.
-const DIMENSIONS_MAX: usize = 8;
+use crate::limits::{DIMENSIONS_MAX, HEADER_BYTES_MAX, INDEX_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
 
 /// One tensor as its header tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +86,7 @@ fn file_name(path: &Path) -> String {
 /// The index names the shards where there is one; else every `model*.safetensors`, else every `*.safetensors`.
 fn find_shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let index = folder.join("model.safetensors.index.json");
-    if let Some(bytes) = read_bounded(&index, MLX_INDEX_BYTES_MAX)? {
+    if let Some(bytes) = read_bounded(&index, INDEX_BYTES_MAX)? {
         return indexed_shards(folder, &bytes);
     }
     let entries = std::fs::read_dir(folder)
@@ -104,8 +101,8 @@ fn find_shards(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
         } else if name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth") || name.ends_with(".npz") {
             foreign = Some(name);
         }
-        if all.len() > MLX_SHARDS_MAX {
-            return Err(invalid(format!("more than {MLX_SHARDS_MAX} safetensors files")));
+        if all.len() > SHARDS_MAX {
+            return Err(invalid(format!("more than {SHARDS_MAX} safetensors files")));
         }
     }
     let model: Vec<_> = all.iter().filter(|path| file_name(path).starts_with("model")).cloned().collect();
@@ -134,8 +131,8 @@ fn indexed_shards(folder: &Path, bytes: &[u8]) -> Result<Vec<PathBuf>, Failure> 
             invalid("model.safetensors.index.json names a shard that is not a safetensors file of its folder")
         })?;
         names.insert(name.to_owned());
-        if names.len() > MLX_SHARDS_MAX {
-            return Err(invalid(format!("more than {MLX_SHARDS_MAX} safetensors files")));
+        if names.len() > SHARDS_MAX {
+            return Err(invalid(format!("more than {SHARDS_MAX} safetensors files")));
         }
     }
     for name in &names {
@@ -159,8 +156,8 @@ fn check_series(shards: &[PathBuf]) -> Result<(), Failure> {
         };
         let Some((base, number)) = stem.rsplit_once('-') else { continue };
         let Ok(total) = count.parse::<usize>() else { continue };
-        if total > MLX_SHARDS_MAX {
-            return Err(invalid(format!("{name} speaks of more than {MLX_SHARDS_MAX} shards")));
+        if total > SHARDS_MAX {
+            return Err(invalid(format!("{name} speaks of more than {SHARDS_MAX} shards")));
         }
         for part in 1..=total {
             let want = format!("{base}-{part:0width$}-of-{count}.safetensors", width = number.len());
@@ -185,8 +182,8 @@ fn read_header(path: &Path, tensors: &mut BTreeMap<String, TensorMeta>) -> Resul
     let mut length = [0_u8; 8];
     file.read_exact(&mut length).map_err(|_| fault("too short for a safetensors file"))?;
     let header_bytes = u64::from_le_bytes(length);
-    if header_bytes > MLX_HEADER_BYTES_MAX {
-        return Err(fault(&format!("its header is larger than {MLX_HEADER_BYTES_MAX} bytes")));
+    if header_bytes > HEADER_BYTES_MAX {
+        return Err(fault(&format!("its header is larger than {HEADER_BYTES_MAX} bytes")));
     }
     if header_bytes.checked_add(8).is_none_or(|end| end > file_bytes) {
         return Err(fault("its header is longer than the file"));
@@ -200,8 +197,8 @@ fn read_header(path: &Path, tensors: &mut BTreeMap<String, TensorMeta>) -> Resul
         if tensors.insert(tensor.clone(), meta).is_some() {
             return Err(fault(&format!("the tensor {tensor} stands in two files")));
         }
-        if tensors.len() > MLX_TENSORS_MAX {
-            return Err(fault(&format!("more than {MLX_TENSORS_MAX} tensors")));
+        if tensors.len() > TENSORS_MAX {
+            return Err(fault(&format!("more than {TENSORS_MAX} tensors")));
         }
     }
     Ok(())
@@ -236,7 +233,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                     .map_err(|_| A::Error::custom("__metadata__ is not a map of texts"))?;
                 continue;
             }
-            if header.len() >= MLX_TENSORS_MAX {
+            if header.len() >= TENSORS_MAX {
                 return Err(A::Error::custom("too many tensors"));
             }
             let raw = map.next_value::<RawTensor>()?;
@@ -384,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_lying_header_length_is_refused_without_allocating() {
-        for length in [1_u64 << 62, u64::MAX, MLX_HEADER_BYTES_MAX + 1, 100] {
+        for length in [1_u64 << 62, u64::MAX, HEADER_BYTES_MAX + 1, 100] {
             let folder = tempfile::tempdir().unwrap();
             std::fs::write(folder.path().join("model.safetensors"), length.to_le_bytes()).unwrap();
             assert!(open(folder.path()).unwrap_err().public.contains("header"), "{length}");

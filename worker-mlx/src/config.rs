@@ -8,9 +8,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ollmlx_proto::limits::MLX_CONFIG_BYTES_MAX;
 use ollmlx_proto::{Failure, FailureKind};
 use serde_json::{Map, Value};
+
+use crate::limits::CONFIG_BYTES_MAX;
 
 /// A fault of the model's files.
 #[must_use]
@@ -49,7 +50,7 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Fail
 /// It is too large, too deep, no JSON or no object.
 pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, Failure> {
     let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let Some(bytes) = read_bounded(path, MLX_CONFIG_BYTES_MAX)? else { return Ok(None) };
+    let Some(bytes) = read_bounded(path, CONFIG_BYTES_MAX)? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(map)) => Ok(Some(map)),
         Ok(_) => Err(invalid(format!("{name} is not an object"))),
@@ -100,14 +101,6 @@ impl<'a> Config<'a> {
     /// It is no integer or out of range.
     pub fn count_or(&self, key: &str, max: u32, default: u32) -> Result<u32, Failure> {
         if self.get(key).is_none() { Ok(default) } else { self.count(key, max) }
-    }
-
-    /// An integer from 0 to `max`, with a default.
-    ///
-    /// # Errors
-    /// It is no integer or out of range.
-    pub fn whole_or(&self, key: &str, max: u32, default: u32) -> Result<u32, Failure> {
-        if self.get(key).and_then(Value::as_u64) == Some(0) { Ok(0) } else { self.count_or(key, max, default) }
     }
 
     /// A finite number within `range`, with a default.
@@ -207,7 +200,7 @@ fn short(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ollmlx_proto::limits::MLX_LAYERS_MAX;
+    use crate::limits::LAYERS_MAX;
 
     use super::*;
 
@@ -216,7 +209,7 @@ mod tests {
         for bad in ["1431655766", "0", "-1", "1e308", "\"12\"", "null", "[]", "12.5", "{}"] {
             let value: Value = serde_json::from_str(&format!("{{\"num_hidden_layers\": {bad}}}")).unwrap();
             let map = value.as_object().unwrap();
-            let failure = Config::new(map, "").count("num_hidden_layers", MLX_LAYERS_MAX).unwrap_err();
+            let failure = Config::new(map, "").count("num_hidden_layers", LAYERS_MAX).unwrap_err();
             assert_eq!(failure.kind, FailureKind::ModelInvalid);
             assert!(failure.public.contains("num_hidden_layers"), "{bad}: {}", failure.public);
         }
@@ -227,7 +220,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         let mut text = "{}".to_owned();
-        text.push_str(&" ".repeat(MLX_CONFIG_BYTES_MAX as usize - 2));
+        text.push_str(&" ".repeat(CONFIG_BYTES_MAX as usize - 2));
         std::fs::write(&path, &text).unwrap();
         assert!(read_object(&path).unwrap().is_some());
         text.push(' ');

@@ -1,22 +1,26 @@
 //! The engine: slots, batches and logits on top of a loaded model.
 //!
 //! One thread owns it and everything of MLX. Each [`Engine::forward`] builds one lazy graph for the whole ragged batch
-//! and evaluates it once, together with the caches it wrote. It knows nothing of requests, text or sampling.
+//! and evaluates it once, together with the caches it wrote. It knows nothing of requests, text or sampling. A load order's
+//! word on flash attention changes nothing: attention is fused but where scores are capped.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, memory, transforms};
-use ollmlx_proto::limits::{MLX_BUFFER_CACHE_BYTES, MLX_BUFFER_CACHE_BYTES_MIN};
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::ChatSource;
+use ollmlx_worker_kit::contract::{CellType, NO_EMBEDDINGS};
 use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, Pulse, SlotInput};
 
 use crate::card::{self, Description};
 use crate::config::Config;
 use crate::ffi::{self, Threads};
 use crate::kv::{KvPacking, KvShape, SlotCache};
+use crate::limits::{
+    BATCHES_PER_CLEAR, BUFFER_CACHE_BYTES, BUFFER_CACHE_BYTES_MIN, EMBED_STEP, LONG_BYTE_TOKENS, ONE_THREAD_ROWS,
+};
 use crate::memory::{is_on_cpu, memory_model, unpacks};
 use crate::model::ModelSpec;
 use crate::model::attention::Span;
@@ -24,17 +28,6 @@ use crate::model::bert::Bert;
 use crate::model::decoder::{Batch, Decoder};
 use crate::tokenizer::{Tokenizer, chat_template};
 use crate::weights::{Placement, Weights, load_failed};
-
-/// Up to this many rows OpenBLAS is faster with one thread: it splits the rows (measured on two cores: 8 rows of
-/// 576 by 3072 take 0.38 ms with one thread and 0.92 ms with two).
-const ONE_THREAD_ROWS: usize = 16;
-/// Bytes of weights times tokens of a batch on a CPU from which a batch is evaluated layer by layer, with a sign of life after each.
-/// Below that, 500 tokens of a model of a gigabyte, it is done within seconds; a layer's end costs a wait for all threads.
-const LONG_BYTE_TOKENS: u64 = 600_000_000_000;
-/// Tokens times layers of a text that are computed between two signs of life, a layer at least.
-const EMBED_STEP: usize = 64;
-/// Batches between two emptyings of MLX's buffer cache, which fragments as caches grow (mlx-lm does it every 256).
-const BATCHES_PER_CLEAR: u64 = 256;
 
 /// The MLX backend.
 #[derive(Debug)]
@@ -127,7 +120,7 @@ impl MlxEngine {
         let unpack = unpacking == Unpacking::WhereSmall && unpacks(&checkpoint.tensors, &config, on_cpu);
         let placement = Placement { on_cpu, unpack };
         limit_memory(load, &memory_model(&checkpoint, &spec, &config), on_cpu).map_err(fault)?;
-        let kv_packing = KvPacking::named(&load.kv_type).ok_or_else(|| unknown_kv_type(&load.kv_type))?;
+        let kv_packing = KvPacking::of(CellType::named(&load.kv_type)?);
         let encoder = matches!(spec, ModelSpec::Encoder(_));
         let vocab_size = match &spec {
             ModelSpec::Decoder(spec) => spec.vocab,
@@ -147,9 +140,9 @@ impl MlxEngine {
         memory::clear_cache().map_err(fault)?;
         let weight_bytes = memory::active_memory().map_err(fault)? as u64;
         let facts = EngineFacts {
-            slots: load.slots.max(1),
+            slots: load.slots,
             context_tokens: load.context_tokens.min(context).max(1),
-            batch_tokens: load.batch_tokens.max(1),
+            batch_tokens: load.batch_tokens,
             embedding: encoder,
             device: if on_cpu { "cpu".to_owned() } else { "metal".to_owned() },
             accelerator_bytes: if on_cpu { 0 } else { weight_bytes },
@@ -208,28 +201,6 @@ impl MlxEngine {
 
     fn slot(&mut self, slot: SlotId) -> &mut SlotCache {
         &mut self.slots[usize::from(slot.0)]
-    }
-
-    fn check(&self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {
-        let mut total = 0;
-        for input in batch {
-            let Some(cache) = self.slots.get(usize::from(input.slot.0)) else {
-                return Err(EngineError::Failed(format!("there is no slot {}", input.slot.0)));
-            };
-            total += input.tokens.len();
-            if input.tokens.is_empty()
-                || cache.tokens as usize + input.tokens.len() > self.facts.context_tokens as usize
-            {
-                return Err(EngineError::NoRoom);
-            }
-            if input.tokens.iter().any(|&token| token as usize >= self.facts.vocab.len()) {
-                return Err(EngineError::Failed("a token outside the vocabulary".to_owned()));
-            }
-        }
-        if total > self.facts.batch_tokens as usize {
-            return Err(EngineError::NoRoom);
-        }
-        Ok(())
     }
 
     fn compute(&mut self, batch: &[SlotInput<'_>]) -> Result<(), Exception> {
@@ -328,7 +299,7 @@ fn limit_memory(load: &LoadSpec, model: &MemoryModel, on_cpu: bool) -> Result<()
     let expected = model.estimate(load.slots, load.context_tokens, load.batch_tokens, &load.kv_type);
     // What one batch needs is worth keeping for the next; more would be outside the estimate.
     let reusable = bytes(expected.compute.saturating_sub(model.fixed));
-    memory::set_cache_limit(reusable.clamp(MLX_BUFFER_CACHE_BYTES_MIN, MLX_BUFFER_CACHE_BYTES))?;
+    memory::set_cache_limit(reusable.clamp(BUFFER_CACHE_BYTES_MIN, BUFFER_CACHE_BYTES))?;
     if load.memory_limit_bytes > 0 {
         memory::set_memory_limit(bytes(load.memory_limit_bytes))?;
     }
@@ -336,12 +307,6 @@ fn limit_memory(load: &LoadSpec, model: &MemoryModel, on_cpu: bool) -> Result<()
         memory::set_wired_limit(bytes(load.wired_limit_bytes.min(expected.total())))?;
     }
     Ok(())
-}
-
-fn unknown_kv_type(name: &str) -> Failure {
-    let name: String = name.chars().take(32).collect();
-    let text = format!("unknown key-value cache type {name:?}; known are f16, bf16, f32, q8_0 and q4_0");
-    Failure::new(FailureKind::LoadFailed, text)
 }
 
 /// An installed program brings its Metal kernels along; without this MLX looks where it was built.
@@ -408,10 +373,6 @@ impl Engine for MlxEngine {
     }
 
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {
-        if self.facts.embedding {
-            return Err(EngineError::Unsupported("this is an embedding model".to_owned()));
-        }
-        self.check(batch)?;
         self.batches += 1;
         if self.batches.is_multiple_of(BATCHES_PER_CLEAR) {
             memory::clear_cache().map_err(|error| failed(&error))?;
@@ -479,14 +440,8 @@ impl Engine for MlxEngine {
         self.clear_slots();
         self.embeddings = None;
         let Model::Encoder(_) = &self.model else {
-            return Err(EngineError::Unsupported("this model does not support embeddings".to_owned()));
+            return Err(EngineError::Refused(Failure::new(FailureKind::Unsupported, NO_EMBEDDINGS)));
         };
-        for input in &inputs {
-            let bad = input.iter().any(|&token| token as usize >= self.facts.vocab.len());
-            if bad || input.is_empty() || input.len() > self.facts.context_tokens as usize {
-                return Err(EngineError::NoRoom);
-            }
-        }
         self.embeddings = Some(Underway { vectors: Vec::with_capacity(inputs.len()), inputs, states: None });
         Ok(())
     }

@@ -8,22 +8,16 @@
 //! Where the load order asks for it, keys and values are held packed (affine, by token and head, [`KvPacking`]) and are
 //! unpacked layer by layer as they are used.
 
+use crate::limits::{CELLS_MULTIPLE, SLIDING_SLACK_TOKENS, SPARE_PART};
 use crate::quant::Result;
 use mlx_rs::ops::indexing::{TryIndexMutOp, TryIndexOp};
 use mlx_rs::ops::{concatenate, quantize, zeros_dtype};
 use mlx_rs::{Array, Dtype};
+use ollmlx_worker_kit::contract::CellType;
 
 use crate::ffi::packed::{self, Packed};
 use crate::model::rope::Rope;
 use crate::quant::{Mode, Packing};
-
-/// Buffers have room for a multiple of this many tokens.
-pub const CELLS_MULTIPLE: i32 = 64;
-/// A growing cache gets room for this part of its tokens more, and for [`CELLS_MULTIPLE`] at least: to copy a slot now and
-/// then costs less than what idle room costs in memory.
-const SPARE_PART: i32 = 8;
-/// Tokens that a sliding cache holds beyond its window, before it is moved to the front again.
-pub const SLIDING_SLACK_TOKENS: i32 = 512;
 
 /// How keys and values are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,14 +30,13 @@ pub enum KvPacking {
 }
 
 impl KvPacking {
-    /// What a load order's word asks for; the words are llama.cpp's. `None`: unknown.
+    /// What a load order asks for, in llama.cpp's words.
     #[must_use]
-    pub fn named(word: &str) -> Option<Self> {
-        match word {
-            "" | "f16" | "bf16" | "f32" => Some(Self::Plain),
-            "q8_0" => Some(Self::Bits(8)),
-            "q4_0" => Some(Self::Bits(4)),
-            _ => None,
+    pub fn of(cells: CellType) -> Self {
+        match cells {
+            CellType::F32 | CellType::F16 | CellType::Bf16 => Self::Plain,
+            CellType::Q8_0 => Self::Bits(8),
+            CellType::Q4_0 => Self::Bits(4),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod config;
 pub mod engine;
 pub mod ffi;
 pub mod kv;
+pub mod limits;
 pub mod memory;
 pub mod model;
 pub mod quant;

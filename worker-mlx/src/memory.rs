@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 
 use mlx_rs::{Device, DeviceType, Dtype};
-use ollmlx_proto::limits::{MLX_CPU_UNPACK_BYTES_MAX, PREFILL_CHUNK_TOKENS};
 use ollmlx_proto::{KvCells, MemoryModel};
+use ollmlx_worker_kit::contract::CellType;
+use ollmlx_worker_kit::limits::PREFILL_CHUNK_TOKENS;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{Checkpoint, TensorMeta};
-use crate::kv::{CELLS_MULTIPLE, KvPacking, KvShape, SLIDING_SLACK_TOKENS};
+use crate::kv::{KvPacking, KvShape};
+use crate::limits::{CELLS_MULTIPLE, CPU_UNPACK_BYTES_MAX, SLIDING_SLACK_TOKENS};
 use crate::model::ModelSpec;
 use crate::model::decoder::DecoderSpec;
 
@@ -50,7 +52,7 @@ pub fn parameter_count(tensors: &BTreeMap<String, TensorMeta>, config: &Map<Stri
 /// Whether packed weights become plain floats as they are loaded: on a CPU, where they then are small enough.
 #[must_use]
 pub fn unpacks(tensors: &BTreeMap<String, TensorMeta>, config: &Map<String, Value>, on_cpu: bool) -> bool {
-    on_cpu && parameter_count(tensors, config).saturating_mul(4) <= MLX_CPU_UNPACK_BYTES_MAX
+    on_cpu && parameter_count(tensors, config).saturating_mul(4) <= CPU_UNPACK_BYTES_MAX
 }
 
 /// Bytes of the weights as they will be held, and of the largest of them as plain floats.
@@ -161,8 +163,9 @@ fn add_decoder(model: &mut MemoryModel, spec: &DecoderSpec, float: u64) {
         // The heap keeps rooms that a growing cache has left; the pool of a GPU takes them for the next.
         if float == 4 { bytes.saturating_add(bytes / HEAP_PART) } else { bytes }
     };
-    model.kv_bytes_of_32 =
-        ["f16", "q8_0", "q4_0"].map(|word| (word.to_owned(), of_32(KvPacking::named(word).unwrap_or_default()))).into();
+    model.kv_bytes_of_32 = [("f16", CellType::F16), ("q8_0", CellType::Q8_0), ("q4_0", CellType::Q4_0)]
+        .map(|(word, cells)| (word.to_owned(), of_32(KvPacking::of(cells))))
+        .into();
     let mut by_window: BTreeMap<u64, u64> = BTreeMap::new();
     for window in &spec.windows {
         *by_window.entry(window.map_or(0, size)).or_default() += elements;

@@ -12,13 +12,7 @@ use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype};
 
 use crate::ffi::packed::{self, Packed};
-
-/// From this many rows on, dequantising a weight once and multiplying by BLAS beats MLX's quantised product on a CPU,
-/// which is linear in the rows (measured on x86: 2048×2048, 4 bits, 8 rows 22 ms against 17 ms for 64 rows).
-const CPU_DEQUANTISE_ROWS: i32 = 6;
-
-/// Values that are unpacked at once as a weight is loaded.
-const UNPACK_PIECE_VALUES: i32 = 1 << 22;
+use crate::limits::{CPU_DEQUANTISE_ROWS, UNPACK_PIECE_VALUES};
 
 /// What a call of MLX gives.
 pub type Result<T, E = Exception> = std::result::Result<T, E>;

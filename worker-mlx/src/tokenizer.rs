@@ -8,15 +8,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{
-    MLX_ADDED_TOKENS_MAX, MLX_REPLACEMENT_BYTES_MAX, MLX_TEMPLATE_BYTES_MAX, MLX_TOKENIZER_BYTES_MAX,
-};
 use ollmlx_proto::{Failure, FailureKind, TokenId};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::config::{invalid, read_bounded, read_object};
+use crate::limits::{ADDED_TOKENS_MAX, REPLACEMENT_BYTES_MAX, TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX};
 
 /// Names that end a turn wherever they are control tokens: many checkpoints list only one of their ends.
 const TURN_ENDS: [&str; 9] = [
@@ -58,7 +56,7 @@ impl Tokenizer {
     /// # Errors
     /// What is wrong with the files.
     pub fn load(folder: &Path, vocab_size: usize, wrap: bool) -> Result<Self, Failure> {
-        let bytes = read_bounded(&folder.join("tokenizer.json"), MLX_TOKENIZER_BYTES_MAX)?
+        let bytes = read_bounded(&folder.join("tokenizer.json"), TOKENIZER_BYTES_MAX)?
             .ok_or_else(|| invalid("tokenizer.json is missing"))?;
         let mut inner = HfTokenizer::from_bytes(&bytes)
             .map_err(|error| invalid("tokenizer.json is not usable").with_detail(error.to_string()))?;
@@ -114,7 +112,7 @@ fn check_normaliser(tokenizer: &HfTokenizer) -> Result<(), Failure> {
         let pattern = step.get("pattern").and_then(|pattern| pattern.get("String").or_else(|| pattern.get("Regex")));
         let empty = pattern.and_then(Value::as_str).is_some_and(str::is_empty);
         let nested = step.get("normalizers").is_some();
-        if empty || nested || text("content").len().max(text("prepend").len()) > MLX_REPLACEMENT_BYTES_MAX {
+        if empty || nested || text("content").len().max(text("prepend").len()) > REPLACEMENT_BYTES_MAX {
             return Err(invalid("tokenizer.json: its normalizer is not one that we run"));
         }
     }
@@ -143,8 +141,8 @@ fn build_vocab(tokenizer: &HfTokenizer, folder: &Path, vocab_size: usize) -> Res
         }
     }
     let added = tokenizer.get_added_tokens_decoder();
-    if added.len() > MLX_ADDED_TOKENS_MAX {
-        return Err(invalid(format!("tokenizer.json adds more than {MLX_ADDED_TOKENS_MAX} tokens")));
+    if added.len() > ADDED_TOKENS_MAX {
+        return Err(invalid(format!("tokenizer.json adds more than {ADDED_TOKENS_MAX} tokens")));
     }
     for (id, token) in added {
         // Gemma's text models ship the tokenizer of their siblings, whose image token they do not have.
@@ -260,7 +258,7 @@ fn byte_letters() -> HashMap<char, u8> {
 /// # Errors
 /// A file is too large or no text.
 pub fn chat_template(folder: &Path) -> Result<Option<String>, Failure> {
-    if let Some(bytes) = read_bounded(&folder.join("chat_template.jinja"), MLX_TEMPLATE_BYTES_MAX)? {
+    if let Some(bytes) = read_bounded(&folder.join("chat_template.jinja"), TEMPLATE_BYTES_MAX)? {
         return String::from_utf8(bytes).map(Some).map_err(|_| invalid("chat_template.jinja is not UTF-8"));
     }
     let Some(settings) = read_object(&folder.join("tokenizer_config.json"))? else { return Ok(None) };
@@ -276,8 +274,8 @@ pub fn chat_template(folder: &Path) -> Result<Option<String>, Failure> {
         _ => None,
     };
     match template {
-        Some(text) if text.len() as u64 > MLX_TEMPLATE_BYTES_MAX => {
-            Err(invalid(format!("the chat template is larger than {MLX_TEMPLATE_BYTES_MAX} bytes")))
+        Some(text) if text.len() as u64 > TEMPLATE_BYTES_MAX => {
+            Err(invalid(format!("the chat template is larger than {TEMPLATE_BYTES_MAX} bytes")))
         }
         template => Ok(template),
     }

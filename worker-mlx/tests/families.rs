@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ollmlx_proto::{Capability, LoadSpec, ModelCard, SlotId};
+use ollmlx_worker_kit::contract::Checked;
 use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, Pulse, SlotInput};
 use ollmlx_worker_mlx::engine::{MlxBackend, MlxEngine, Unpacking};
 use serde_json::Value;
@@ -107,7 +108,7 @@ fn input(slot: u16, tokens: &[u32]) -> SlotInput<'_> {
     SlotInput { slot: SlotId(slot), tokens, logits: true }
 }
 
-fn step(engine: &mut MlxEngine, slot: u16, tokens: &[u32]) -> Vec<f32> {
+fn step(engine: &mut impl Engine, slot: u16, tokens: &[u32]) -> Vec<f32> {
     engine.forward(&[input(slot, tokens)]).unwrap();
     engine.logits(0).to_vec()
 }
@@ -307,11 +308,11 @@ fn a_full_window_slides_where_every_layer_sees_everything() {
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let _guard = alone();
     let prompt = golden("llama").prompt;
-    let mut engine = load("llama");
+    let mut engine = Checked::new(load("llama"));
     let whole = step(&mut engine, 0, &prompt);
     let long = vec![1_u32; 473];
-    assert_eq!(engine.forward(&[input(1, &prompt), input(0, &long)]), Err(EngineError::NoRoom));
-    assert!(matches!(engine.forward(&[input(1, &[288])]), Err(EngineError::Failed(_))));
+    assert!(matches!(engine.forward(&[input(1, &prompt), input(0, &long)]), Err(EngineError::Refused(_))));
+    assert!(matches!(engine.forward(&[input(1, &[288])]), Err(EngineError::Refused(_))));
     assert_eq!(engine.truncate(SlotId(0), u32::MAX), 40);
     let fits = vec![1_u32; 472];
     assert_eq!(engine.forward(&[input(0, &fits)]), Ok(()));
@@ -338,9 +339,9 @@ fn embeddings_are_those_of_the_reference() {
     assert_eq!(engine.embed_step(), Ok(EmbedStep::Part { done_tokens: 0 }));
     assert_close("bert", "after one that was given up", &engine.embed(&inputs[..1]).unwrap()[0], &want[0]);
     assert!(engine.embed_step().is_err(), "nothing is begun");
-    assert!(matches!(engine.forward(&[input(0, &[1])]), Err(EngineError::Unsupported(_))));
+    assert!(matches!(Checked::new(engine).forward(&[input(0, &[1])]), Err(EngineError::Refused(_))));
     let mut decoder = load("llama");
-    assert!(matches!(decoder.embed(&inputs), Err(EngineError::Unsupported(_))));
+    assert!(matches!(decoder.embed(&inputs), Err(EngineError::Refused(_))));
 }
 
 #[test]

@@ -24,29 +24,23 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ollmlx_proto::limits::{PREFILL_CHUNK_TOKENS, PROGRESS_INTERVAL_MS, SLOTS_MAX};
+use ollmlx_proto::limits::SLOTS_MAX;
 use ollmlx_proto::{
-    Failure, FailureKind, FinishReason, Finished, Output, Progress, Request, RequestId, SlotId, Started, TokenId, Work,
+    Failure, FailureKind, FinishReason, Finished, Output, Request, RequestId, ResumePoint, SlotId, Started, TokenId,
+    Work,
 };
 
 use self::embed::{EmbedJob, Embeds};
-use self::job::{Clock, Ending, Job};
+use self::job::{Ending, Job, Stopwatch};
 use self::prompt::{Prepared, Renderer};
 use self::slots::{Placement, Replay, Slot, place};
 use crate::chat::ChatFormat;
+use crate::contract::Checked;
 use crate::engine::{Engine, EngineError, SlotInput};
 use crate::grammar::GrammarFactory;
+use crate::limits::{ARRIVALS_LEN_MAX, OLDEST_SHARE, PREFILL_CHUNK_TOKENS, PREFILL_TOLD_EVERY};
 use crate::sampler::{Choice, Scratch};
 use crate::vocab::Vocab;
-
-/// The oldest unfinished prompt gets at least one part in this many of what a step has for prompts.
-const OLDEST_SHARE: usize = 4;
-
-/// Requests that may wait for a slot. The supervisor sends no more than there are slots, but one that ends and one that
-/// starts may cross.
-const ARRIVALS_LEN_MAX: usize = 2 * SLOTS_MAX as usize;
-/// A long prefill is told of this often: twice as often as a silence would be noticed.
-const PREFILL_TOLD_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS / 2);
 
 /// What a step found to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +58,7 @@ pub type Outputs = Vec<(RequestId, Output)>;
 
 /// All requests of one loaded model.
 pub struct Batcher<E> {
-    engine: E,
+    engine: Checked<E>,
     vocab: Arc<Vocab>,
     format: ChatFormat,
     grammars: GrammarFactory,
@@ -105,7 +99,7 @@ impl<E: Engine> Batcher<E> {
         Self {
             format: ChatFormat::new(&facts.chat, &vocab),
             grammars: GrammarFactory::new(Arc::clone(&vocab)),
-            engine,
+            engine: Checked::new(engine),
             vocab,
             arrivals: VecDeque::new(),
             refused: Vec::new(),
@@ -120,7 +114,7 @@ impl<E: Engine> Batcher<E> {
 
     /// The engine, for its facts and its memory.
     pub fn engine(&self) -> &E {
-        &self.engine
+        self.engine.inner()
     }
 
     /// Forward passes computed so far.
@@ -206,7 +200,7 @@ impl<E: Engine> Batcher<E> {
         }
         self.arrivals.retain(|arrival| {
             if arrival.cancelled {
-                out.push((arrival.request.id, cancelled(&Clock::new(arrival.at))));
+                out.push((arrival.request.id, cancelled(&Stopwatch::new(arrival.at))));
             }
             !arrival.cancelled
         });
@@ -273,7 +267,7 @@ impl<E: Engine> Batcher<E> {
         out.extend(missing.into_iter().map(|output| (request.id, output)));
         self.uses += 1;
         // A window that slid has lost what it was computed from.
-        let Progress { produced, replay_exact_ms, .. } = &request.progress;
+        let ResumePoint { produced, replay_exact_ms, .. } = &request.progress;
         let slid = tokens.len() != prompt_tokens + produced.len();
         let exact = *replay_exact_ms > 0 && !produced.is_empty() && !slid;
         let replay = exact.then(|| Replay::new(prompt_tokens, Duration::from_millis(u64::from(*replay_exact_ms))));
@@ -470,7 +464,7 @@ fn replay(
     tokens: &mut Vec<TokenId>,
     vocab: &Vocab,
 ) -> Result<(Option<Ending>, Vec<Output>), Failure> {
-    let Progress { produced, said_after, .. } = &request.progress;
+    let ResumePoint { produced, said_after, .. } = &request.progress;
     let mut missing = Vec::new();
     job.heard = *said_after as usize;
     for (index, &token) in produced.iter().enumerate() {
@@ -507,7 +501,7 @@ fn slot_id(index: usize) -> SlotId {
     SlotId(u16::try_from(index).expect("there are at most SLOTS_MAX slots"))
 }
 
-fn cancelled(clock: &Clock) -> Output {
+fn cancelled(clock: &Stopwatch) -> Output {
     Output::Finished(Finished {
         reason: FinishReason::Cancelled,
         stop_string: None,
@@ -525,7 +519,7 @@ fn broken(detail: String) -> Failure {
 fn failure(error: &EngineError) -> Failure {
     match error {
         EngineError::NoRoom => Failure::new(FailureKind::EngineFailed, "no room in the key-value cache"),
-        EngineError::Unsupported(reason) => Failure::new(FailureKind::Unsupported, reason.clone()),
+        EngineError::Refused(failure) => failure.clone(),
         EngineError::Failed(detail) | EngineError::Broken(detail) => {
             Failure::new(FailureKind::EngineFailed, "the engine failed in a computation").with_detail(detail.clone())
         }

@@ -1,6 +1,7 @@
 //! All that an engine must implement.
 //!
-//! An engine is single-threaded: every method is called from the one engine thread. It knows sequences ("slots") and
+//! What a method may be called with is checked before it is called ([`crate::contract`]), so that engines need no checks of
+//! their own. An engine is single-threaded: every method is called from the one engine thread. It knows sequences ("slots") and
 //! tokens, nothing of requests, text or sampling. Positions are the engine's own: each slot is a list of cached
 //! tokens that [`Engine::forward`] appends to.
 
@@ -194,7 +195,7 @@ pub enum EngineError {
     /// The engine is of no use any more; the worker must exit.
     #[error("the engine is broken: {0}")]
     Broken(String),
-    /// This model can't do that.
+    /// This model can't do that, or what it was given is none that it can compute; nothing has changed.
     #[error("{0}")]
-    Unsupported(String),
+    Refused(Failure),
 }

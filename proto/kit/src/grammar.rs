@@ -13,16 +13,16 @@ use std::sync::{Arc, OnceLock};
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
-use ollmlx_proto::{Failure, FailureKind, Format, JsonText, TokenId, limits};
+use ollmlx_proto::limits::JSON_DEPTH_MAX;
+use ollmlx_proto::{Failure, FailureKind, Format, JsonText, TokenId};
 use serde_json::Value;
 
 use crate::chat::on_deep_stack;
+use crate::limits;
 use crate::vocab::{TokenKind, Vocab};
 
 /// At most one line break and some indentation, or one space.
 const WHITESPACE: &str = r"[ ]|\n[ ]{0,16}";
-/// Bytes of one token that the trie takes; longer ones are never allowed by a grammar.
-const TOKEN_BYTES_MAX: usize = 512;
 
 /// Makes grammars for one vocabulary.
 pub struct GrammarFactory {
@@ -116,7 +116,7 @@ fn schema(text: &JsonText) -> Result<Value, Failure> {
     if text.0.len() > limits::SCHEMA_BYTES_MAX {
         return Err(refused("the schema is too large"));
     }
-    if depth(&text.0) > limits::JSON_DEPTH_MAX {
+    if depth(&text.0) > JSON_DEPTH_MAX {
         return Err(refused("the schema is nested too deeply"));
     }
     let mut value: Value = serde_json::from_str(&text.0).map_err(|_| refused("the schema is not JSON"))?;
@@ -172,7 +172,7 @@ fn word(vocab: &Vocab, id: usize, ends: &[TokenId]) -> Vec<u8> {
     let is_end = ends.iter().any(|end| *end as usize == id);
     match vocab.kinds.get(id) {
         Some(TokenKind::Text | TokenKind::UserDefined) if !is_end => {
-            if bytes.len() > TOKEN_BYTES_MAX || bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) {
+            if bytes.len() > limits::GRAMMAR_TOKEN_BYTES_MAX || bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) {
                 return Vec::new();
             }
             bytes.clone()
@@ -180,7 +180,7 @@ fn word(vocab: &Vocab, id: usize, ends: &[TokenId]) -> Vec<u8> {
         Some(TokenKind::Unused) | None if !is_end => Vec::new(),
         _ => {
             let mut word = vec![TokTrie::SPECIAL_TOKEN_MARKER];
-            word.extend(bytes.iter().take(TOKEN_BYTES_MAX));
+            word.extend(bytes.iter().take(limits::GRAMMAR_TOKEN_BYTES_MAX));
             word
         }
     }
@@ -353,6 +353,6 @@ mod tests {
     fn nesting_is_counted_outside_strings() {
         assert_eq!(depth(r#"{"a":["}]]\"[[["],"b":{}}"#), 2);
         let at = |levels: usize| format!("{}true{}", "{\"not\":".repeat(levels), "}".repeat(levels));
-        assert!(compile(&at(limits::JSON_DEPTH_MAX + 1)).is_err());
+        assert!(compile(&at(JSON_DEPTH_MAX + 1)).is_err());
     }
 }

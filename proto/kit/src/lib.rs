@@ -10,10 +10,12 @@
 
 pub mod batch;
 pub mod chat;
+pub mod contract;
 pub mod engine;
 pub mod fault;
 pub mod grammar;
 pub mod inspect;
+pub mod limits;
 pub mod sampler;
 pub mod serve;
 pub mod tell;

@@ -10,7 +10,7 @@
 //! engine and drains the channel between two steps, so that a cancel takes effect before the next one. The end of the
 //! socket is the end of the supervisor: the reader ends the process at once, even in the middle of a computation, so
 //! that no orphan holds gigabytes. All frames of a step travel in one write; a write that fails, or that nobody takes
-//! for [`WRITE_TIMEOUT`], means the same.
+//! for [`WRITE_TIMEOUT`](crate::limits::WRITE_TIMEOUT), means the same.
 //!
 //! Knows nothing of scheduling: how many requests come, and when to leave, is the supervisor's decision.
 
@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use ollmlx_proto::limits::{GONE_GRACE_MS, HELLO_TIMEOUT_MS, LOAD_STALL_MS, PROGRESS_INTERVAL_MS};
+use ollmlx_proto::limits::{HELLO_TIMEOUT_MS, LOAD_STALL_MS};
 use ollmlx_proto::version::PROTOCOL_VERSIONS;
 use ollmlx_proto::{
     Failure, FailureKind, FromWorker, Incarnation, LoadSpec, MemoryReport, ModelId, Output, Ready, RequestId, ToWorker,
@@ -38,17 +38,12 @@ use ollmlx_proto::{
 use self::link::{Gone, Sender, dial, read_in_background};
 use self::outlet::Outlet;
 use crate::batch::{Batcher, StepOutcome};
+use crate::contract::in_range;
 use crate::engine::{Backend, Engine};
 use crate::fault::{self, Faults, Spoil};
 use crate::inspect;
+use crate::limits::{GONE_GRACE_MS, LOAD_PROGRESS_EVERY};
 use crate::tell::tell;
-
-/// A supervisor that takes no bytes for this long is as good as dead.
-pub const WRITE_TIMEOUT: Duration = Duration::from_millis(ollmlx_proto::limits::SILENCE_MS);
-/// Load progress is told at most this often.
-const LOAD_PROGRESS_EVERY: Duration = Duration::from_millis(100);
-/// Life and memory are told at most this often.
-const PROGRESS_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
 
 /// How a worker ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -291,7 +286,8 @@ fn load<B: Backend>(sender: &mut Sender<impl Write>, spec: &LoadSpec) -> Result<
         last = Some(now);
         sender.send(&FromWorker::LoadProgress { done, total }).is_ok()
     };
-    catch_unwind(AssertUnwindSafe(|| B::load(spec, &mut progress))).unwrap_or_else(|_| {
+    let spec = in_range(spec.clone());
+    catch_unwind(AssertUnwindSafe(|| B::load(&spec, &mut progress))).unwrap_or_else(|_| {
         Err(Failure::new(FailureKind::LoadFailed, "the model could not be loaded")
             .with_detail("the engine panicked; see standard error"))
     })

@@ -18,7 +18,7 @@ use ollmlx_proto::limits::{
     CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS, INSPECT_WAIT_MS_MAX,
     INSPECTIONS_MAX, LOG_TAIL_BYTES_MAX,
 };
-use ollmlx_proto::{Failure, FailureKind, ModelCard};
+use ollmlx_proto::{Failure, FailureKind, FlashAttention, ModelCard};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
@@ -47,6 +47,7 @@ pub(crate) struct Subject {
 pub(crate) struct Inspector {
     worker_dir: PathBuf,
     cards_dir: PathBuf,
+    flash_attention: FlashAttention,
     turns: Semaphore,
     memory: Mutex<Memory>,
 }
@@ -75,10 +76,11 @@ struct KnownCard {
 const CARD_VERSION: u64 = 1;
 
 impl Inspector {
-    pub(crate) fn new(worker_dir: PathBuf, state_dir: &Path) -> Self {
+    pub(crate) fn new(worker_dir: PathBuf, state_dir: &Path, flash_attention: FlashAttention) -> Self {
         Self {
             worker_dir,
             cards_dir: state_dir.join("cards"),
+            flash_attention,
             turns: Semaphore::new(INSPECTIONS_MAX),
             memory: Mutex::default(),
         }
@@ -132,7 +134,9 @@ impl Inspector {
         (when.elapsed() < Duration::from_millis(INSPECT_REFUSAL_MS)).then(|| Err(failure.clone()))
     }
 
-    fn remember_card(&self, subject: &Subject, card: ModelCard, json_bytes: usize) -> Arc<ModelCard> {
+    /// What is on disk holds for any setting, what is in memory for ours.
+    fn remember_card(&self, subject: &Subject, mut card: ModelCard, json_bytes: usize) -> Arc<ModelCard> {
+        card.memory = card.memory.with_attention(self.flash_attention);
         let card = Arc::new(card);
         let known = KnownCard { size_bytes: subject.size_bytes, card: Arc::clone(&card), json_bytes };
         let mut memory = self.memory();
@@ -160,8 +164,8 @@ impl Inspector {
             .map_err(|error| internal(subject, &error))?;
         match self.run(subject).await {
             Ok((card, json_bytes)) => {
+                let kept = card.clone();
                 let card = self.remember_card(subject, card, json_bytes);
-                let kept = Arc::clone(&card);
                 let saved = self.off_thread(subject, move |inspector, subject| inspector.save(subject, &kept)).await?;
                 if let Err(error) = saved {
                     tracing::debug!(%error, "a model card could not be kept on disk");

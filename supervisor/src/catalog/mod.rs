@@ -29,7 +29,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ollmlx_proto::{Failure, FailureKind, ModelId};
+use ollmlx_proto::{Failure, FailureKind, FlashAttention, ModelId};
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
@@ -61,6 +61,8 @@ pub struct CatalogConfig {
     pub hub_dir: PathBuf,
     /// Whether blobs that nothing names are removed at the start and when a model is replaced.
     pub prune: bool,
+    /// How engines compute attention, which their models' memory depends on.
+    pub flash_attention: FlashAttention,
 }
 
 /// All models that this server can serve. Cheap to clone.
@@ -190,7 +192,7 @@ impl Catalog {
             store.sweep();
             views.sweep(&store);
         }
-        let inspector = Arc::new(Inspector::new(config.worker_dir, &config.state_dir));
+        let inspector = Arc::new(Inspector::new(config.worker_dir, &config.state_dir, config.flash_attention));
         let inner =
             Inner { store, inspector, views, hub_dir: config.hub_dir, prune: config.prune, changes: Arc::default() };
         Ok(Self { inner: Arc::new(inner) })

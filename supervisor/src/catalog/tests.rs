@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use ollmlx_proto::{Capability, MemoryModel, ModelCard};
+use ollmlx_proto::{Capability, FlashAttention, MemoryModel, ModelCard};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -21,7 +21,7 @@ echo run >> "$1.log"
 case "$(head -c 9 "$1" | tail -c 5)" in
     KILLS) kill -SEGV $$ ;;
     EXITS) exit 7 ;;
-    FAILS) printf '%s' '{"kind":"ModelInvalid","origin":"Model","retry":"Never","public":"token 3 is broken","detail":""}'
+    FAILS) printf '%s' '{"kind":"ModelInvalid","retry":"Never","public":"token 3 is broken","detail":""}'
            exit 2 ;;
     WAITS) echo $$ > "$1.pid"; exec sleep 600 ;;
     JUNK!) echo junk; exit 0 ;;
@@ -141,6 +141,7 @@ fn open(dir: &TempDir, prune: bool) -> Catalog {
         state_dir: dir.path().join("state"),
         worker_dir: worker_dir().to_owned(),
         prune,
+        flash_attention: FlashAttention::Auto,
     })
     .unwrap()
 }

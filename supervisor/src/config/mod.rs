@@ -17,6 +17,7 @@ pub mod value;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
+use ollmlx_proto::FlashAttention;
 use thiserror::Error;
 
 pub use manager::Manager;
@@ -169,8 +170,8 @@ pub struct Config {
     pub context_length: NonZeroU32,
     /// Cache type.
     pub kv_cache_type: CacheType,
-    /// Flash attention; `None` lets the engine decide.
-    pub flash_attention: Option<bool>,
+    /// How attention is computed.
+    pub flash_attention: FlashAttention,
     /// CPU threads of a worker; `None` is one per core.
     pub threads: Option<NonZeroU32>,
     /// Layers on an accelerator; `None` is all that fit.
@@ -250,7 +251,7 @@ impl Config {
             context_length: NonZeroU32::new(reader.read(&table::CONTEXT_LENGTH, value::parse_u32)?)
                 .unwrap_or(NonZeroU32::new(4096).expect("not zero")),
             kv_cache_type: reader.read(&table::KV_CACHE_TYPE, CacheType::parse)?,
-            flash_attention: reader.optional(&table::FLASH_ATTENTION, |text| Ok(value::parse_bool(text)))?,
+            flash_attention: reader.read(&table::FLASH_ATTENTION, |text| Ok(value::parse_flash_attention(text)))?,
             threads: reader.optional(&table::THREADS, value::parse_u32)?.and_then(NonZeroU32::new),
             gpu_layers: reader.optional(&table::GPU_LAYERS, value::parse_u32)?,
             memory_limit: reader.read(&table::MEMORY_LIMIT, MemoryLimit::parse)?,

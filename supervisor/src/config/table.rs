@@ -150,7 +150,12 @@ pub const FLASH_ATTENTION: Knob = knob(
     "flash_attention",
     "OLLMLX_FLASH_ATTENTION",
     Some("OLLAMA_FLASH_ATTENTION"),
-    ["", "boolean", "Flash attention; empty lets the engine decide"],
+    [
+        "",
+        "boolean",
+        "Flash attention of the GGUF engine, without which its caches stay f16; empty lets llama.cpp decide; MLX always \
+         fuses attention",
+    ],
 );
 /// CPU threads.
 pub const THREADS: Knob =

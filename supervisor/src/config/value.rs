@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use ollmlx_proto::FlashAttention;
 use ollmlx_proto::limits::PROGRESS_INTERVAL_MS;
 use thiserror::Error;
 
@@ -194,6 +195,16 @@ pub fn parse_bool(text: &str) -> bool {
     !matches!(text, "" | "0" | "f" | "F" | "false" | "FALSE" | "False")
 }
 
+/// Empty is the engine's own choice; else a boolean, read as Ollama reads its variable.
+#[must_use]
+pub fn parse_flash_attention(text: &str) -> FlashAttention {
+    match (text, parse_bool(text)) {
+        ("", _) => FlashAttention::Auto,
+        (_, true) => FlashAttention::On,
+        (_, false) => FlashAttention::Off,
+    }
+}
+
 /// A whole number.
 ///
 /// # Errors
@@ -347,6 +358,19 @@ mod tests {
         for (text, expect) in [("", false), ("0", false), ("false", false), ("1", true), ("true", true), ("yes", true)]
         {
             assert_eq!(parse_bool(text), expect, "{text}");
+        }
+    }
+
+    #[test]
+    fn flash_attention_is_on_off_or_the_engines_choice() {
+        for (text, expect) in [
+            ("", FlashAttention::Auto),
+            ("1", FlashAttention::On),
+            ("true", FlashAttention::On),
+            ("0", FlashAttention::Off),
+            ("false", FlashAttention::Off),
+        ] {
+            assert_eq!(parse_flash_attention(text), expect, "{text}");
         }
     }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ollmlx_proto::{
-    Complete, Failure, Format, Limits, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId, Progress, Ready,
-    Request, RequestId, Sampling, Work, WorkerId,
+    Complete, Failure, Format, Limits, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId, Ready, Request,
+    RequestId, ResumePoint, Sampling, Work, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -256,7 +256,7 @@ fn stand_in(id: RequestId, identity: String) -> Request {
         format: Format::Text,
         limits: Limits { max_tokens: None, context_tokens: 0, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
-        progress: Progress::default(),
+        progress: ResumePoint::default(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use ollmlx_proto::FlashAttention;
+
 use crate::config::Rules;
 
 /// What the door is told by the settings.
@@ -21,6 +23,8 @@ pub struct HttpConfig {
     pub slots: u16,
     /// Element type of caches.
     pub kv_type: String,
+    /// How attention is computed.
+    pub flash_attention: FlashAttention,
     /// Threads of a worker; 0 lets the engine decide.
     pub threads: u16,
     /// Layers on an accelerator; -1 lets the engine decide.

@@ -213,6 +213,7 @@ mod tests {
             context_tokens: 1,
             slots: 1,
             kv_type: String::new(),
+            flash_attention: Default::default(),
             threads: 0,
             gpu_layers: 0,
             wired_limit_bytes: 0,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
-use ollmlx_proto::{Capability, Limits, LoadSpec, Progress, Request, RequestId, ThinkLevel, ThinkMode};
+use ollmlx_proto::{Capability, Limits, LoadSpec, Request, RequestId, ResumePoint, ThinkLevel, ThinkMode};
 
 use super::config::HttpConfig;
 use super::work::work;
@@ -71,7 +71,7 @@ pub(super) fn plan(
         format: call.format,
         limits,
         logprobs: call.logprobs,
-        progress: Progress::default(),
+        progress: ResumePoint::default(),
     };
     plan.terms.context_least = if stated { asked } else { asked.min(needed_context(&request)) };
     Ok(Planned { job: Job::Run(Box::new(request)), plan })
@@ -158,6 +158,7 @@ pub(super) fn load_plan(model: &Arc<ModelRef>, config: &HttpConfig, learned: &Le
         threads: wish.threads,
         gpu_layers: wish.gpu_layers,
         kv_type: wish.kv_type.clone(),
+        flash_attention: config.flash_attention,
         embedding: model.can(Capability::Embedding),
         cpu_level: String::new(),
         memory_limit_bytes: 0,

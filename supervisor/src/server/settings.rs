@@ -27,6 +27,7 @@ pub(super) fn catalog(config: &Config, worker_dir: PathBuf, prune: bool) -> Resu
         worker_dir,
         hub_dir: config.hub_cache_dir.clone(),
         prune,
+        flash_attention: config.flash_attention,
     })
     .map_err(|error| ServerError::Store(error.to_string()))
 }
@@ -121,6 +122,7 @@ pub(super) fn http_config(config: &Config, address: std::net::SocketAddr) -> Htt
         context_tokens: config.context_length.get(),
         slots: u16::try_from(config.num_parallel.get()).unwrap_or(u16::MAX),
         kv_type: config.kv_cache_type.as_str().to_owned(),
+        flash_attention: config.flash_attention,
         threads: config.threads.map_or(0, |threads| u16::try_from(threads.get()).unwrap_or(u16::MAX)),
         gpu_layers: config.gpu_layers.map_or(-1, |layers| i32::try_from(layers).unwrap_or(i32::MAX)),
         wired_limit_bytes: config.wired_limit_bytes.unwrap_or_default(),

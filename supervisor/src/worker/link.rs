@@ -15,7 +15,7 @@ use std::task::Poll;
 use interprocess::local_socket::tokio::Stream;
 use ollmlx_proto::frame::{self, Decoder};
 use ollmlx_proto::{
-    Failure, FailureKind, FromWorker, Output, Progress, Request, RequestId, ToWorker, WorkerId, limits,
+    Failure, FailureKind, FromWorker, Output, Request, RequestId, ResumePoint, ToWorker, WorkerId, limits,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -71,7 +71,7 @@ pub enum LinkMessage {
         /// The request.
         request: Arc<Request>,
         /// In place of its own.
-        progress: Progress,
+        progress: ResumePoint,
     },
 }
 

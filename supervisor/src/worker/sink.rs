@@ -21,7 +21,7 @@ use ollmlx_proto::limits::{
     CLIENT_BACKLOG_BYTES_MAX, CLIENT_BACKLOG_PAUSE_BYTES, CLIENT_PAUSE_MS_MAX, CLIENT_WRITE_TIMEOUT_MS,
     PROBATION_TOKENS, REPLAY_EXACT_MS,
 };
-use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Finished, Output, Progress, Started, TokenId};
+use ollmlx_proto::{Delta, Failure, FailureKind, FinishReason, Finished, Output, ResumePoint, Started, TokenId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{SendError, TrySendError};
 
@@ -168,9 +168,9 @@ impl ClientSink {
     /// What the next worker needs to know. Who may expect the same answer another time is computed as before for as long
     /// as can be hoped to lead anywhere: much shorter after each worker that died before that.
     #[must_use]
-    pub fn progress(&self, repeatable: bool) -> Progress {
+    pub fn progress(&self, repeatable: bool) -> ResumePoint {
         let patience = REPLAY_EXACT_MS.checked_shr(2 * self.fruitless).unwrap_or(0);
-        Progress {
+        ResumePoint {
             produced: self.produced.clone(),
             said_after: self.said_after,
             replay_exact_ms: if repeatable { patience } else { 0 },

@@ -4,31 +4,17 @@
 //! no memory of their own: nothing is asked of any token but the last, whose hidden state is the vector. A model that looks
 //! both ways can't be parted; its inputs are computed whole, in a context made for that.
 
-use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
-use llama_cpp_2::llama_batch::LlamaBatch;
-use llama_cpp_2::model::LlamaModel;
-use ollmlx_proto::TokenId;
+use ollmlx_proto::{Failure, FailureKind, FlashAttention, TokenId};
+use ollmlx_worker_kit::contract::{CellType, NO_EMBEDDINGS};
 use ollmlx_worker_kit::engine::{EmbedStep, EngineError};
 
-use super::{Generator, to_llama};
-use crate::cpu::Runtime;
+use super::Generator;
 use crate::ffi;
-use crate::memory::{EMBED_CHUNK_TOKENS, MEAN_CHUNK_TOKENS};
-
-/// Tokens computed together where several inputs fit. More would not be faster: attention is computed between all
-/// of them and masked, so its cost grows with the square.
-const TOGETHER_TOKENS: usize = 512;
-/// Whole inputs computed together.
-const TOGETHER_SEQUENCES: u32 = 64;
-
-/// How the vectors of an input's tokens become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pooling {
-    Mean,
-    First,
-    Last,
-}
+use crate::ffi::batch::{Batch, Place};
+use crate::ffi::context::{Context, DecodeError, Outputs, Pooling, Settings};
+use crate::ffi::model::Model;
+use crate::limits::{EMBED_CHUNK_TOKENS, MEAN_CHUNK_TOKENS, TOGETHER_SEQUENCES, TOGETHER_TOKENS};
+use crate::memory::Layout;
 
 /// How a model makes vectors.
 #[derive(Debug)]
@@ -37,15 +23,15 @@ pub(super) enum Embedder {
     Parts(Pooling),
     /// Whole inputs.
     Whole(Whole),
-    /// Not at all, and why.
-    Nothing(&'static str),
+    /// Not at all.
+    Nothing,
 }
 
 /// The context of a model that looks both ways.
 #[derive(Debug)]
 pub(super) struct Whole {
-    pub(super) context: LlamaContext<'static>,
-    batch: LlamaBatch<'static>,
+    pub(super) context: Context<'static>,
+    batch: Batch,
     together_tokens: usize,
 }
 
@@ -62,22 +48,8 @@ pub(super) struct Underway {
 }
 
 impl Underway {
-    /// # Errors
-    /// An input is none that can be computed.
-    pub(super) fn new(
-        inputs: Vec<Vec<TokenId>>,
-        (context_tokens, vocab_size): (u32, usize),
-    ) -> Result<Self, EngineError> {
-        for input in &inputs {
-            if input.is_empty() || input.len() > context_tokens as usize {
-                let text = format!("an input of {} tokens, the window has {context_tokens}", input.len());
-                return Err(EngineError::Failed(text));
-            }
-            if let Some(token) = input.iter().find(|token| **token as usize >= vocab_size) {
-                return Err(EngineError::Failed(format!("token {token} is outside the vocabulary")));
-            }
-        }
-        Ok(Self { vectors: Vec::with_capacity(inputs.len()), inputs, done: 0, sum: Vec::new() })
+    pub(super) fn new(inputs: Vec<Vec<TokenId>>) -> Self {
+        Self { vectors: Vec::with_capacity(inputs.len()), inputs, done: 0, sum: Vec::new() }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -106,10 +78,10 @@ impl Underway {
 
 impl Embedder {
     /// Its own, if it has one.
-    pub(super) fn context(&mut self) -> Option<&mut LlamaContext<'static>> {
+    pub(super) fn context(&mut self) -> Option<&mut Context<'static>> {
         match self {
             Self::Whole(whole) => Some(&mut whole.context),
-            Self::Parts(_) | Self::Nothing(_) => None,
+            Self::Parts(_) | Self::Nothing => None,
         }
     }
 
@@ -138,8 +110,9 @@ impl Embedder {
                 }
                 computed
             }
-            (Self::Nothing(why), _) => Err(EngineError::Unsupported((*why).to_owned())),
-            (Self::Parts(_), None) => Err(EngineError::Unsupported("this model has no slots".to_owned())),
+            (Self::Nothing, _) | (Self::Parts(_), None) => {
+                Err(EngineError::Refused(Failure::new(FailureKind::Unsupported, NO_EMBEDDINGS)))
+            }
         }
     }
 }
@@ -156,7 +129,7 @@ fn last(generator: &mut Generator, work: &mut Underway) -> Result<(), EngineErro
     let mut inputs = vec![left];
     inputs.extend(rest[1..].iter().map(Vec::as_slice));
     // They have the cells of one window together.
-    let room = chunk.min((generator.context.n_ctx() as usize).saturating_sub(work.done));
+    let room = chunk.min(generator.context.cells().saturating_sub(work.done));
     inputs.truncate(fitting(&inputs, room, generator.slots.len()));
     let (ends, beginnings): (Vec<&[TokenId]>, Vec<&[TokenId]>) =
         inputs.iter().map(|input| input.split_at(input.len() - 1)).map(|(beginning, end)| (end, beginning)).unzip();
@@ -205,58 +178,53 @@ enum Wanted {
 impl Generator {
     /// At most so many tokens at once, and no more than llama.cpp takes, which aborts on a larger batch.
     fn chunk(&self, tokens: u32) -> usize {
-        self.batch_tokens.min(tokens.min(self.context.n_batch()) as usize)
+        self.batch_tokens.min(tokens as usize).min(self.context.batch_tokens())
     }
 
     /// Appends tokens to the first slots, and returns what is wanted of them, in their order.
     fn append(&mut self, inputs: &[&[TokenId]], wanted: Wanted) -> Result<Vec<Vec<f32>>, EngineError> {
         self.batch.clear();
         for (slot, input) in inputs.iter().enumerate() {
-            let sequence = [i32::try_from(slot).expect("slots are few")];
             for (position, token) in (self.slots.used(slot)..).zip(*input) {
-                let position = position.cast_signed();
-                self.batch.add(to_llama(*token), position, &sequence, wanted != Wanted::Nothing).map_err(failed)?;
+                let output = wanted != Wanted::Nothing;
+                self.batch.add(Place { token: *token, position, sequence: slot, output });
             }
         }
         match wanted {
             Wanted::Nothing => self.context.decode(&mut self.batch).map_err(why)?,
-            Wanted::HiddenStates => ffi::decode_hidden(&mut self.context, &mut self.batch).map_err(why)?,
+            Wanted::HiddenStates => self.context.decode_hidden(&mut self.batch).map_err(why)?,
         }
         for (slot, input) in inputs.iter().enumerate() {
             self.slots.grow(slot, input.len());
         }
-        let wanted = if wanted == Wanted::Nothing { 0 } else { self.batch.n_tokens() };
-        (0..wanted).map(|index| self.context.embeddings_ith(index).map(<[f32]>::to_vec).map_err(failed)).collect()
+        let wanted = if wanted == Wanted::Nothing { 0 } else { self.batch.len() };
+        (0..wanted).map(|place| self.context.hidden_state(place).map(<[f32]>::to_vec).ok_or_else(no_vector)).collect()
     }
 }
 
 impl Whole {
     /// Makes a context for inputs of at most `tokens` tokens; its micro-batch must hold a whole input.
     pub(super) fn open(
-        runtime: &Runtime,
-        model: &'static LlamaModel,
-        (tokens, threads): (u32, i32),
+        model: &'static Model,
+        (tokens, threads): (u32, u16),
+        flash_attention: FlashAttention,
         pooling: Pooling,
     ) -> Option<Self> {
-        let params = LlamaContextParams::default()
-            .with_n_ctx(std::num::NonZeroU32::new(tokens))
-            .with_n_batch(tokens)
-            .with_n_ubatch(tokens)
-            .with_n_seq_max(TOGETHER_SEQUENCES.min(tokens))
-            .with_n_threads(threads)
-            .with_n_threads_batch(threads)
-            .with_kv_unified(true)
-            .with_swa_full(false)
-            .with_embeddings(true)
-            .with_no_perf(true)
-            .with_pooling_type(match pooling {
-                Pooling::Mean => LlamaPoolingType::Mean,
-                Pooling::First => LlamaPoolingType::Cls,
-                Pooling::Last => LlamaPoolingType::Last,
-            });
-        let context = model.new_context(&runtime.backend, params).ok()?;
-        let batch = LlamaBatch::new(tokens as usize, 1);
-        Some(Self { context, batch, together_tokens: TOGETHER_TOKENS.min(tokens as usize) })
+        let context = Context::open(
+            model,
+            &Settings {
+                cells: tokens,
+                layout: Layout::Shared,
+                cell_type: CellType::F16,
+                flash_attention,
+                batch_tokens: tokens,
+                micro_batch_tokens: tokens,
+                sequences: TOGETHER_SEQUENCES.min(tokens),
+                threads,
+                outputs: Outputs::Vectors(pooling),
+            },
+        )?;
+        Some(Self { context, batch: Batch::default(), together_tokens: TOGETHER_TOKENS.min(tokens as usize) })
     }
 
     /// The next input, and those after it that fit beside it.
@@ -264,22 +232,22 @@ impl Whole {
         let inputs: Vec<&[TokenId]> = work.rest().iter().map(Vec::as_slice).collect();
         let sequences = self.context_sequences();
         let count = fitting(&inputs, self.together_tokens, sequences);
-        self.context.clear_kv_cache();
+        self.context.clear();
         self.batch.clear();
         for (sequence, input) in (0..).zip(&inputs[..count]) {
             for (position, token) in (0..).zip(*input) {
-                self.batch.add(to_llama(*token), position, &[sequence], true).map_err(failed)?;
+                self.batch.add(Place { token: *token, position, sequence, output: true });
             }
         }
         self.context.decode(&mut self.batch).map_err(why)?;
         for sequence in (0..).take(count) {
-            work.take(self.context.embeddings_seq_ith(sequence).map_err(failed)?.to_vec());
+            work.take(self.context.vector(sequence).ok_or_else(no_vector)?.to_vec());
         }
         Ok(())
     }
 
     fn context_sequences(&self) -> usize {
-        TOGETHER_SEQUENCES.min(self.context.n_batch()) as usize
+        self.context.batch_tokens().min(TOGETHER_SEQUENCES as usize)
     }
 }
 
@@ -294,13 +262,13 @@ fn fitting(inputs: &[&[TokenId]], capacity: usize, sequences: usize) -> usize {
 }
 
 /// A failure of llama.cpp with its own words.
-fn why(error: impl std::fmt::Display) -> EngineError {
-    match ffi::take_errors().pop() {
+fn why(error: DecodeError) -> EngineError {
+    match ffi::log::take_errors().pop() {
         Some(why) => EngineError::Failed(format!("{error} {why}")),
-        None => failed(error),
+        None => EngineError::Failed(error.to_string()),
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> EngineError {
-    EngineError::Failed(error.to_string())
+fn no_vector() -> EngineError {
+    EngineError::Failed("llama.cpp made no vector".to_owned())
 }

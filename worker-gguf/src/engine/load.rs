@@ -1,45 +1,37 @@
 //! From a load order to a warmed-up engine.
 
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 
-use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams, LlamaPoolingType};
-use llama_cpp_2::llama_batch::LlamaBatch;
-use llama_cpp_2::model::params::LlamaModelParams;
-use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel, RopeType};
-use llama_cpp_2::{LlamaBackendDeviceType, list_llama_ggml_backend_devices};
-use ollmlx_proto::limits::{BATCH_TOKENS_MAX, CONTEXT_TOKENS_MIN, SLOTS_MAX};
-use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryReport, SlotId};
+use ollmlx_proto::limits::CONTEXT_TOKENS_MIN;
+use ollmlx_proto::{Failure, FailureKind, FlashAttention, LoadSpec, MemoryReport, SlotId};
 use ollmlx_worker_kit::chat::ChatSource;
+use ollmlx_worker_kit::contract::CellType;
 use ollmlx_worker_kit::engine::{Engine as _, EngineFacts, LoadProgress, SlotInput};
+use ollmlx_worker_kit::tell::tell;
 
-use super::embed::{Embedder, Pooling, Whole};
+use super::embed::{Embedder, Whole};
 use super::slots::{Abilities, Slots};
 use super::{Generator, GgufEngine, vocab};
 use crate::cpu::{self, Runtime};
-use crate::ffi;
+use crate::ffi::batch::Batch;
+use crate::ffi::context::{Context, Outputs, Pooling, Settings};
+use crate::ffi::log::take_errors;
+use crate::ffi::model::{Adapter, Model, Rope};
 use crate::gguf::Header;
 use crate::gguf::kv_cost::kv_cost;
-use crate::gguf::shards::Model;
-use crate::memory::{
-    CELLS_MULTIPLE, EMBED_CHUNK_TOKENS, EMBED_TOKENS_MAX, Kind, Layout, MICRO_BATCH_TOKENS, looks_both_ways,
-    memory_model,
-};
+use crate::gguf::shards::Files;
+use crate::limits::{CELLS_MULTIPLE, EMBED_CHUNK_TOKENS, EMBED_TOKENS_MAX, MICRO_BATCH_TOKENS};
+use crate::memory::{Kind, Layout, looks_both_ways, memory_model, needs_flash_attention};
 
-/// Where the order does not say how many tokens a forward pass has.
-const BATCH_TOKENS: u32 = 512;
-/// Progress reports under way; one that finds no room is dropped.
-const PROGRESS_QUEUE_LEN_MAX: usize = 16;
 /// What the order and the model say together.
 struct Plan {
     slots: u16,
     context_tokens: u32,
     batch_tokens: u32,
-    threads: i32,
-    kv_type: KvCacheType,
+    threads: u16,
+    kv_type: CellType,
+    flash_attention: FlashAttention,
     kind: Kind,
     offload: bool,
     layout: Layout,
@@ -59,44 +51,41 @@ pub(super) fn load_as(
     progress: LoadProgress<'_>,
     layout: Option<Layout>,
 ) -> Result<GgufEngine, Failure> {
-    let files = Model::read(&spec.weights)?;
+    let files = Files::read(&spec.weights)?;
     let runtime = cpu::start(&spec.cpu_level)?;
     let mut plan = plan(spec, &files, runtime)?;
     plan.layout = layout.unwrap_or(plan.layout);
     // What was logged before is not about this model.
-    drop(ffi::take_errors());
-    let mut model = load_weights(runtime, &files, spec, progress)?;
-    let adapter = load_adapter(&mut model, &spec.adapters)?;
-    let model: &'static LlamaModel = Box::leak(Box::new(model));
+    drop(take_errors());
+    let model: &'static Model = Box::leak(Box::new(load_weights(runtime, &files, spec, progress)?));
+    let adapter = load_adapter(model, &spec.adapters)?;
     let mut engine = assemble(runtime, model, &files, spec, plan, adapter)?;
     warm_up(&mut engine)?;
     Ok(engine)
 }
 
-fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failure> {
+fn plan(spec: &LoadSpec, files: &Files, runtime: &Runtime) -> Result<Plan, Failure> {
     let header = &files.header;
     let kind = Kind::of(header, spec.embedding);
     // Beyond what the model was trained for, learned positions do not exist and rotary ones mean nothing.
     let trained = header.arch_number("context_length").and_then(|it| u32::try_from(it).ok()).unwrap_or(u32::MAX);
-    let mut context_tokens = spec.context_tokens.clamp(CONTEXT_TOKENS_MIN, trained.max(CONTEXT_TOKENS_MIN));
+    let mut context_tokens = spec.context_tokens.min(trained.max(CONTEXT_TOKENS_MIN));
     if kind == Kind::Encoder {
         context_tokens = context_tokens.min(EMBED_TOKENS_MAX);
     }
     let threads = if spec.threads == 0 { cpu::thread_count() } else { spec.threads };
-    let asked = if spec.batch_tokens == 0 { BATCH_TOKENS } else { spec.batch_tokens };
-    let slots = spec.slots.clamp(1, SLOTS_MAX);
-    let offload = spec.gpu_layers != 0 && runtime.backend.supports_gpu_offload();
+    let offload = spec.gpu_layers != 0 && runtime.library.can_offload();
     Ok(Plan {
-        slots,
+        slots: spec.slots,
         context_tokens,
-        // A batch holds at least one token of each slot.
         batch_tokens: match kind {
             // Nor do several inputs together take more than one that is as long as can be.
-            Kind::Encoder => asked.clamp(1, BATCH_TOKENS_MAX).min(context_tokens),
-            Kind::Generator | Kind::Embedder => asked.clamp(slots.into(), BATCH_TOKENS_MAX),
+            Kind::Encoder => spec.batch_tokens.min(context_tokens),
+            Kind::Generator | Kind::Embedder => spec.batch_tokens,
         },
-        threads: threads.into(),
-        kv_type: kv_type(&spec.kv_type)?,
+        threads,
+        kv_type: kv_type(spec)?,
+        flash_attention: spec.flash_attention,
         kind,
         offload,
         // The inputs of an embedding model share one window.
@@ -104,66 +93,39 @@ fn plan(spec: &LoadSpec, files: &Model, runtime: &Runtime) -> Result<Plan, Failu
     })
 }
 
-fn kv_type(name: &str) -> Result<KvCacheType, Failure> {
-    Ok(match name {
-        "" | "f16" => KvCacheType::F16,
-        "bf16" => KvCacheType::BF16,
-        "f32" => KvCacheType::F32,
-        "q8_0" => KvCacheType::Q8_0,
-        "q4_0" => KvCacheType::Q4_0,
-        _ => {
-            let text = format!("unknown key-value cache type {name:?}; known are f16, bf16, f32, q8_0 and q4_0");
-            return Err(Failure::new(FailureKind::LoadFailed, text));
-        }
-    })
+/// As asked for, but as Ollama does it, `f16` where without flash attention nothing could read it.
+fn kv_type(spec: &LoadSpec) -> Result<CellType, Failure> {
+    let kv_type = CellType::named(&spec.kv_type)?;
+    if spec.flash_attention == FlashAttention::Off && needs_flash_attention(&spec.kv_type) {
+        tell(format_args!("flash attention is off: the key-value cache stays f16, {} needs it", spec.kv_type));
+        return Ok(CellType::F16);
+    }
+    Ok(kv_type)
 }
 
-/// Loads on a thread of its own, because llama.cpp's callback must own what it uses and ours is borrowed.
 fn load_weights(
     runtime: &Runtime,
-    files: &Model,
+    files: &Files,
     spec: &LoadSpec,
     progress: LoadProgress<'_>,
-) -> Result<LlamaModel, Failure> {
+) -> Result<Model, Failure> {
     let total = files.weight_bytes();
-    let aborted = Arc::new(AtomicBool::new(false));
-    let (sender, receiver) = mpsc::sync_channel::<f32>(PROGRESS_QUEUE_LEN_MAX);
-    let callback_aborted = Arc::clone(&aborted);
-    let gpu_layers = u32::try_from(spec.gpu_layers).ok();
-    let loaded = std::thread::scope(|scope| {
-        let loading = scope.spawn(move || {
-            let mut params = LlamaModelParams::default().with_progress_callback(move |done| {
-                // A full queue means that enough progress is on its way.
-                let _ = sender.try_send(done);
-                !callback_aborted.load(Ordering::Relaxed)
-            });
-            if let Some(layers) = gpu_layers {
-                params = params.with_n_gpu_layers(layers);
-            }
-            LlamaModel::load_from_file(&runtime.backend, &files.path, &params)
-        });
-        // Ends when the callback is dropped, which is when the load ends.
-        for done in &receiver {
-            let done = (f64::from(done.clamp(0.0, 1.0)) * total as f64) as u64;
-            if !progress(done.min(total), total) {
-                aborted.store(true, Ordering::Relaxed);
-            }
-        }
-        loading.join()
-    });
-    if aborted.load(Ordering::Relaxed) {
+    let mut aborted = false;
+    let mut told = |done: f32| {
+        let done = (f64::from(done.clamp(0.0, 1.0)) * total as f64) as u64;
+        aborted |= !progress(done.min(total), total);
+        !aborted
+    };
+    let loaded = Model::load(&runtime.library, &files.path, u32::try_from(spec.gpu_layers).ok(), &mut told);
+    if aborted {
         return Err(Failure::new(FailureKind::Cancelled, "the load was aborted"));
     }
-    match loaded {
-        Ok(Ok(model)) => Ok(model),
-        Ok(Err(error)) => Err(refused("the model", &files.path, &error.to_string())),
-        Err(_) => Err(refused("the model", &files.path, "the loading thread panicked")),
-    }
+    loaded.map_err(|error| refused("the model", &files.path, &error.to_string()))
 }
 
 /// A failure with llama.cpp's own words, of which the first is the cause and the later ones follow from it.
 fn refused(what: &str, path: &Path, error: &str) -> Failure {
-    let log = ffi::take_errors();
+    let log = take_errors();
     let cause = log.first().map_or(error, String::as_str);
     // Its lines begin with the name of a function, and its messages quote paths.
     let cause = cause.split_once(": ").map_or(cause, |(_, rest)| rest).replace(&*path.to_string_lossy(), "the file");
@@ -174,7 +136,7 @@ fn refused(what: &str, path: &Path, error: &str) -> Failure {
     ))
 }
 
-fn load_adapter(model: &mut LlamaModel, paths: &[std::path::PathBuf]) -> Result<Option<LlamaLoraAdapter>, Failure> {
+fn load_adapter(model: &'static Model, paths: &[std::path::PathBuf]) -> Result<Option<Adapter<'static>>, Failure> {
     match paths {
         [] => Ok(None),
         [path] => {
@@ -186,9 +148,7 @@ fn load_adapter(model: &mut LlamaModel, paths: &[std::path::PathBuf]) -> Result<
                     "the adapter is not a GGUF adapter (general.type)",
                 ));
             }
-            let adapter =
-                model.lora_adapter_init(path).map_err(|error| refused("the adapter", path, &error.to_string()))?;
-            Ok(Some(adapter))
+            model.adapter(path).map(Some).map_err(|error| refused("the adapter", path, &error.to_string()))
         }
         several => {
             let text = format!("{} adapters are named; one is possible", several.len());
@@ -199,11 +159,11 @@ fn load_adapter(model: &mut LlamaModel, paths: &[std::path::PathBuf]) -> Result<
 
 fn assemble(
     runtime: &'static Runtime,
-    model: &'static LlamaModel,
-    files: &Model,
+    model: &'static Model,
+    files: &Files,
     spec: &LoadSpec,
     plan: Plan,
-    mut adapter: Option<LlamaLoraAdapter>,
+    adapter: Option<Adapter<'static>>,
 ) -> Result<GgufEngine, Failure> {
     let header = &files.header;
     let vocab = Arc::new(vocab::vocab(model, header));
@@ -211,40 +171,35 @@ fn assemble(
     let (mut generator, mut embedder) = (None, Embedder::Parts(pooling(header, plan.kind)));
     if plan.kind == Kind::Encoder {
         let sizes = (plan.context_tokens, plan.threads);
-        let whole = Whole::open(runtime, model, sizes, pooling(header, plan.kind)).ok_or_else(no_context)?;
+        let whole =
+            Whole::open(model, sizes, plan.flash_attention, pooling(header, plan.kind)).ok_or_else(no_context)?;
         embedder = Embedder::Whole(whole);
     } else {
-        let context = model.new_context(&runtime.backend, context_params(&plan)).map_err(|_| no_context())?;
+        let context = Context::open(model, &context_settings(&plan)).ok_or_else(no_context)?;
         generator = Some(Generator {
-            batch: LlamaBatch::new(plan.batch_tokens as usize, 1),
-            slots: Slots::new(plan.slots, abilities(model, header, plan.layout)),
+            batch: Batch::default(),
+            slots: Slots::new(plan.slots, abilities(model, &context, header, plan.layout)),
             logits: Vec::new(),
-            vocab_size: vocab.len(),
             batch_tokens: plan.batch_tokens as usize,
-            context_tokens: plan.context_tokens as usize,
             context,
         });
         if looks_both_ways(header) {
             // llama.cpp ends the process where such an input is longer than a micro-batch.
-            embedder = Embedder::Nothing("this model does not support embeddings");
+            embedder = Embedder::Nothing;
         }
     }
-    if let Some(adapter) = &mut adapter {
+    if let Some(adapter) = &adapter {
         let context = match (&mut generator, &mut embedder) {
             (Some(generator), _) => &mut generator.context,
             (None, Embedder::Whole(whole)) => &mut whole.context,
-            (None, Embedder::Parts(_) | Embedder::Nothing(_)) => return Err(no_context()),
+            (None, Embedder::Parts(_) | Embedder::Nothing) => return Err(no_context()),
         };
         context
-            .lora_adapter_set(adapter, 1.0)
+            .set_adapter(adapter)
             .map_err(|error| Failure::new(FailureKind::LoadFailed, format!("the adapter does not fit: {error}")))?;
     }
-    let memory = memory_model(files, plan.layout, plan.offload, plan.kind).estimate(
-        plan.slots,
-        plan.context_tokens,
-        plan.batch_tokens,
-        &spec.kv_type,
-    );
+    let memory = memory_model(files, plan.layout, plan.offload, plan.kind).with_attention(plan.flash_attention);
+    let memory = memory.estimate(plan.slots, plan.context_tokens, plan.batch_tokens, &spec.kv_type);
     let (device, accelerator_bytes) = device(runtime, &plan, spec, header, memory);
     let facts = EngineFacts {
         slots: plan.slots,
@@ -260,35 +215,30 @@ fn assemble(
             architecture: header.architecture().to_owned(),
         },
     };
-    Ok(GgufEngine { facts, model, generator, embedder, embeddings: None, memory, _adapter: adapter })
+    Ok(GgufEngine { facts, model, generator, embedder, embeddings: None, memory })
 }
 
-fn context_params(plan: &Plan) -> LlamaContextParams {
+fn context_settings(plan: &Plan) -> Settings {
     // A stream is rounded up by itself; llama.cpp warns where it has to do that.
     let window = match plan.layout {
         Layout::Shared => plan.context_tokens,
         Layout::Streams => plan.context_tokens.next_multiple_of(CELLS_MULTIPLE),
     };
-    let (windows, micro_batch) = match plan.kind {
-        Kind::Generator => (plan.slots, MICRO_BATCH_TOKENS),
-        Kind::Embedder | Kind::Encoder => (1, EMBED_CHUNK_TOKENS),
-    };
-    let params = LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(u32::from(windows).saturating_mul(window)))
-        .with_n_batch(plan.batch_tokens)
-        .with_n_ubatch(plan.batch_tokens.min(micro_batch))
-        .with_n_seq_max(plan.slots.into())
-        .with_n_threads(plan.threads)
-        .with_n_threads_batch(plan.threads)
-        .with_type_k(plan.kv_type)
-        .with_type_v(plan.kv_type)
-        .with_kv_unified(plan.layout == Layout::Shared)
-        .with_swa_full(false)
-        .with_no_perf(true);
-    match plan.kind {
-        Kind::Generator => params,
+    let (windows, micro_batch, outputs) = match plan.kind {
+        Kind::Generator => (plan.slots, MICRO_BATCH_TOKENS, Outputs::Logits),
         // The engine pools, since a sequence comes in parts.
-        Kind::Embedder | Kind::Encoder => params.with_pooling_type(LlamaPoolingType::None),
+        Kind::Embedder | Kind::Encoder => (1, EMBED_CHUNK_TOKENS, Outputs::HiddenStates),
+    };
+    Settings {
+        cells: u32::from(windows).saturating_mul(window),
+        layout: plan.layout,
+        cell_type: plan.kv_type,
+        flash_attention: plan.flash_attention,
+        batch_tokens: plan.batch_tokens,
+        micro_batch_tokens: plan.batch_tokens.min(micro_batch),
+        sequences: plan.slots.into(),
+        threads: plan.threads,
+        outputs,
     }
 }
 
@@ -303,25 +253,23 @@ fn pooling(header: &Header, kind: Kind) -> Pooling {
     }
 }
 
-/// What llama.cpp's `llama_memory_can_shift` would say, which can't be asked through the safe crate: no where
-/// unsure.
-fn abilities(model: &LlamaModel, header: &Header, layout: Layout) -> Abilities {
+/// What a slot's cells allow. llama.cpp moves positions that it then gets wrong: of a sliding window, of latent keys, and
+/// where a position is no single angle.
+fn abilities(model: &Model, context: &Context<'_>, header: &Header, layout: Layout) -> Abilities {
     let cut = !model.is_recurrent() && !model.is_hybrid();
     let window = header.arch_number("attention.sliding_window").unwrap_or_default();
     let has_window = window > 0 || kv_cost(header).window_tokens > 0;
-    let plain_rope = matches!(model.rope_type(), Some(RopeType::Norm | RopeType::NeoX));
     let latent = header.arch("attention.kv_lora_rank").is_some();
-    let shift = cut && !has_window && plain_rope && !latent && header.architecture() != "step35";
+    let shift = cut && !has_window && !latent && model.rope() == Rope::Plain && context.can_move();
     let window_tokens = u32::try_from(window.max(kv_cost(header).window_tokens)).unwrap_or(u32::MAX);
     Abilities { shift, cut, window_tokens, layout }
 }
 
 fn device(runtime: &Runtime, plan: &Plan, spec: &LoadSpec, header: &Header, memory: MemoryReport) -> (String, u64) {
-    let on_gpu = |kind| matches!(kind, LlamaBackendDeviceType::Gpu | LlamaBackendDeviceType::IntegratedGpu);
-    let gpu = list_llama_ggml_backend_devices().into_iter().find(|device| plan.offload && on_gpu(device.device_type));
+    let gpu = if plan.offload { runtime.library.gpu_backend() } else { None };
     let Some(gpu) = gpu else { return (cpu::describe(runtime.level), 0) };
     // ggml calls Metal's backend "MTL".
-    let name = match gpu.backend.to_lowercase() {
+    let name = match gpu.to_lowercase() {
         name if name == "mtl" => "metal".to_owned(),
         name => name,
     };

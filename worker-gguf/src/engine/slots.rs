@@ -3,8 +3,7 @@
 //! Three things limit that: a sliding window forgets, a recurrent state can't go back, and a cell that two slots
 //! share has one position for both.
 
-use llama_cpp_2::context::LlamaContext;
-
+use crate::ffi::context::Context;
 use crate::memory::Layout;
 
 /// What the cache of a model allows.
@@ -49,30 +48,30 @@ impl Slots {
     }
 
     /// Empties all slots.
-    pub(super) fn clear(&mut self, context: &mut LlamaContext<'_>) {
-        context.clear_kv_cache();
+    pub(super) fn clear(&mut self, context: &mut Context<'_>) {
+        context.clear();
         self.used.fill(0);
         self.shared.iter_mut().for_each(|shared| shared.fill(0));
     }
 
     /// Removes what a failed batch left behind. A state that can't be cut is emptied.
-    pub(super) fn restore(&mut self, context: &mut LlamaContext<'_>, slot: usize) {
+    pub(super) fn restore(&mut self, context: &mut Context<'_>, slot: usize) {
         let used = self.used[slot];
-        if !self.abilities.cut || !remove(context, slot, Some(used), None) {
+        if !self.abilities.cut || !context.remove(slot, used, None) {
             self.truncate(context, slot, 0);
         }
     }
 
-    pub(super) fn truncate(&mut self, context: &mut LlamaContext<'_>, slot: usize, keep: u32) -> u32 {
+    pub(super) fn truncate(&mut self, context: &mut Context<'_>, slot: usize, keep: u32) -> u32 {
         let Some(used) = self.used.get(slot).copied() else { return 0 };
         if keep >= used {
             return used;
         }
-        let kept = if keep > 0 && self.can_end_at(context, slot, keep) && remove(context, slot, Some(keep), None) {
+        let kept = if keep > 0 && self.can_end_at(context, slot, keep) && context.remove(slot, keep, None) {
             keep
         } else {
             // Removing a whole sequence always works.
-            remove(context, slot, None, None);
+            context.remove(slot, 0, None);
             0
         };
         self.used[slot] = kept;
@@ -81,7 +80,7 @@ impl Slots {
     }
 
     /// Whether the tokens before `keep` are all that is needed to go on from there.
-    fn can_end_at(&self, context: &LlamaContext<'_>, slot: usize, keep: u32) -> bool {
+    fn can_end_at(&self, context: &Context<'_>, slot: usize, keep: u32) -> bool {
         if !self.abilities.cut {
             return false;
         }
@@ -89,11 +88,10 @@ impl Slots {
         if window == 0 {
             return true;
         }
-        let oldest = context.kv_cache_seq_pos_min(sequence(slot));
-        u32::try_from(oldest).is_ok_and(|oldest| oldest == 0 || oldest.saturating_add(window) <= keep)
+        context.oldest_position(slot).is_some_and(|oldest| oldest == 0 || oldest.saturating_add(window) <= keep)
     }
 
-    pub(super) fn shift(&mut self, context: &mut LlamaContext<'_>, slot: usize, keep: u32, discard: u32) -> bool {
+    pub(super) fn shift(&mut self, context: &mut Context<'_>, slot: usize, keep: u32, discard: u32) -> bool {
         let Some(used) = self.used.get(slot).copied() else { return false };
         let Some(from) = keep.checked_add(discard).filter(|from| *from <= used) else { return false };
         let shared = self.shared[slot].iter().copied().max().unwrap_or(0);
@@ -103,17 +101,16 @@ impl Slots {
         if discard == 0 {
             return true;
         }
-        if !remove(context, slot, Some(keep), Some(from)) {
+        if !context.remove(slot, keep, Some(from)) {
             return false;
         }
-        let moved = context.kv_cache_seq_add(sequence(slot), Some(from), None, -discard.cast_signed());
-        moved.expect("positions are below the window, which fits 31 bits");
+        context.move_up(slot, from, discard);
         self.used[slot] = used - discard;
         self.limit_shared(slot, keep);
         true
     }
 
-    pub(super) fn copy_prefix(&mut self, context: &mut LlamaContext<'_>, from: usize, to: usize, tokens: u32) -> bool {
+    pub(super) fn copy_prefix(&mut self, context: &mut Context<'_>, from: usize, to: usize, tokens: u32) -> bool {
         if from == to {
             return self.truncate(context, to, tokens) == tokens;
         }
@@ -130,8 +127,7 @@ impl Slots {
         }
         // Between streams llama.cpp copies the whole, and aborts if it is asked for a part.
         let end = (self.abilities.layout == Layout::Shared).then_some(tokens);
-        let copied = context.copy_kv_cache_seq(sequence(from), sequence(to), end.and(Some(0)), end);
-        copied.expect("positions are below the window, which fits 31 bits");
+        context.copy(from, to, end);
         self.used[to] = there.min(end.unwrap_or(there));
         if self.abilities.layout == Layout::Streams {
             return self.truncate(context, to, tokens) == tokens;
@@ -153,14 +149,4 @@ impl Slots {
             self.shared[other][slot] = shared;
         }
     }
-}
-
-/// llama.cpp's name of a slot; there are at most 64.
-fn sequence(slot: usize) -> i32 {
-    i32::try_from(slot).expect("slots are few")
-}
-
-fn remove(context: &mut LlamaContext<'_>, slot: usize, from: Option<u32>, to: Option<u32>) -> bool {
-    let slot = u32::try_from(slot).expect("slots are few");
-    context.clear_kv_cache_seq(Some(slot), from, to).unwrap_or(false)
 }

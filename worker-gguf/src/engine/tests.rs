@@ -4,15 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
-use llama_cpp_2::llama_batch::LlamaBatch;
-use ollmlx_proto::{FailureKind, LoadSpec, SlotId};
+use ollmlx_proto::{FailureKind, FlashAttention, LoadSpec, SlotId};
+use ollmlx_worker_kit::contract::{CellType, Checked};
 use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, Pulse, SlotInput};
 use ollmlx_worker_kit::vocab::TokenKind;
 
 use super::GgufEngine;
-use super::embed::{Embedder, Pooling, Whole};
+use super::embed::{Embedder, Whole};
 use super::load::{load, load_as};
+use crate::ffi::batch::{Batch, Place};
+use crate::ffi::context::{Context, Outputs, Pooling, Settings};
 use crate::gguf::testing::{Writer, tiny_llama};
 use crate::memory::Layout;
 
@@ -152,7 +153,7 @@ fn shared_cells_are_never_shifted() {
 
 #[test]
 fn impossible_batches_fail_before_llama_cpp_sees_them() {
-    let mut engine = engine(Layout::Streams);
+    let mut engine = Checked::new(engine(Layout::Streams));
     let input = |slot, tokens| SlotInput { slot: SlotId(slot), tokens, logits: true };
     let many: Vec<u32> = vec![5; 65];
     let batches: [&[SlotInput<'_>]; 6] = [
@@ -164,12 +165,12 @@ fn impossible_batches_fail_before_llama_cpp_sees_them() {
         &[input(0, &many)],
     ];
     for batch in batches {
-        assert!(matches!(engine.forward(batch), Err(EngineError::Failed(_))), "{batch:?}");
+        assert!(matches!(engine.forward(batch), Err(EngineError::Refused(_))), "{batch:?}");
     }
     for _ in 0..2 {
         engine.forward(&[input(0, &many[..64])]).unwrap();
     }
-    assert!(matches!(engine.forward(&[input(0, &[5])]), Err(EngineError::Failed(_))), "the window is full");
+    assert!(matches!(engine.forward(&[input(0, &[5])]), Err(EngineError::Refused(_))), "the window is full");
     assert_eq!(engine.truncate(SlotId(0), 999), 128, "nothing was lost");
 }
 
@@ -183,27 +184,33 @@ fn generative_model_embeds() {
     for (input, vector) in inputs.iter().zip(&together) {
         assert_close(&engine.embed(std::slice::from_ref(input)).unwrap()[0], vector);
     }
+    let mut engine = Checked::new(engine);
     assert!(engine.embed(&[vec![]]).is_err());
     assert!(engine.embed(&[vec![1; 129]]).is_err());
     assert!(engine.embed(&[vec![9999]]).is_err());
-    forward(&mut engine, 0, &[1]);
+    engine.forward(&[SlotInput { slot: SlotId(0), tokens: &[1], logits: true }]).unwrap();
 }
 
 /// The vector of an input that is computed in one piece, in a context of its own.
-fn in_one_piece(engine: &GgufEngine, pooling: LlamaPoolingType, input: &[u32]) -> Vec<f32> {
-    let runtime = crate::cpu::start("").unwrap();
-    let params = LlamaContextParams::default()
-        .with_n_ctx(std::num::NonZeroU32::new(512))
-        .with_n_batch(512)
-        .with_n_ubatch(512)
-        .with_embeddings(true)
-        .with_pooling_type(pooling);
-    let mut context = engine.model.new_context(&runtime.backend, params).unwrap();
-    let mut batch = LlamaBatch::new(512, 1);
-    let tokens: Vec<_> = input.iter().map(|token| super::to_llama(*token)).collect();
-    batch.add_sequence(&tokens, 0, true).unwrap();
+fn in_one_piece(engine: &GgufEngine, pooling: Pooling, input: &[u32]) -> Vec<f32> {
+    let settings = Settings {
+        cells: 512,
+        layout: Layout::Shared,
+        cell_type: CellType::F16,
+        flash_attention: FlashAttention::Auto,
+        batch_tokens: 512,
+        micro_batch_tokens: 512,
+        sequences: 1,
+        threads: 1,
+        outputs: Outputs::Vectors(pooling),
+    };
+    let mut context = Context::open(engine.model, &settings).unwrap();
+    let mut batch = Batch::default();
+    for (position, &token) in (0..).zip(input) {
+        batch.add(Place { token, position, sequence: 0, output: true });
+    }
     context.decode(&mut batch).unwrap();
-    context.embeddings_seq_ith(0).unwrap().to_vec()
+    context.vector(0).unwrap().to_vec()
 }
 
 #[test]
@@ -215,12 +222,7 @@ fn an_input_computed_in_parts_has_the_vector_of_the_whole() {
         (0..129).map(|index| 4 + index * 3 % 260).collect(),
         (0..128).map(|index| 4 + index * 5 % 260).collect(),
     ];
-    let kinds = [
-        (None, LlamaPoolingType::Last),
-        (Some(1), LlamaPoolingType::Mean),
-        (Some(2), LlamaPoolingType::Cls),
-        (Some(3), LlamaPoolingType::Last),
-    ];
+    let kinds = [(None, Pooling::Last), (Some(1), Pooling::Mean), (Some(2), Pooling::First), (Some(3), Pooling::Last)];
     for (stated, pooling) in kinds {
         let writer = stated.map_or(tiny_llama(), |stated| tiny_llama().number("llama.pooling_type", stated));
         let (spec, _folder) = spec(&writer);
@@ -238,7 +240,7 @@ fn an_input_computed_in_parts_has_the_vector_of_the_whole() {
                 }
             }
         };
-        let parts_min = if pooling == LlamaPoolingType::Cls { 4 } else { 5 };
+        let parts_min = if pooling == Pooling::First { 4 } else { 5 };
         assert!(parts >= parts_min, "{pooling:?}: {parts} parts");
         for (input, vector) in inputs.iter().zip(&vectors) {
             assert_close(vector, &in_one_piece(&engine, pooling, input));
@@ -278,8 +280,7 @@ fn every_context_gives_signs_of_life_while_it_computes() {
     generator.embed(&[vec![1, 5, 6]]).unwrap();
     assert!(beats.swap(0, Ordering::Relaxed) > 1);
 
-    let runtime = crate::cpu::start("").unwrap();
-    let whole = Whole::open(runtime, generator.model, (64, 1), Pooling::Mean).unwrap();
+    let whole = Whole::open(generator.model, (64, 1), FlashAttention::Auto, Pooling::Mean).unwrap();
     generator.embedder = Embedder::Whole(whole);
     generator.on_progress(pulse());
     generator.embed(&[vec![1, 5, 6]]).unwrap();
@@ -290,19 +291,19 @@ fn every_context_gives_signs_of_life_while_it_computes() {
 fn a_generative_model_that_looks_both_ways_refuses_to_embed() {
     let (spec, _folder) = spec(&tiny_llama().flag("llama.attention.causal", false));
     let mut engine = load(&spec, &mut |_, _| true).unwrap();
-    assert!(matches!(engine.embed(&[vec![1, 5]]), Err(EngineError::Unsupported(_))));
+    assert!(matches!(engine.embed(&[vec![1, 5]]), Err(EngineError::Refused(_))));
 }
 
 #[test]
 fn embedding_model_only_embeds() {
     let (mut spec, _folder) = spec(&tiny_llama().number("llama.pooling_type", 3));
     spec.embedding = true;
-    let mut engine = load(&spec, &mut |_, _| true).unwrap();
+    let mut engine = Checked::new(load(&spec, &mut |_, _| true).unwrap());
     assert!(engine.facts().embedding);
     assert_eq!(engine.memory().kv, 256 * 2 * 2 * 16 * 2, "one window of 128, rounded up, whatever the slots");
     assert_eq!(engine.embed(&[vec![1, 5], vec![7]]).unwrap().len(), 2);
     let input = SlotInput { slot: SlotId(0), tokens: &[1], logits: true };
-    assert!(matches!(engine.forward(&[input]), Err(EngineError::Unsupported(_))));
+    assert!(matches!(engine.forward(&[input]), Err(EngineError::Refused(_))));
 }
 
 /// llama.cpp aborts on a batch larger than it was made for, which a small window makes small.
@@ -340,6 +341,28 @@ fn facts_and_memory_are_those_of_the_order() {
     assert_eq!(engine.memory().kv, 4 * 512 * 2 * 2 * 16 * 2, "slots, window, layers, keys and values, width, bytes");
     assert_eq!(engine.memory().weights, 142_720);
     assert!(reports.iter().all(|(done, total)| done <= total && *total == 142_720), "{reports:?}");
+}
+
+#[test]
+fn attention_is_computed_as_ordered_and_comes_to_the_same() {
+    let (spec, _folder) = spec(&tiny_llama());
+    let prompt: Vec<u32> = (4..60).collect();
+    let answer = |flash_attention, kv_type: &str| {
+        let spec = LoadSpec { flash_attention, kv_type: kv_type.to_owned(), ..spec.clone() };
+        let mut engine = load(&spec, &mut |_, _| true).unwrap();
+        (forward(&mut engine, 0, &prompt), engine.memory())
+    };
+    let (auto, with) = answer(FlashAttention::Auto, "f16");
+    let (on, with_too) = answer(FlashAttention::On, "f16");
+    let (off, without) = answer(FlashAttention::Off, "f16");
+    assert_eq!(auto, on, "this engine fuses where it can");
+    assert_close(&off, &on);
+    assert_ne!(off, on, "sums are in another order");
+    assert_eq!(with, with_too);
+    assert!(without.compute > with.compute && without.kv == with.kv, "{without:?} {with:?}");
+    // Heads of 16 elements make no blocks of 32, so that this load would fail if the type were kept.
+    let (quantised, report) = answer(FlashAttention::Off, "q8_0");
+    assert_eq!((quantised, report), (off, without), "the cache stays f16");
 }
 
 #[test]

@@ -4,15 +4,8 @@
 //! known are refused here, with the key that is wrong. What it reports as an error by itself is left to it.
 
 use super::{Array, GgufError, Header, Value};
+use crate::limits::{CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX};
 
-/// Layers; a fixed array in llama.cpp (`LLAMA_MAX_LAYERS`).
-const LAYERS_MAX: u64 = 512;
-/// Width of the hidden state.
-const WIDTH_MAX: u64 = 1 << 20;
-/// Window; llama.cpp counts positions in 31 bits.
-const CONTEXT_MAX: u64 = 1 << 30;
-/// Heads of a layer, and elements of a head.
-const HEADS_MAX: u64 = 1 << 16;
 /// `token_type` of a token that stands for one byte.
 const BYTE_TOKEN: u8 = 6;
 

@@ -21,27 +21,6 @@ use std::path::Path;
 
 pub use error::GgufError;
 
-/// Bytes of a key.
-pub const KEY_BYTES_MAX: u64 = 65_535;
-/// Bytes of one text value; chat templates are the longest, at some tens of kilobytes.
-pub const TEXT_BYTES_MAX: u64 = 4 << 20;
-/// Bytes of all text values together.
-pub const TEXT_BYTES_TOTAL_MAX: u64 = 32 << 20;
-/// Metadata entries; real files have some dozens.
-pub const ENTRIES_MAX: u64 = 65_536;
-/// Tensors; the largest real models have some thousands.
-pub const TENSORS_MAX: u64 = 100_000;
-/// Bytes of a tensor's name, one less than llama.cpp's `GGML_MAX_NAME`.
-pub const TENSOR_NAME_BYTES_MAX: u64 = 63;
-/// Dimensions of a tensor (`GGML_MAX_DIMS`).
-pub const DIMENSIONS_MAX: u32 = 4;
-/// Elements of an array. Vocabularies have at most some hundred thousand, merges a little more.
-pub const ARRAY_LEN_MAX: u64 = 16 << 20;
-/// Bytes of a token or merge; longer ones overflow buffers in some tokenizers.
-pub const TOKEN_BYTES_MAX: u64 = 65_536;
-/// Leading numbers of an array that are kept: one per layer must fit.
-pub const ARRAY_KEPT_LEN_MAX: usize = 1024;
-
 /// A scalar, a text or the summary of an array.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -94,7 +73,7 @@ pub struct Array {
     pub len: u64,
     /// Whether they are texts.
     pub texts: bool,
-    /// The first ones, at most [`ARRAY_KEPT_LEN_MAX`] numbers or five texts.
+    /// The first ones, at most [`ARRAY_KEPT_LEN_MAX`](crate::limits::ARRAY_KEPT_LEN_MAX) numbers or five texts.
     pub first: Vec<Value>,
 }
 

@@ -5,9 +5,11 @@ use std::io::{Read, Seek};
 
 use super::reader::Reader;
 use super::types::tensor_type;
-use super::{
-    ARRAY_KEPT_LEN_MAX, ARRAY_LEN_MAX, Array, DIMENSIONS_MAX, ENTRIES_MAX, GgufError, Header, KEY_BYTES_MAX,
-    TENSOR_NAME_BYTES_MAX, TENSORS_MAX, TEXT_BYTES_MAX, TEXT_BYTES_TOTAL_MAX, TOKEN_BYTES_MAX, Tensor, Value,
+use super::{Array, GgufError, Header, Tensor, Value};
+use crate::limits::{
+    ALIGNMENT_MAX, ARRAY_KEPT_LEN_MAX, ARRAY_LEN_MAX, DIMENSIONS_MAX, ENTRIES_MAX, KEY_BYTES_MAX,
+    TENSOR_NAME_BYTES_MAX, TENSORS_MAX, TEXT_BYTES_MAX, TEXT_BYTES_TOTAL_MAX, TEXT_KEPT_BYTES_MAX, TEXTS_KEPT_MAX,
+    TOKEN_BYTES_MAX,
 };
 
 /// Bytes of the shortest metadata entry: length of an empty key, type, one byte.
@@ -16,11 +18,6 @@ const ENTRY_BYTES_MIN: u64 = 8 + 4 + 1;
 const TENSOR_BYTES_MIN: u64 = 8 + 4 + 4 + 8;
 /// Where a file does not say otherwise.
 const ALIGNMENT: u64 = 32;
-/// Largest alignment that is believed.
-const ALIGNMENT_MAX: u64 = 1 << 20;
-/// Texts of an array that are kept, and the bytes of each.
-const TEXTS_KEPT_MAX: usize = 5;
-const TEXT_KEPT_BYTES_MAX: u64 = 4096;
 /// Spellings of the fill-in-the-middle tokens (prefix, suffix, middle) that llama.cpp knows without a key.
 const INFILL: [&[&str]; 3] = [
     &[

@@ -3,9 +3,7 @@
 use std::io::{BufReader, Read, Seek};
 
 use super::GgufError;
-
-/// Bytes read at once.
-const BUFFER_BYTES: usize = 256 * 1024;
+use crate::limits::BUFFER_BYTES;
 
 pub(super) struct Reader<R> {
     inner: BufReader<R>,

@@ -8,13 +8,11 @@ use std::path::{Path, PathBuf};
 use ollmlx_proto::Failure;
 
 use super::{GgufError, Header, check};
-
-/// Shards of one model; llama.cpp counts them in 16 bits, and real models have some dozens.
-const SHARDS_MAX: u64 = 1024;
+use crate::limits::SHARDS_MAX;
 
 /// The headers of a whole model, checked.
 #[derive(Debug)]
-pub struct Model {
+pub struct Files {
     /// What llama.cpp is given: the only file or the first shard.
     pub path: PathBuf,
     /// The first header, which has the metadata.
@@ -23,7 +21,7 @@ pub struct Model {
     pub others: Vec<Header>,
 }
 
-impl Model {
+impl Files {
     /// Reads and checks the headers of a model. `paths` is its only file, its first shard, or all its shards in order.
     ///
     /// # Errors

@@ -4,13 +4,13 @@
 
 use std::ops::Range;
 
+use crate::limits::{HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX};
 use crate::quant::Result;
 use mlx_rs::Array;
 use mlx_rs::fast::{layer_norm, scaled_dot_product_attention};
 use mlx_rs::ops::indexing::TryIndexOp;
 use mlx_rs::ops::{add, divide, erf, multiply};
 use ollmlx_proto::Failure;
-use ollmlx_proto::limits::{MLX_HEADS_MAX, MLX_LAYERS_MAX, MLX_VOCAB_MAX, MLX_WIDTH_MAX};
 
 use crate::config::{Config, invalid};
 use crate::quant::{Embedding, Linear, split_last};
@@ -53,8 +53,8 @@ pub struct BertSpec {
 /// # Errors
 /// A value is bad (named).
 pub fn spec(config: &Config<'_>) -> Result<BertSpec, Failure> {
-    let hidden = config.count("hidden_size", MLX_WIDTH_MAX)?;
-    let heads = config.count("num_attention_heads", MLX_HEADS_MAX)?;
+    let hidden = config.count("hidden_size", WIDTH_MAX)?;
+    let heads = config.count("num_attention_heads", HEADS_MAX)?;
     if !hidden.is_multiple_of(heads) {
         return Err(invalid("config.json: hidden_size is no multiple of num_attention_heads"));
     }
@@ -64,11 +64,11 @@ pub fn spec(config: &Config<'_>) -> Result<BertSpec, Failure> {
         return Err(invalid("config.json: hidden_act must be gelu"));
     }
     Ok(BertSpec {
-        layers: config.count("num_hidden_layers", MLX_LAYERS_MAX)? as i32,
+        layers: config.count("num_hidden_layers", LAYERS_MAX)? as i32,
         hidden: hidden as i32,
         heads: heads as i32,
-        feed_forward: config.count("intermediate_size", MLX_WIDTH_MAX)? as i32,
-        vocab: config.count("vocab_size", MLX_VOCAB_MAX)? as i32,
+        feed_forward: config.count("intermediate_size", WIDTH_MAX)? as i32,
+        vocab: config.count("vocab_size", VOCAB_MAX)? as i32,
         context: config.count_or("max_position_embeddings", 1 << 20, 512)?,
         types: config.count_or("type_vocab_size", 16, 2)? as i32,
         eps: config.number_or("layer_norm_eps", 0.0..=1.0, 1e-12)? as f32,

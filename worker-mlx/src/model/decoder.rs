@@ -4,12 +4,12 @@
 //! at slots one by one. So prompts and single tokens mix freely, nothing is padded, and a prompt in chunks is just
 //! several batches. Nothing is evaluated here; the caller does it once per batch.
 
+use crate::limits::{HEADS_MAX, LAYERS_MAX, VOCAB_MAX, WIDTH_MAX};
 use crate::quant::Result;
 use mlx_rs::fast::rms_norm;
 use mlx_rs::ops::{add, divide, maximum, minimum, multiply, tanh};
 use mlx_rs::{Array, Dtype};
 use ollmlx_proto::Failure;
-use ollmlx_proto::limits::{MLX_HEADS_MAX, MLX_LAYERS_MAX, MLX_VOCAB_MAX, MLX_WIDTH_MAX};
 
 use crate::config::{Config, invalid};
 use crate::kv::{KvPacking, KvShape, SlotCache};
@@ -76,26 +76,26 @@ impl DecoderSpec {
     /// # Errors
     /// A value is bad (named).
     pub fn common(config: &Config<'_>, rope_base: f64) -> Result<Self, Failure> {
-        let hidden = config.count("hidden_size", MLX_WIDTH_MAX)?;
-        let heads = config.count("num_attention_heads", MLX_HEADS_MAX)?;
-        let kv_heads = config.count_or("num_key_value_heads", MLX_HEADS_MAX, heads)?;
+        let hidden = config.count("hidden_size", WIDTH_MAX)?;
+        let heads = config.count("num_attention_heads", HEADS_MAX)?;
+        let kv_heads = config.count_or("num_key_value_heads", HEADS_MAX, heads)?;
         if !heads.is_multiple_of(kv_heads) {
             return Err(invalid(format!(
                 "config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
             )));
         }
         let head_width = match config.get("head_dim") {
-            Some(_) => config.count("head_dim", MLX_WIDTH_MAX)?,
+            Some(_) => config.count("head_dim", WIDTH_MAX)?,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => return Err(invalid("config.json: hidden_size is no multiple of num_attention_heads")),
         };
-        if u64::from(heads) * u64::from(head_width) > u64::from(MLX_WIDTH_MAX) {
+        if u64::from(heads) * u64::from(head_width) > u64::from(WIDTH_MAX) {
             return Err(invalid("config.json: num_attention_heads times head_dim is too large"));
         }
         if !head_width.is_multiple_of(2) {
             return Err(invalid("config.json: head_dim must be even"));
         }
-        let layers = config.count("num_hidden_layers", MLX_LAYERS_MAX)?;
+        let layers = config.count("num_hidden_layers", LAYERS_MAX)?;
         let base = match config.object("rope_parameters", "rope_parameters.")? {
             Some(parameters) if parameters.get("rope_theta").is_some() => {
                 parameters.number_or("rope_theta", 1.0..=1e12, rope_base)?
@@ -110,8 +110,8 @@ impl DecoderSpec {
             heads: heads as i32,
             kv_heads: kv_heads as i32,
             head_width: head_width as i32,
-            feed_forward: config.count("intermediate_size", MLX_WIDTH_MAX)? as i32,
-            vocab: config.count("vocab_size", MLX_VOCAB_MAX)? as i32,
+            feed_forward: config.count("intermediate_size", WIDTH_MAX)? as i32,
+            vocab: config.count("vocab_size", VOCAB_MAX)? as i32,
             eps: config.number_or("rms_norm_eps", 0.0..=1.0, 1e-6)? as f32,
             context: config.count_or("max_position_embeddings", 1 << 30, 4096)?,
             score_scale: 1.0 / (f64::from(head_width)).sqrt() as f32,
@@ -136,7 +136,7 @@ impl DecoderSpec {
     /// # Errors
     /// The list is of another length or holds something else.
     pub fn read_layer_types(&self, config: &Config<'_>) -> Result<Option<Vec<bool>>, Failure> {
-        let Some(list) = config.list("layer_types", MLX_LAYERS_MAX as usize)? else { return Ok(None) };
+        let Some(list) = config.list("layer_types", LAYERS_MAX as usize)? else { return Ok(None) };
         if list.len() != self.layers as usize {
             return Err(invalid("config.json: layer_types and num_hidden_layers disagree"));
         }

@@ -4,10 +4,10 @@
 //! √hidden (rounded to bfloat16 in Gemma 3), and some layers see a window only.
 
 use ollmlx_proto::Failure;
-use ollmlx_proto::limits::MLX_LAYERS_MAX;
 use serde_json::Map;
 
 use crate::config::Config;
+use crate::limits::LAYERS_MAX;
 use crate::model::decoder::DecoderSpec;
 use crate::model::mlp::Activation;
 use crate::model::rope::Rope;
@@ -75,7 +75,7 @@ pub fn spec3(config: &Config<'_>) -> Result<DecoderSpec, Failure> {
     } else {
         "_sliding_window_pattern"
     };
-    let pattern = config.count_or(pattern_key, MLX_LAYERS_MAX, 6)? as i32;
+    let pattern = config.count_or(pattern_key, LAYERS_MAX, 6)? as i32;
     let sliding = match spec.read_layer_types(config)? {
         Some(sliding) => sliding,
         None => (0..spec.layers).map(|index| (index + 1) % pattern != 0).collect(),

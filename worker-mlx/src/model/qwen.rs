@@ -1,9 +1,9 @@
 //! Qwen 2, Qwen 3 and Qwen 3 with experts.
 
 use ollmlx_proto::Failure;
-use ollmlx_proto::limits::{MLX_EXPERTS_MAX, MLX_LAYERS_MAX, MLX_WIDTH_MAX};
 
 use crate::config::{Config, invalid};
+use crate::limits::{EXPERTS_MAX, LAYERS_MAX, WIDTH_MAX};
 use crate::model::decoder::DecoderSpec;
 use crate::model::mlp::MoeSpec;
 
@@ -31,10 +31,10 @@ pub fn spec3(config: &Config<'_>) -> Result<DecoderSpec, Failure> {
 /// A value is bad (named).
 pub fn spec3_moe(config: &Config<'_>) -> Result<DecoderSpec, Failure> {
     let mut spec = spec3(config)?;
-    let experts = config.count("num_experts", MLX_EXPERTS_MAX)?;
+    let experts = config.count("num_experts", EXPERTS_MAX)?;
     let chosen = config.count("num_experts_per_tok", experts)?;
-    let step = config.count_or("decoder_sparse_step", MLX_LAYERS_MAX, 1)?;
-    let dense = config.list("mlp_only_layers", MLX_LAYERS_MAX as usize)?.unwrap_or_default();
+    let step = config.count_or("decoder_sparse_step", LAYERS_MAX, 1)?;
+    let dense = config.list("mlp_only_layers", LAYERS_MAX as usize)?.unwrap_or_default();
     let mut layers = Vec::new();
     for index in 0..spec.layers as u32 {
         let listed = dense.iter().any(|layer| layer.as_u64() == Some(u64::from(index)));
@@ -46,7 +46,7 @@ pub fn spec3_moe(config: &Config<'_>) -> Result<DecoderSpec, Failure> {
     let moe = MoeSpec {
         experts: experts as i32,
         chosen: chosen as i32,
-        width: config.count("moe_intermediate_size", MLX_WIDTH_MAX)? as i32,
+        width: config.count("moe_intermediate_size", WIDTH_MAX)? as i32,
         normalise: config.flag("norm_topk_prob")?.unwrap_or(false),
     };
     spec.moe = Some((moe, layers));

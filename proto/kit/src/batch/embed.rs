@@ -8,16 +8,18 @@ use std::time::Instant;
 
 use ollmlx_proto::{Embed, Embeddings, Failure, FailureKind, Output, Request, RequestId, TokenId};
 
-use super::job::Clock;
-use super::{Outputs, PREFILL_TOLD_EVERY, broken, cancelled, failure, prompt};
+use super::job::Stopwatch;
+use super::{Outputs, broken, cancelled, failure, prompt};
+use crate::contract::INPUT_TOO_LONG;
 use crate::engine::{EmbedStep, Engine, EngineError};
+use crate::limits::PREFILL_TOLD_EVERY;
 
 /// One embedding request.
 #[derive(Debug)]
 pub(super) struct EmbedJob {
     pub(super) id: RequestId,
     pub(super) cancelled: bool,
-    pub(super) clock: Clock,
+    pub(super) clock: Stopwatch,
     /// Those before `taken` are with a pass, and empty.
     inputs: Vec<Vec<TokenId>>,
     vectors: Vec<Vec<f32>>,
@@ -48,8 +50,7 @@ impl EmbedJob {
             let mut tokens = engine.tokenize(text, true, true)?;
             if tokens.len() > window {
                 if !embed.truncate {
-                    let text = "the input length exceeds the context length";
-                    return Err(Failure::new(FailureKind::ContextExceeded, text));
+                    return Err(Failure::new(FailureKind::ContextExceeded, INPUT_TOO_LONG));
                 }
                 shorten(&mut tokens, &frame, window);
             }
@@ -62,7 +63,7 @@ impl EmbedJob {
         Ok(Self {
             id: request.id,
             cancelled: false,
-            clock: Clock::new(arrived),
+            clock: Stopwatch::new(arrived),
             vectors: Vec::with_capacity(inputs.len()),
             inputs,
             taken: 0,

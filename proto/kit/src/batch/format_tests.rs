@@ -157,7 +157,7 @@ fn an_answer_torn_between_any_two_outputs_goes_on_with_the_next() {
             torn += u32::from(said_after > 0);
             let rest = said(
                 scripted(jinja, &script),
-                Request { progress: Progress { produced, said_after, replay_exact_ms: 1000 }, ..request.clone() },
+                Request { progress: ResumePoint { produced, said_after, replay_exact_ms: 1000 }, ..request.clone() },
             );
             let words = |outputs: &[Output]| -> Vec<Output> {
                 outputs

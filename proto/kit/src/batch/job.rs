@@ -14,14 +14,10 @@ use ollmlx_proto::{
 use super::prompt::Prompt;
 use crate::chat::{OutputParser, Parsed};
 use crate::grammar::Grammar;
+use crate::limits::{RUNAWAY_WINDOWS, SLIDE_TOKENS_MIN};
 use crate::sampler::{Choice, SampleError, Sampler, Scratch};
 use crate::text::{Detokenizer, StopMatcher};
 use crate::vocab::Vocab;
-
-/// Most tokens of an answer, in windows: a model that never ends is stopped, as Ollama does.
-const RUNAWAY_WINDOWS: u32 = 10;
-/// A slide leaves room for this many tokens at least, as llama-server does.
-const SLIDE_TOKENS_MIN: usize = 4;
 
 /// One generating request.
 pub(super) struct Job {
@@ -29,7 +25,7 @@ pub(super) struct Job {
     pub(super) cancelled: bool,
     /// Its client reads too slowly.
     pub(super) paused: bool,
-    pub(super) clock: Clock,
+    pub(super) clock: Stopwatch,
     pub(super) usage: Usage,
     pub(super) window: usize,
     /// Tokens at the start that a slide keeps; `None` where the window must not slide.
@@ -50,7 +46,7 @@ pub(super) struct Job {
 
 /// When what happened.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
+pub(super) struct Stopwatch {
     pub(super) arrived: Instant,
     /// The first prompt token was computed.
     pub(super) prefill: Option<Instant>,
@@ -60,7 +56,7 @@ pub(super) struct Clock {
     pub(super) told: Instant,
 }
 
-impl Clock {
+impl Stopwatch {
     pub(super) fn new(arrived: Instant) -> Self {
         Self { arrived, prefill: None, decode: None, told: arrived }
     }
@@ -102,7 +98,7 @@ impl Job {
             id: request.id,
             cancelled: false,
             paused: false,
-            clock: Clock::new(arrived),
+            clock: Stopwatch::new(arrived),
             usage: Usage { prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX), ..Usage::default() },
             window,
             slide_keep: request.limits.shift.then_some(slide_keep),

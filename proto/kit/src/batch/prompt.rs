@@ -7,11 +7,8 @@ use ollmlx_proto::limits::CONTEXT_TOKENS_MIN;
 use ollmlx_proto::{Chat, Complete, ContentPart, Failure, FailureKind, Limits, Request, Role, TokenId, Work};
 
 use crate::chat::{ChatFormat, OutputParser, RenderedPrompt};
+use crate::contract::{ONLY_EMBEDDINGS, PROMPT_TOO_LONG};
 use crate::engine::{Engine, EngineFacts};
-
-/// Ollama's words for a prompt that does not fit.
-const TOO_LONG: &str = "the prompt is longer than the context length currently available to the model; shorten the \
-                        prompt, adjust the context length in settings, or use a model with a longer context length";
 
 /// What a request's work turned into.
 pub(super) enum Prepared {
@@ -49,7 +46,7 @@ impl<E: Engine> Renderer<'_, E> {
     pub(super) fn prepare(&self, request: &Request) -> Result<Prepared, Failure> {
         let facts = self.engine.facts();
         if facts.embedding {
-            return Err(Failure::new(FailureKind::Unsupported, "this model only makes embeddings"));
+            return Err(Failure::new(FailureKind::Unsupported, ONLY_EMBEDDINGS));
         }
         let window = window(&request.limits, facts);
         let (tokens, parser, wants_context) = match &request.work {
@@ -185,7 +182,7 @@ fn fit(tokens: Vec<TokenId>, keep: usize, window: usize, limits: &Limits) -> Res
         return Ok(tokens);
     }
     if !(limits.truncate && limits.shift) {
-        return Err(Failure::new(FailureKind::ContextExceeded, TOO_LONG)
+        return Err(Failure::new(FailureKind::ContextExceeded, PROMPT_TOO_LONG)
             .with_detail(format!("{} prompt tokens, window of {window}", tokens.len())));
     }
     let keep = keep.min(window.saturating_sub(1));
@@ -217,7 +214,7 @@ mod tests {
     fn without_leave_to_cut_a_long_prompt_is_refused() {
         for limits in [Limits { truncate: false, ..limits() }, Limits { shift: false, ..limits() }] {
             let refused = fit((0..10).collect(), 4, 10, &limits).expect_err("too long");
-            assert_eq!((refused.kind, refused.public.as_str()), (FailureKind::ContextExceeded, TOO_LONG));
+            assert_eq!((refused.kind, refused.public.as_str()), (FailureKind::ContextExceeded, PROMPT_TOO_LONG));
             assert!(fit((0..9).collect(), 4, 10, &limits).is_ok());
         }
     }

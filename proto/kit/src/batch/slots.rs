@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use ollmlx_proto::TokenId;
 
 use super::job::Job;
-
-/// Tokens that a copy from another slot must save to be worth it.
-const COPY_TOKENS_MIN: usize = 32;
+use crate::limits::COPY_TOKENS_MIN;
 
 /// One sequence of the engine.
 pub(super) struct Slot {
@@ -27,7 +25,7 @@ pub(super) struct Slot {
     pub(super) replay: Option<Replay>,
 }
 
-/// See `replay_exact_ms` of [`ollmlx_proto::Progress`].
+/// See `replay_exact_ms` of [`ollmlx_proto::ResumePoint`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Replay {
     /// Index of the first of them.

@@ -7,6 +7,7 @@ use ollmlx_proto::{Chat, ContentPart, Delta, Embed, Limits, Logprobs, Message, P
 
 use super::toy::{BOS, EOS, Toy, after, complete};
 use super::*;
+use crate::limits::ARRIVALS_LEN_MAX;
 
 pub(super) fn toy() -> Toy {
     Toy::new(4, 4096, 256)
@@ -76,7 +77,7 @@ fn step(batcher: &mut Batcher<Toy>, book: &mut Book) -> StepOutcome {
     let mut out = Vec::new();
     let outcome = batcher.step(&mut out).expect("the engine is not broken");
     note(book, &mut out);
-    for (slot, cache) in batcher.slots.iter().zip(&batcher.engine.caches) {
+    for (slot, cache) in batcher.slots.iter().zip(&batcher.engine().caches) {
         if slot.job.is_some() || slot.computed > 0 {
             assert_eq!(slot.tokens[..slot.computed], cache[..], "batcher and engine agree");
         }
@@ -165,7 +166,7 @@ fn a_step_gives_every_generating_slot_one_token_and_prompts_the_rest() {
     for expected in [vec![1, 1, 100, 412], vec![1, 1, 1, 512], vec![1, 1, 1, 376], vec![1, 1, 1, 1]] {
         step(&mut batcher, &mut book);
         let mut shares: Vec<usize> =
-            batcher.engine.passes.last().expect("computed").iter().map(|&(_, tokens)| tokens).collect();
+            batcher.engine().passes.last().expect("computed").iter().map(|&(_, tokens)| tokens).collect();
         shares.sort_unstable();
         assert_eq!(shares, expected);
     }
@@ -173,7 +174,7 @@ fn a_step_gives_every_generating_slot_one_token_and_prompts_the_rest() {
     let mut batcher = Batcher::new(Toy::new(4, 4096, 1024));
     batcher.run(complete(1, &"x".repeat(1500)));
     step(&mut batcher, &mut Book::new());
-    assert_eq!(batcher.engine.passes, [vec![(0, 1024)]], "nobody waits: the whole batch");
+    assert_eq!(batcher.engine().passes, [vec![(0, 1024)]], "nobody waits: the whole batch");
 }
 
 #[test]
@@ -341,7 +342,7 @@ fn a_busy_slot_lends_its_prefix() {
             step(&mut batcher, &mut book);
         }
         drive(&mut batcher, &mut book);
-        assert_eq!(batcher.engine.copies, if can_copy { 3 } else { 0 });
+        assert_eq!(batcher.engine().copies, if can_copy { 3 } else { 0 });
         for request in &requests {
             assert_eq!(book[&request.id.0].answer(), alone(request).answer());
         }
@@ -436,7 +437,7 @@ fn a_window_that_slid_is_not_reused_beyond_what_it_kept() {
     request.limits.max_tokens = Some(40);
     batcher.run(request);
     drive(&mut batcher, &mut book);
-    assert_eq!(batcher.engine.caches[0], [BOS, 48, 49, 50, 51]);
+    assert_eq!(batcher.engine().caches[0], [BOS, 48, 49, 50, 51]);
 }
 
 #[test]
@@ -565,7 +566,7 @@ fn a_failed_pass_fails_those_in_it_and_nobody_else() {
     batcher.run(complete(1, "one"));
     batcher.run(complete(2, "two"));
     step(&mut batcher, &mut book);
-    batcher.engine.failures.push_back(Some(EngineError::Failed("bad luck".to_owned())));
+    batcher.engine.inner_mut().failures.push_back(Some(EngineError::Failed("bad luck".to_owned())));
     step(&mut batcher, &mut book);
     for id in [1, 2] {
         assert_eq!(
@@ -582,7 +583,7 @@ fn a_failed_pass_fails_those_in_it_and_nobody_else() {
 fn a_broken_engine_is_an_error() {
     let mut batcher = Batcher::new(toy());
     batcher.run(complete(1, "one"));
-    batcher.engine.failures.push_back(Some(EngineError::Broken("gone".to_owned())));
+    batcher.engine.inner_mut().failures.push_back(Some(EngineError::Broken("gone".to_owned())));
     let broken = batcher.step(&mut Vec::new()).expect_err("broken");
     assert_eq!(broken.detail, "gone");
 }
@@ -654,8 +655,8 @@ fn embeddings_come_in_order_whatever_shares_a_pass() {
     }
     assert_eq!(book[&1].vectors().iter().map(|vector| vector[0]).collect::<Vec<_>>(), [3.0, 4.0, 5.0]);
     assert!(book[&3].vectors().is_empty());
-    assert!(batcher.engine.passes.iter().all(|pass| pass.iter().map(|(_, tokens)| tokens).sum::<usize>() <= 32));
-    assert_eq!(batcher.engine.passes.len(), 2);
+    assert!(batcher.engine().passes.iter().all(|pass| pass.iter().map(|(_, tokens)| tokens).sum::<usize>() <= 32));
+    assert_eq!(batcher.engine().passes.len(), 2);
     let halves = Toy { room: 1, ..embedder() };
     assert_eq!(alone_on(halves, &requests[1]).vectors(), book[&2].vectors(), "one by one where there is no room");
 }
@@ -697,7 +698,7 @@ fn one_bad_embedding_fails_alone() {
 
     // A computation that fails together is tried apart.
     let failed = || Some(EngineError::Failed("bad".to_owned()));
-    batcher.engine.failures.extend([failed(), None, failed()]);
+    batcher.engine.inner_mut().failures.extend([failed(), None, failed()]);
     batcher.run(embed(4, &["a"]));
     batcher.run(embed(5, &["b"]));
     drive(&mut batcher, &mut book);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ollmlx_proto::{
-    Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Progress, Request, RequestId, Sampling,
+    Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Request, RequestId, ResumePoint, Sampling,
     SlotId, TokenId, Work,
 };
 
@@ -290,12 +290,12 @@ pub(crate) fn complete(id: u64, prompt: &str) -> Request {
         format: Format::Text,
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: None,
-        progress: Progress::default(),
+        progress: ResumePoint::default(),
     }
 }
 
 /// The same request on another worker, after these tokens.
 pub(crate) fn after(request: &Request, produced: &[TokenId]) -> Request {
-    let progress = Progress { produced: produced.to_vec(), said_after: 0, replay_exact_ms: 1000 };
+    let progress = ResumePoint { produced: produced.to_vec(), said_after: 0, replay_exact_ms: 1000 };
     Request { progress, ..request.clone() }
 }

@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use chrono::{Duration, Local};
 use gotmpl::parse::{CommandNode, DefineNode, Expr, ListNode, Node, Parser};
 use gotmpl::{MissingKey, Template, TemplateError, Value};
-use ollmlx_proto::{Failure, FailureKind, ThinkMode, limits};
+use ollmlx_proto::{Failure, FailureKind, ThinkMode};
 use serde_json::Value as Json;
 
 use super::on_deep_stack;
 use super::view::{Conversation, PastCall, Turn, level_word};
+use crate::limits;
 
 /// Stands for the end of the last turn's `.Response`; a noncharacter, which no text has any business with.
 const CUT: &str = "\u{fdd0}\u{fdd1}\u{fdd0}";

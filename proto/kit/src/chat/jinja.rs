@@ -9,12 +9,13 @@ use std::io::{self, Write};
 use chrono::{DateTime, Local};
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context, syntax::SyntaxConfig};
-use ollmlx_proto::{Failure, FailureKind, ThinkMode, limits};
+use ollmlx_proto::{Failure, FailureKind, ThinkMode};
 use serde_json::Value as Json;
 
 use super::json_text::Style;
 use super::view::{Conversation, PastCall, Turn, level_word};
 use super::{Words, on_deep_stack};
+use crate::limits;
 
 /// Marks errors that the template itself raised.
 const REFUSAL: &str = "refused: ";

@@ -4,9 +4,10 @@
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
-use ollmlx_proto::limits;
+use ollmlx_proto::limits::JSON_DEPTH_MAX;
 
 use super::guard::may_be_mark;
+use crate::limits;
 
 /// How to print.
 pub(super) struct Style {
@@ -46,7 +47,7 @@ impl Style {
 
     /// Appends `value`.
     pub(super) fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > limits::JSON_DEPTH_MAX + 2 || out.len() > limits::RENDERED_BYTES_MAX {
+        if depth > JSON_DEPTH_MAX + 2 || out.len() > limits::RENDERED_BYTES_MAX {
             return Err(Error::new(ErrorKind::InvalidOperation, "value is too large for tojson"));
         }
         match value.kind() {

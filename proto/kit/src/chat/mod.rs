@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use ollmlx_proto::{Capability, Chat, Failure, FailureKind, TokenId, limits};
+use ollmlx_proto::{Capability, Chat, Failure, FailureKind, TokenId};
 
+use crate::limits;
 use crate::vocab::{TokenKind, Vocab};
 
 mod builtin;

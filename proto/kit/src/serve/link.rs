@@ -9,20 +9,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use interprocess::local_socket::traits::Stream as _;
 use interprocess::local_socket::{GenericFilePath, Stream, ToFsName as _};
 use ollmlx_proto::frame::{Decoder, encode};
-use ollmlx_proto::limits::SLOTS_MAX;
 use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, RequestId, ToWorker};
 
-use super::WRITE_TIMEOUT;
 use crate::fault::{GARBAGE, Spoil};
+use crate::limits::{BUFFER_BYTES_KEPT, INBOX_LEN_MAX, READ_BYTES, WRITE_TIMEOUT};
 use crate::tell::tell;
-
-/// Messages between the two threads. Each request has a run and a cancel, and the engine drains all of them between
-/// two steps; with room for several generations of them the reader never waits here, and so sees the supervisor go.
-const INBOX_LEN_MAX: usize = 16 * SLOTS_MAX as usize;
-/// Bytes read at once.
-const READ_BYTES: usize = 64 * 1024;
-/// An output buffer that grew over this (embeddings do) is given back.
-const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 
 /// The supervisor is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

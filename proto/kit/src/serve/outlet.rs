@@ -3,16 +3,13 @@
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ollmlx_proto::FromWorker;
 
-use super::PROGRESS_EVERY;
 use super::link::Sender;
 use crate::engine::Pulse;
-
-/// Of a step that takes longer, life is told of from within. Steps as short as most have their own sign first.
-const PULSE_EVERY: Duration = PROGRESS_EVERY.saturating_add(Duration::from_millis(250));
+use crate::limits::{PROGRESS_EVERY, PULSE_EVERY};
 
 /// Shared with the engine, which runs on the same thread.
 pub(super) struct Outlet<W>(Arc<Mutex<Voice<W>>>);

@@ -5,7 +5,7 @@ use super::*;
 const SCRIPT: &str = r#"#!/bin/sh
 [ "$1" = inspect ] && [ -f "$2/config.json" ] || exit 9
 if grep -q refuse "$2/config.json"; then
-    printf '%s' '{"kind":"ModelInvalid","origin":"Model","retry":"Never","public":"model_type mamba is not supported","detail":""}'
+    printf '%s' '{"kind":"ModelInvalid","retry":"Never","public":"model_type mamba is not supported","detail":""}'
     exit 2
 fi
 sed s/gguf/safetensors/ "${0%/*}/card.json"

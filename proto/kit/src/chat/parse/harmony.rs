@@ -9,10 +9,9 @@
 //!
 //! A header that never becomes a message is content, unchanged.
 
-use ollmlx_proto::limits;
-
 use super::calls::{self, Tools};
 use super::{Parsed, Part, add, floor_boundary, held_from};
+use crate::limits;
 
 /// All control tokens that mean something here.
 pub(super) const MARKERS: [&str; 7] =

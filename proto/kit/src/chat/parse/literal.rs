@@ -5,9 +5,7 @@
 use serde_json::{Map, Number, Value};
 
 use super::calls::{Call, Tools};
-
-/// Nesting of literals.
-const DEPTH_MAX: usize = 64;
+use crate::limits::LITERAL_DEPTH_MAX;
 
 /// `[f(a=1), g()]`, or one call without the brackets.
 pub(super) fn pythonic(text: &str, _: &Tools) -> Option<Vec<Call>> {
@@ -92,7 +90,7 @@ impl Reader<'_> {
     }
 
     fn value(&mut self, depth: usize) -> Option<Value> {
-        if depth > DEPTH_MAX {
+        if depth > LITERAL_DEPTH_MAX {
             return None;
         }
         if let Some(quote) = self.quote

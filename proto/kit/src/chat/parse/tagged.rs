@@ -11,14 +11,10 @@
 //! held back where a marker could follow. Every decision depends on the text alone, not on how it was split: each
 //! limit is a position in the text.
 
-use ollmlx_proto::limits;
-
 use super::calls::{JsonScan, Tools};
 use super::formats::{Begin, CallFormat, End, ThinkTags};
 use super::{Parsed, Part, add, floor_boundary, held_from};
-
-/// End markers tried for one call, when those before were inside strings.
-const END_TRIES_MAX: u32 = 64;
+use crate::limits;
 
 /// The parser's state.
 pub(super) struct Tagged {
@@ -373,7 +369,7 @@ impl Capture {
         self.tries += 1;
         self.format.json
             && matches!(self.format.end, End::Marker(_))
-            && self.tries < END_TRIES_MAX
+            && self.tries < limits::END_TRIES_MAX
             && JsonScan::ends_in_string(body)
     }
 }

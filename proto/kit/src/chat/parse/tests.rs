@@ -395,7 +395,7 @@ fn malformed_calls_lose_nothing() {
 
 #[test]
 fn an_endless_call_becomes_content() {
-    let text = format!("<tool_call>{{\"a\":\"{}", "x".repeat(ollmlx_proto::limits::TOOL_CALL_BYTES_MAX + 100));
+    let text = format!("<tool_call>{{\"a\":\"{}", "x".repeat(crate::limits::TOOL_CALL_BYTES_MAX + 100));
     let mut by_piece = parser("<tool_call>", false);
     let mut out = Vec::new();
     for start in (0..text.len()).step_by(997) {

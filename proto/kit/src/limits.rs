@@ -1,0 +1,79 @@
+//! The numbers of a worker, whichever engine it has: unit and reason of each. Those that the wire or the supervisor needs as
+//! well are in [`ollmlx_proto::limits`], those of one engine in its own crate.
+
+use std::time::Duration;
+
+use ollmlx_proto::limits::{MIB, PROGRESS_INTERVAL_MS, SILENCE_MS, SLOTS_MAX};
+
+// --- the process ---
+/// A worker whose supervisor is gone leaves by itself within this, or is ended.
+pub const GONE_GRACE_MS: u64 = 300;
+/// A supervisor that takes no bytes for this long is as good as dead.
+pub const WRITE_TIMEOUT: Duration = Duration::from_millis(SILENCE_MS);
+/// Load progress is told at most this often.
+pub const LOAD_PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// Life and memory are told at most this often.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS);
+/// Of a step that takes longer, life is told of from within. Steps as short as most have their own sign first.
+pub const PULSE_EVERY: Duration = PROGRESS_EVERY.saturating_add(Duration::from_millis(250));
+/// Messages between the two threads. Each request has a run and a cancel, and the engine drains all of them between
+/// two steps; with room for several generations of them the reader never waits here, and so sees the supervisor go.
+pub const INBOX_LEN_MAX: usize = 16 * SLOTS_MAX as usize;
+/// Bytes read at once.
+pub const READ_BYTES: usize = 64 * 1024;
+/// An output buffer that grew over this (embeddings do) is given back.
+pub const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
+
+// --- batches ---
+/// Tokens of a forward pass where a load order does not say how many.
+pub const BATCH_TOKENS: u32 = 512;
+/// Prompt tokens computed in one step while other slots generate, so that their next token is not far.
+pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+/// The oldest unfinished prompt gets at least one part in this many of what a step has for prompts.
+pub const OLDEST_SHARE: usize = 4;
+/// Requests that may wait for a slot. The supervisor sends no more than there are slots, but one that ends and one that
+/// starts may cross.
+pub const ARRIVALS_LEN_MAX: usize = 2 * SLOTS_MAX as usize;
+/// A long prefill is told of this often: twice as often as a silence would be noticed.
+pub const PREFILL_TOLD_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS / 2);
+/// Tokens that a copy from another slot must save to be worth it.
+pub const COPY_TOKENS_MIN: usize = 32;
+/// Most tokens of an answer, in windows: a model that never ends is stopped, as Ollama does.
+pub const RUNAWAY_WINDOWS: u32 = 10;
+/// A slide leaves room for this many tokens at least, as llama-server does.
+pub const SLIDE_TOKENS_MIN: usize = 4;
+
+// --- templates and what comes of them ---
+/// Steps a template may take, whatever it renders.
+pub const TEMPLATE_FUEL: u64 = 5_000_000;
+/// Steps for an empty conversation: hundreds of times what known templates take.
+pub const TEMPLATE_FUEL_BASE: u64 = 400_000;
+/// More for each turn and tool.
+pub const TEMPLATE_FUEL_PER_TURN: u64 = 5_000;
+/// Bytes of a chat template; the largest known ones have 30 KB.
+pub const TEMPLATE_BYTES_MAX: usize = MIB;
+/// Characters of one Jinja expression, strings and white space left out: each may be one level of recursion.
+pub const TEMPLATE_EXPRESSION_CHARS_MAX: usize = 8192;
+/// Branches of all conditions of a Jinja template, each of which may be one level of recursion.
+pub const TEMPLATE_BRANCHES_MAX: usize = 2048;
+/// Nodes that a Go template may visit, estimated before it runs.
+pub const TEMPLATE_NODES_MAX: u64 = 20_000_000;
+/// Bytes of a tool call in the making; a longer one becomes content.
+pub const TOOL_CALL_BYTES_MAX: usize = MIB;
+/// Bytes of white space that may be held back before a tool call; a longer run is content.
+pub const HELD_SPACE_BYTES_MAX: usize = 1024;
+/// Bytes of a header in a tool call (its name) or of a channel before it is content.
+pub const CALL_HEAD_BYTES_MAX: usize = 1024;
+/// Bytes of a JSON Schema of a request.
+pub const SCHEMA_BYTES_MAX: usize = 2 * MIB;
+/// Stack of a thread that runs a template or compiles a grammar, both of which recurse. Only what is used is ever
+/// taken. A template can nest one list per step, and dropping it takes some 200 bytes of stack per level.
+pub const DEEP_STACK_BYTES: usize = 256 * MIB;
+/// Bytes of a rendered prompt.
+pub const RENDERED_BYTES_MAX: usize = 64 * MIB;
+/// End markers tried for one call, when those before were inside strings.
+pub const END_TRIES_MAX: u32 = 64;
+/// Nesting of literals.
+pub const LITERAL_DEPTH_MAX: usize = 64;
+/// Bytes of one token that the trie takes; longer ones are never allowed by a grammar.
+pub const GRAMMAR_TOKEN_BYTES_MAX: usize = 512;
