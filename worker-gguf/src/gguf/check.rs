@@ -3,8 +3,8 @@
 //! llama.cpp aborts, or writes past its arrays, on some headers that are well-formed but make no sense. Those that are
 //! known are refused here, with the key that is wrong. What it reports as an error by itself is left to it.
 
+use super::limits::{CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX};
 use super::{Array, GgufError, Header, Value};
-use crate::limits::{CONTEXT_MAX, HEADS_MAX, LAYERS_MAX, WIDTH_MAX};
 
 /// `token_type` of a token that stands for one byte.
 const BYTE_TOKEN: u8 = 6;

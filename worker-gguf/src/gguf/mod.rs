@@ -7,6 +7,7 @@
 pub mod check;
 mod error;
 pub mod kv_cost;
+pub mod limits;
 mod parse;
 mod reader;
 pub mod shards;
@@ -73,7 +74,7 @@ pub struct Array {
     pub len: u64,
     /// Whether they are texts.
     pub texts: bool,
-    /// The first ones, at most [`ARRAY_KEPT_LEN_MAX`](crate::limits::ARRAY_KEPT_LEN_MAX) numbers or five texts.
+    /// The first ones, at most [`ARRAY_KEPT_LEN_MAX`](limits::ARRAY_KEPT_LEN_MAX) numbers or five texts.
     pub first: Vec<Value>,
 }
 

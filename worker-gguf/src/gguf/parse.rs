@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::io::{Read, Seek};
 
-use super::reader::Reader;
-use super::types::tensor_type;
-use super::{Array, GgufError, Header, Tensor, Value};
-use crate::limits::{
+use super::limits::{
     ALIGNMENT_MAX, ARRAY_KEPT_LEN_MAX, ARRAY_LEN_MAX, DIMENSIONS_MAX, ENTRIES_MAX, KEY_BYTES_MAX,
     TENSOR_NAME_BYTES_MAX, TENSORS_MAX, TEXT_BYTES_MAX, TEXT_BYTES_TOTAL_MAX, TEXT_KEPT_BYTES_MAX, TEXTS_KEPT_MAX,
     TOKEN_BYTES_MAX,
 };
+use super::reader::Reader;
+use super::types::tensor_type;
+use super::{Array, GgufError, Header, Tensor, Value};
 
 /// Bytes of the shortest metadata entry: length of an empty key, type, one byte.
 const ENTRY_BYTES_MIN: u64 = 8 + 4 + 1;

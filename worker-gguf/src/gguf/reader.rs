@@ -3,7 +3,7 @@
 use std::io::{BufReader, Read, Seek};
 
 use super::GgufError;
-use crate::limits::BUFFER_BYTES;
+use super::limits::BUFFER_BYTES;
 
 pub(super) struct Reader<R> {
     inner: BufReader<R>,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use ollmlx_proto::Failure;
 
+use super::limits::SHARDS_MAX;
 use super::{GgufError, Header, check};
-use crate::limits::SHARDS_MAX;
 
 /// The headers of a whole model, checked.
 #[derive(Debug)]
