@@ -23,7 +23,7 @@ const STATIONS: &[Station] = &[
         receivers: &["config", "settings", "self"],
     },
     Station {
-        file: "supervisor/src/http/mod.rs",
+        file: "supervisor/src/http/config.rs",
         name: "HttpConfig",
         readers: &["supervisor/src/http"],
         receivers: &["config"],
