@@ -1,4 +1,4 @@
-//! The command line's grammar, and its errors in the words that scripts know (`ollama-conformance` 5.1, 5.2).
+//! The command line's grammar, and its errors in the words that scripts know (`docs/conformance.md`, Command line).
 //!
 //! Arity is checked by the commands themselves, since clap words it differently.
 

@@ -1,4 +1,4 @@
-//! Numbers, sizes and times as people read them, in Ollama's forms (`ollama-conformance` 5.3). Pure.
+//! Numbers, sizes and times as people read them, in Ollama's forms (`docs/conformance.md`, Command line). Pure.
 
 use std::time::Duration;
 

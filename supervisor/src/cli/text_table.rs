@@ -1,4 +1,4 @@
-//! Tables in the layout that scripts cut apart (`ollama-conformance` 5.3): no borders, every cell padded to its column
+//! Tables in the layout that scripts cut apart (`docs/conformance.md`, Command line): no borders, every cell padded to its column
 //! and followed by four spaces, the last header by one. Pure.
 
 use unicode_width::UnicodeWidthStr;

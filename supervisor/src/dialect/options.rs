@@ -1,4 +1,4 @@
-//! Ollama's `options`: defaults, types and bounds (ollama-conformance 1.13).
+//! Ollama's `options`: defaults, types and bounds (`docs/conformance.md`, Options).
 //!
 //! The request's options go over the model's parameters, those over the table of defaults. A wrong type is
 //! Ollama's 500; an unknown key or `null` is ignored; a number that makes no sense is brought to the nearest one that

@@ -1,4 +1,4 @@
-//! Replies of the dialects, against the golden examples of ollama-conformance 6.
+//! Replies of the dialects, against the golden replies of `tests/golden/`.
 
 use ollmlx_proto::{
     Delta, Embeddings, Failure, FailureKind, FinishReason, Finished, JsonText, Output, Part, Timings, TokenLogprob,

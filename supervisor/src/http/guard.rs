@@ -1,4 +1,4 @@
-//! Who may talk to the door: origins (CORS), hosts (DNS rebinding) and the key (ollama-conformance 4.4, 4.5).
+//! Who may talk to the door: origins (CORS), hosts (DNS rebinding) and the key (`docs/conformance.md`, Who may call).
 //!
 //! A refusal is 403 with an empty body and has no effect; the request's body is not even read.
 

@@ -29,7 +29,7 @@ pub(super) fn luck() -> u128 {
     (u128::from(rng::luck()) << 64) | u128::from(rng::luck())
 }
 
-/// What a request that runs a model is told of a model that can't be had (ollama-conformance 2.3).
+/// What a request that runs a model is told of a model that can't be had (`docs/conformance.md`, Names).
 pub(super) fn model_error(endpoint: &Endpoint, name: &str, error: &CatalogError) -> Rejection {
     match error {
         CatalogError::InvalidName(_) if name.is_empty() => (endpoint.no_model)(),

@@ -1,4 +1,4 @@
-//! Anthropic's dialect, `/v1/messages`, with the habits of Ollama's (ollama-conformance 1.12).
+//! Anthropic's dialect, `/v1/messages`, with the habits of Ollama's (`docs/conformance.md`, Anthropic).
 
 pub mod request;
 mod response;

@@ -1,4 +1,4 @@
-//! Replies of Anthropic's dialect: one object, or named server-sent events (ollama-conformance 1.12, G31, G32).
+//! Replies of Anthropic's dialect: one object, or named server-sent events (`docs/conformance.md`, Anthropic).
 //!
 //! Two deliberate differences from Ollama: a failed stream ends with an `error` event, and `content` of an empty
 //! answer is `[]`, which clients can iterate, not `null`.

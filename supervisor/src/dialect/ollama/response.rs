@@ -1,4 +1,4 @@
-//! Replies of the native dialect: NDJSON lines, or one object (ollama-conformance 1.5–1.7, G3–G15).
+//! Replies of the native dialect: NDJSON lines, or one object (`docs/conformance.md`, Generate and chat).
 
 use ollmlx_proto::{Delta, FinishReason, Finished, Output, Part, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! Values with rules of their own: `keep_alive`, `think` and `format` (ollama-conformance 1.4).
+//! Values with rules of their own: `keep_alive`, `think` and `format` (`docs/conformance.md`, Values).
 
 use ollmlx_proto::{Format, JsonText, ThinkLevel, ThinkMode};
 use serde_json::Value;

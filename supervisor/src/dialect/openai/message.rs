@@ -1,7 +1,7 @@
 //! Messages of OpenAI's dialect to native ones.
 //!
 //! Where Ollama makes one native message of every part of a content array, so does this: chat templates then render
-//! the same prompt (ollama-conformance 1.11).
+//! the same prompt (`docs/conformance.md`, OpenAI).
 
 use ollmlx_proto::{ContentPart, Message, PastToolCall, Role};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! Requests of OpenAI's dialect (ollama-conformance 1.11, 8.1).
+//! Requests of OpenAI's dialect (`docs/conformance.md`, OpenAI).
 //!
 //! `max_completion_tokens` is an alias of `max_tokens`; `tool_choice: "none"` takes the tools away, any other choice
 //! is left to the model; a schema may stand inside `json_schema` or beside it. Unknown fields are ignored.

@@ -1,7 +1,7 @@
-//! Replies of OpenAI's dialect: one object, or server-sent events (ollama-conformance 1.11, G25–G29).
+//! Replies of OpenAI's dialect: one object, or server-sent events (`docs/conformance.md`, OpenAI).
 //!
 //! A stream of a failed request ends with an error record instead of `[DONE]`, where Ollama says nothing at all
-//! (ollama-conformance 8.1).
+//! (`docs/conformance.md`, On purpose otherwise).
 
 use ollmlx_proto::{FinishReason, Finished, Output, Part, TokenLogprob, ToolCall};
 use serde_json::{Map, Value, json};
