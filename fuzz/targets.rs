@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use ollmlx_proto::frame::{self, Decoder, encode};
-use ollmlx_proto::{Chat, ContentPart, FromWorker, Message, Role, ThinkMode, ToWorker};
+use ollmlx_proto::{Chat, ContentPart, FromWorker, Message, Role, ThinkMode, ToWorker, UnixSeconds};
 use ollmlx_supervisor::catalog::modelfile;
 use ollmlx_supervisor::catalog::name::Name;
 use ollmlx_supervisor::dialect::{Call, Rejection, anthropic, ollama, openai};
@@ -130,7 +130,7 @@ pub fn templates(bytes: &[u8]) {
         suffix: None,
         render_only: false,
     };
-    if let Ok(prompt) = format.render(&chat) {
+    if let Ok(prompt) = format.render(&chat, UnixSeconds::default()) {
         assert!(prompt.cuts.iter().all(|cut| prompt.text.is_char_boundary(*cut)));
     }
 }

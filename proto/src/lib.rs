@@ -35,5 +35,5 @@ pub use output::{
 };
 pub use request::{
     Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message, PastToolCall, Request,
-    ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
+    ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, UnixSeconds, Work,
 };

@@ -13,7 +13,7 @@ use crate::output::{
 };
 use crate::request::{
     Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message as Turn, PastToolCall, Request,
-    ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, Work,
+    ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, UnixSeconds, Work,
 };
 
 const MARK: &str = "## Byte dumps";
@@ -39,6 +39,7 @@ fn request(work: Work) -> Request {
         format: Format::JsonSchema(JsonText("{}".to_owned())),
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: Some(Logprobs { top: 2 }),
+        asked_at: UnixSeconds(1_700_000_000),
         progress: ResumePoint { produced: vec![7, 300], said_after: 1, replay_exact_ms: 4000 },
     }
 }

@@ -29,9 +29,15 @@ pub struct Request {
     pub limits: Limits,
     /// Whether, and how deep, log probabilities are reported.
     pub logprobs: Option<Logprobs>,
+    /// When it was asked: the date that its template may say, the same on every worker that computes it.
+    pub asked_at: UnixSeconds,
     /// What earlier incarnations got done of it.
     pub progress: ResumePoint,
 }
+
+/// A wall clock's time, in seconds since 1970 in UTC. It dates things and decides nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixSeconds(pub i64);
 
 /// How far a request got on the workers before this one. Nothing, for a fresh request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -93,6 +93,7 @@ impl Worker {
                 keep_tokens: 0,
             },
             logprobs: None,
+            asked_at: UnixSeconds::default(),
             progress: ResumePoint::default(),
         })))?;
         let (mut first, mut last, mut count) = (None, None, 0);

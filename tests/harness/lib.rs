@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use ollmlx_proto::{
     Capability, Chat, ContentPart, Format, Limits, LoadSpec, MemoryModel, MemoryReport, Message, ModelCard, ModelId,
-    Request, RequestId, ResumePoint, Role, Sampling, ThinkMode, Work,
+    Request, RequestId, ResumePoint, Role, Sampling, ThinkMode, UnixSeconds, Work,
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
 use ollmlx_supervisor::driver::DriverConfig;
@@ -115,6 +115,7 @@ pub fn request(id: u64, text: &str) -> Box<Request> {
         format: Format::Text,
         limits: Limits { max_tokens: None, context_tokens: 4096, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
+        asked_at: UnixSeconds::default(),
         progress: ResumePoint::default(),
     })
 }

@@ -238,7 +238,7 @@ impl<E: Engine> Batcher<E> {
             self.embeds.push(EmbedJob::new(&request, embed, &self.engine, at)?);
             return Ok(());
         }
-        let renderer = Renderer { engine: &self.engine, format: &self.format };
+        let renderer = Renderer { engine: &self.engine, format: &self.format, asked_at: request.asked_at };
         let prompt = match renderer.prepare(&request)? {
             Prepared::Rendered(text) => {
                 out.push((request.id, Output::Rendered(text)));

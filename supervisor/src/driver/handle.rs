@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
-use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, limits};
+use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, UnixSeconds, limits};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -101,6 +101,7 @@ impl Handle {
         let request = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
         if let Job::Run(run) = &mut job {
             run.id = request;
+            run.asked_at = UnixSeconds(self.clock.unix_seconds());
         }
         // Here, where a long prompt keeps nobody else waiting.
         let identity = match &job {

@@ -84,7 +84,7 @@ impl Identity {
 
 #[cfg(test)]
 mod tests {
-    use ollmlx_proto::{Complete, Format, Limits, RequestId, ResumePoint, Sampling};
+    use ollmlx_proto::{Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds};
 
     use super::*;
 
@@ -97,6 +97,7 @@ mod tests {
             format: Format::Text,
             limits: Limits { max_tokens: None, context_tokens: 9, truncate: true, shift: false, keep_tokens: 0 },
             logprobs: None,
+            asked_at: UnixSeconds::default(),
             progress: ResumePoint::default(),
         }
     }

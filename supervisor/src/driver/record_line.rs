@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use ollmlx_proto::{
     Complete, Failure, Format, Limits, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId, Ready, Request,
-    RequestId, ResumePoint, Sampling, Work, WorkerId,
+    RequestId, ResumePoint, Sampling, UnixSeconds, Work, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -256,6 +256,7 @@ fn stand_in(id: RequestId, identity: String) -> Request {
         format: Format::Text,
         limits: Limits { max_tokens: None, context_tokens: 0, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
+        asked_at: UnixSeconds::default(),
         progress: ResumePoint::default(),
     }
 }

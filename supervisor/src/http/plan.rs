@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
-use ollmlx_proto::{Capability, Limits, LoadSpec, Request, RequestId, ResumePoint, ThinkLevel, ThinkMode};
+use ollmlx_proto::{Capability, Limits, LoadSpec, Request, RequestId, ResumePoint, ThinkLevel, ThinkMode, UnixSeconds};
 
 use super::config::HttpConfig;
 use super::work::work;
@@ -71,6 +71,7 @@ pub(super) fn plan(
         format: call.format,
         limits,
         logprobs: call.logprobs,
+        asked_at: UnixSeconds::default(),
         progress: ResumePoint::default(),
     };
     plan.terms.context_least = if stated { asked } else { asked.min(needed_context(&request)) };

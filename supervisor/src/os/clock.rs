@@ -29,6 +29,13 @@ impl Clock {
         self.started + Duration::from_nanos(ns)
     }
 
+    /// The wall clock now, in seconds since 1970. Leaps since the start don't count.
+    #[must_use]
+    pub fn unix_seconds(&self) -> i64 {
+        let since = self.wall_of(self.now_ns()).duration_since(SystemTime::UNIX_EPOCH);
+        since.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
+    }
+
     /// The wall clock of a monotonic time, past or to come. Leaps of the wall clock since the start don't count.
     #[must_use]
     pub fn wall_of(&self, ns: u64) -> SystemTime {

@@ -4,7 +4,9 @@
 //! message always stay; then, if the window may slide, the tokens are cut in the middle. Knows nothing of slots.
 
 use ollmlx_proto::limits::CONTEXT_TOKENS_MIN;
-use ollmlx_proto::{Chat, Complete, ContentPart, Failure, FailureKind, Limits, Request, Role, TokenId, Work};
+use ollmlx_proto::{
+    Chat, Complete, ContentPart, Failure, FailureKind, Limits, Request, Role, TokenId, UnixSeconds, Work,
+};
 
 use crate::chat::{ChatFormat, OutputParser, RenderedPrompt};
 use crate::contract::{ONLY_EMBEDDINGS, PROMPT_TOO_LONG};
@@ -36,6 +38,8 @@ pub(super) struct Prompt {
 pub(super) struct Renderer<'a, E> {
     pub(super) engine: &'a E,
     pub(super) format: &'a ChatFormat,
+    /// When it was asked.
+    pub(super) asked_at: UnixSeconds,
 }
 
 impl<E: Engine> Renderer<'_, E> {
@@ -51,7 +55,7 @@ impl<E: Engine> Renderer<'_, E> {
         let window = window(&request.limits, facts);
         let (tokens, parser, wants_context) = match &request.work {
             Work::Chat(chat) if chat.render_only => {
-                return self.format.render(chat).map(|rendered| Prepared::Rendered(rendered.text));
+                return self.format.render(chat, self.asked_at).map(|rendered| Prepared::Rendered(rendered.text));
             }
             Work::Chat(chat) => self.chat(chat, &request.limits, window)?,
             Work::Complete(complete) => (self.complete(complete)?, OutputParser::passthrough(), false),
@@ -102,7 +106,7 @@ impl<E: Engine> Renderer<'_, E> {
     /// All turns, with the tokens of an earlier exchange in front.
     fn turns(&self, chat: &Chat) -> Result<(Vec<TokenId>, RenderedPrompt), Failure> {
         let vocab = &self.engine.facts().vocab;
-        let mut rendered = self.format.render(chat)?;
+        let mut rendered = self.format.render(chat, self.asked_at)?;
         if chat.context.is_empty() {
             return Ok((self.tokenize(&rendered)?, rendered));
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ollmlx_proto::{
     Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Request, RequestId, ResumePoint, Sampling,
-    SlotId, TokenId, Work,
+    SlotId, TokenId, UnixSeconds, Work,
 };
 
 use crate::chat::ChatSource;
@@ -290,6 +290,7 @@ pub(crate) fn complete(id: u64, prompt: &str) -> Request {
         format: Format::Text,
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: None,
+        asked_at: UnixSeconds::default(),
         progress: ResumePoint::default(),
     }
 }

@@ -13,7 +13,7 @@ use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use chrono::{Duration, Local};
+use chrono::{DateTime, Duration, Local};
 use gotmpl::parse::{CommandNode, DefineNode, Expr, ListNode, Node, Parser};
 use gotmpl::{MissingKey, Template, TemplateError, Value};
 use ollmlx_proto::{Failure, FailureKind, ThinkMode};
@@ -55,28 +55,35 @@ impl GoTemplate {
             fields.insert("System", text(&conversation.system_text()));
             let messages = conversation.turns.iter().map(|turn| message(turn, &mut known));
             fields.insert("Messages", Value::List(messages.collect()));
-            return self.execute(vec![fields], known);
+            return self.execute(vec![fields], known, conversation.asked_at);
         }
-        self.execute(legacy_turns(&conversation, &fields), known).map(|text| match text.find(CUT) {
-            Some(end) => text[..end].to_owned(),
-            None => text,
+        self.execute(legacy_turns(&conversation, &fields), known, conversation.asked_at).map(|text| {
+            match text.find(CUT) {
+                Some(end) => text[..end].to_owned(),
+                None => text,
+            }
         })
     }
 
     /// Renders a prompt and what comes after the insertion point.
-    pub(super) fn render_suffix(&self, prompt: &str, suffix: &str) -> Result<String, Failure> {
-        let empty = Conversation { turns: Vec::new(), tools: Vec::new(), think: ThinkMode::Unset, bytes: 0 };
+    pub(super) fn render_suffix(
+        &self,
+        prompt: &str,
+        suffix: &str,
+        asked_at: DateTime<Local>,
+    ) -> Result<String, Failure> {
+        let empty = Conversation { turns: Vec::new(), tools: Vec::new(), think: ThinkMode::Unset, bytes: 0, asked_at };
         let mut known = Known::default();
         let mut fields = fields(&empty, &mut known);
         fields.insert("Prompt", text(prompt));
         fields.insert("Suffix", text(suffix));
-        self.execute(vec![fields], known)
+        self.execute(vec![fields], known, asked_at)
     }
 
-    fn execute(&self, runs: Vec<Fields>, known: Known) -> Result<String, Failure> {
+    fn execute(&self, runs: Vec<Fields>, known: Known, asked_at: DateTime<Local>) -> Result<String, Failure> {
         let known = Arc::new(known);
         on_deep_stack(|| {
-            let template = compile(&self.source, runs.len(), known)?;
+            let template = compile(&self.source, runs.len(), known, asked_at)?;
             let mut out = Capped(String::new());
             for fields in runs {
                 template.execute_template_fmt(&mut out, "main", &data(fields))?;
@@ -271,7 +278,7 @@ fn map<const N: usize>(pairs: [(&str, Value); N]) -> Value {
 }
 
 /// Parses, bounds and equips a template that is going to run `runs` times.
-fn compile(source: &str, runs: usize, known: Arc<Known>) -> Result<Template, TemplateError> {
+fn compile(source: &str, runs: usize, known: Arc<Known>, asked_at: DateTime<Local>) -> Result<Template, TemplateError> {
     if source.len() > limits::TEMPLATE_BYTES_MAX {
         return Err(TemplateError::Exec("the template is too large".into()));
     }
@@ -288,7 +295,7 @@ fn compile(source: &str, runs: usize, known: Arc<Known>) -> Result<Template, Tem
         show_values(&mut define.body.nodes);
         template = template.add_parse_tree(define.name.as_str(), define.body.clone());
     }
-    Ok(functions(template.add_parse_tree("main", main), known))
+    Ok(functions(template.add_parse_tree("main", main), known, asked_at))
 }
 
 /// Nodes visited where every range runs once, `template` calls included.
@@ -353,7 +360,7 @@ fn show_values(nodes: &mut [Node]) {
     }
 }
 
-fn functions(template: Template, known: Arc<Known>) -> Template {
+fn functions(template: Template, known: Arc<Known>, asked_at: DateTime<Local>) -> Template {
     let budget = Arc::new(AtomicUsize::new(limits::RENDERED_BYTES_MAX));
     let charge = move |text: String| {
         let paid = budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(text.len() + 1));
@@ -362,7 +369,7 @@ fn functions(template: Template, known: Arc<Known>) -> Template {
     };
     let shown = known.clone();
     let [for_show, for_print, for_format, for_slice, for_type] = std::array::from_fn(|_| charge.clone());
-    let date = |days: i64| (Local::now() - Duration::days(days)).format("%Y-%m-%d").to_string();
+    let date = move |days: i64| (asked_at - Duration::days(days)).format("%Y-%m-%d").to_string();
     template
         .func("json", move |args| charge(args.first().map_or_else(|| "null".into(), |value| json(value, &known))))
         .func("show", move |args| match args.first() {

@@ -111,10 +111,6 @@ fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", |text: Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSAL}{text}")))
     });
-    environment.add_function("strftime_now", |format: &str| -> Result<String, Error> {
-        strftime(&Local::now(), format)
-            .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "strftime_now: not a date format"))
-    });
     environment
 }
 
@@ -252,7 +248,13 @@ fn variables(conversation: &Conversation, words: &Words) -> Value {
         [] => Value::from(()),
         tools => tools.iter().map(value).collect(),
     };
+    let asked_at = conversation.asked_at;
+    let strftime_now = Value::from_function(move |format: &str| -> Result<String, Error> {
+        strftime(&asked_at, format)
+            .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "strftime_now: not a date format"))
+    });
     let base = context! {
+        strftime_now => strftime_now,
         messages => messages,
         tools => tools,
         add_generation_prompt => true,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use ollmlx_proto::{Capability, Chat, Failure, FailureKind, TokenId};
+use ollmlx_proto::{Capability, Chat, Failure, FailureKind, TokenId, UnixSeconds};
 
 use crate::limits;
 use crate::vocab::{TokenKind, Vocab};
@@ -127,8 +127,8 @@ impl ChatFormat {
     /// # Errors
     /// `Unsupported` for images and for a suffix that the model can't take, `InvalidRequest` where the template
     /// refuses the conversation or a tool is not JSON, `TemplateFailed` where the template is bad or hostile.
-    pub fn render(&self, chat: &Chat) -> Result<RenderedPrompt, Failure> {
-        let mut conversation = Conversation::new(chat)?;
+    pub fn render(&self, chat: &Chat, asked_at: UnixSeconds) -> Result<RenderedPrompt, Failure> {
+        let mut conversation = Conversation::new(chat, asked_at)?;
         let replaced = chat.template.as_deref().map(GoTemplate::new);
         if let Some(suffix) = chat.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
             return self.render_infill(&conversation, suffix, replaced.as_ref());
@@ -183,7 +183,7 @@ impl ChatFormat {
             return self.infill(self.infill.as_ref(), prompt, suffix);
         };
         let ([prompt, suffix], mark) = self.guard.mark_texts([prompt, suffix]);
-        self.finish(&template.render_suffix(&prompt, &suffix)?, mark)
+        self.finish(&template.render_suffix(&prompt, &suffix, conversation.asked_at)?, mark)
     }
 
     fn infill(&self, markers: Option<&[String; 3]>, prompt: &str, suffix: &str) -> Result<RenderedPrompt, Failure> {

@@ -6,6 +6,9 @@ use ollmlx_proto::{ContentPart, JsonText, Message, PastToolCall, Role, ThinkLeve
 
 use super::*;
 
+/// Some time in 2023.
+const NOW: UnixSeconds = UnixSeconds(1_700_000_000);
+
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 fn vocab(words: &[(&str, TokenKind)]) -> Vocab {
@@ -77,7 +80,7 @@ fn go(template: &str) -> ChatFormat {
 }
 
 fn check(format: &ChatFormat, chat: &Chat, expect: &str) {
-    assert_eq!(format.render(chat).map(|rendered| rendered.text).as_deref(), Ok(expect));
+    assert_eq!(format.render(chat, NOW).map(|rendered| rendered.text).as_deref(), Ok(expect));
 }
 
 fn with_tool(mut chat: Chat) -> Chat {
@@ -101,6 +104,18 @@ fn with_tool(mut chat: Chat) -> Chat {
         ..turn(Role::Tool, "ok")
     });
     chat
+}
+
+#[test]
+fn a_template_says_the_date_on_which_it_was_asked_whenever_it_is_rendered() {
+    let chat = chat(&[("user", "x")]);
+    let day = |format: &ChatFormat, seconds| format.render(&chat, UnixSeconds(seconds)).unwrap().text;
+    for format in [jinja("{{ strftime_now('%Y-%m-%d') }}"), go("{{ currentDate }}{{ .Prompt }}")] {
+        let first = day(&format, NOW.0);
+        assert!(first.starts_with("2023-11-1"), "{first}");
+        assert_eq!(day(&format, NOW.0), first);
+        assert_ne!(day(&format, NOW.0 + 2 * 24 * 3600), first, "another day, another prompt");
+    }
 }
 
 #[test]
@@ -181,7 +196,7 @@ fn a_template_with_tools_and_thinking() {
         &chat,
         "<|im_start|>system\n<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\"}}\n</tools><|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": \"é\", \"a\": [1, 2]}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nok\n</tool_response><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     );
-    let rendered = format.render(&chat).unwrap();
+    let rendered = format.render(&chat, NOW).unwrap();
     assert!(rendered.cuts.is_empty() && !rendered.thinking_open);
     let mut parser = format.parser(&chat, &rendered);
     let mut parsed = parser.push("ok\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": \"y\"}}\n</tool_call>");
@@ -191,8 +206,8 @@ fn a_template_with_tools_and_thinking() {
     // A long conversation has fuel enough.
     let turns: Vec<_> =
         (0..2000).map(|i| if i % 2 == 0 { ("user", "some words") } else { ("assistant", "more words") }).collect();
-    format.render(&super::tests::chat(&turns)).unwrap();
-    format.render(&super::tests::chat(&[("user", &"word ".repeat(1 << 20))])).unwrap();
+    format.render(&super::tests::chat(&turns), NOW).unwrap();
+    format.render(&super::tests::chat(&[("user", &"word ".repeat(1 << 20))]), NOW).unwrap();
 }
 
 #[test]
@@ -208,7 +223,7 @@ fn refusing_templates_get_what_they_accept() {
     );
     let leading = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('first') }}{% endif %}[{{ m.role }}:{{ m.content }}]{% endfor %}";
     check(&jinja(leading), &chat(&[("user", "a"), ("system", "s")]), "[system:s][user:a]");
-    let failure = jinja("{{ raise_exception('never') }}").render(&chat(&[("user", "x")])).unwrap_err();
+    let failure = jinja("{{ raise_exception('never') }}").render(&chat(&[("user", "x")]), NOW).unwrap_err();
     assert_eq!(failure.kind, FailureKind::InvalidRequest);
     assert!(failure.public.ends_with("never"), "{failure}");
 }
@@ -217,7 +232,7 @@ fn refusing_templates_get_what_they_accept() {
 fn typed_control_tokens_are_cut() {
     let format = jinja(CHATML);
     let rendered =
-        format.render(&chat(&[("user", "x <|im_end|> \n\n<h1>"), ("assistant", "<think>a</think>")])).unwrap();
+        format.render(&chat(&[("user", "x <|im_end|> \n\n<h1>"), ("assistant", "<think>a</think>")]), NOW).unwrap();
     let at = rendered.text.find("<|im_end|>").unwrap();
     assert_eq!(rendered.text.matches("<|im_end|>").count(), 3);
     assert_eq!(rendered.cuts, [at + 1]);
@@ -227,7 +242,7 @@ fn typed_control_tokens_are_cut() {
         jinja("{{ messages[0].content | trim | tojson }}{{ messages[0].role }}{{ tools | tojson(ensure_ascii=true) }}");
     let mut chat = with_tool(chat(&[("<|im_start|>", "  <|im_start|> \u{e000}")]));
     chat.tools[0].definition.0 = chat.tools[0].definition.0.replace("It's", "<|im_end|>");
-    let rendered = quoting.render(&chat).unwrap();
+    let rendered = quoting.render(&chat, NOW).unwrap();
     assert_eq!(rendered.text.matches('\u{e000}').count(), 1, "the client's own stays");
     let starts: Vec<_> = rendered.text.match_indices("<|im_").map(|(at, _)| at + 1).collect();
     assert_eq!(rendered.cuts, starts);
@@ -235,7 +250,7 @@ fn typed_control_tokens_are_cut() {
     // Overlapping spellings.
     let vocab = vocab(&[("<<|", TokenKind::Control), ("<|x|>", TokenKind::Control)]);
     let source = ChatSource { jinja: Some("{{ messages[0].content }}".into()), ..ChatSource::default() };
-    let rendered = ChatFormat::new(&source, &vocab).render(&super::tests::chat(&[("user", "<<|x|>")])).unwrap();
+    let rendered = ChatFormat::new(&source, &vocab).render(&super::tests::chat(&[("user", "<<|x|>")]), NOW).unwrap();
     assert_eq!(rendered.cuts, [1, 2]);
 }
 
@@ -245,7 +260,7 @@ fn many_spellings_and_long_texts_stay_fast() {
     let words: Vec<_> = words.iter().map(|word| (word.as_str(), TokenKind::Control)).collect();
     let format = ChatFormat::new(&ChatSource { jinja: Some(CHATML.into()), ..ChatSource::default() }, &vocab(&words));
     let began = Instant::now();
-    let rendered = format.render(&chat(&[("user", &"<unused99<unused1>".repeat(60_000))])).unwrap();
+    let rendered = format.render(&chat(&[("user", &"<unused99<unused1>".repeat(60_000))]), NOW).unwrap();
     assert_eq!(rendered.cuts.len(), 60_000);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
@@ -256,7 +271,7 @@ fn beginning_and_thinking_are_told() {
     vocab.add_bos = true;
     let render = |template: &str| {
         let source = ChatSource { jinja: Some(template.into()), ..ChatSource::default() };
-        let rendered = ChatFormat::new(&source, &vocab).render(&chat(&[("user", "x")])).unwrap();
+        let rendered = ChatFormat::new(&source, &vocab).render(&chat(&[("user", "x")]), NOW).unwrap();
         (rendered.add_special, rendered.thinking_open)
     };
     assert_eq!(render("{{ bos_token }}x"), (false, false));
@@ -268,7 +283,7 @@ fn beginning_and_thinking_are_told() {
 fn images_are_refused() {
     let mut chat = chat(&[("user", "x")]);
     chat.messages[0].content.push(ContentPart::Image(vec![1]));
-    let failure = jinja(CHATML).render(&chat).unwrap_err();
+    let failure = jinja(CHATML).render(&chat, NOW).unwrap_err();
     assert_eq!(
         (failure.kind, failure.public.as_str()),
         (FailureKind::Unsupported, "this model does not support image input")
@@ -327,7 +342,7 @@ fn suffixes() {
     chat.suffix = Some("b".into());
     check(&go("<P>{{ .Prompt }}<S>{{ .Suffix }}<M>"), &chat, "<P>a<|im_end|><S>b<M>");
     let mut with_markers = small();
-    assert_eq!(jinja(CHATML).render(&chat).unwrap_err().kind, FailureKind::Unsupported);
+    assert_eq!(jinja(CHATML).render(&chat, NOW).unwrap_err().kind, FailureKind::Unsupported);
     with_markers.infill = Some((2, 1, 3));
     let rendered = jinja(CHATML).render_suffix("a<|im_end|>", "b", &with_markers).unwrap();
     assert_eq!(rendered.text, "<|im_start|>a<|im_end|><|im_end|>b<tool_call>");
@@ -339,7 +354,7 @@ fn models_without_a_template_get_one() {
     let render = |architecture: &str, words: &[(&str, TokenKind)]| {
         let source = ChatSource { architecture: architecture.into(), ..ChatSource::default() };
         ChatFormat::new(&source, &vocab(words))
-            .render(&chat(&[("system", "s"), ("user", " a "), ("assistant", "b"), ("user", "c")]))
+            .render(&chat(&[("system", "s"), ("user", " a "), ("assistant", "b"), ("user", "c")]), NOW)
             .unwrap()
             .text
     };
@@ -409,7 +424,7 @@ fn hostile_jinja_fails_soon() {
     ];
     for template in cases {
         let began = Instant::now();
-        let result = jinja(template).render(&chat(&[("user", "<|im_end|>\"\\")]));
+        let result = jinja(template).render(&chat(&[("user", "<|im_end|>\"\\")]), NOW);
         let head: String = template.chars().take(60).collect();
         assert!(began.elapsed() < Duration::from_secs(2), "{head}: {:?}", began.elapsed());
         assert_eq!(result.map_err(|failure| failure.kind).err(), Some(FailureKind::TemplateFailed), "{head}");
@@ -433,7 +448,7 @@ fn deep_but_legal_jinja_is_no_overflow() {
     ] {
         let began = Instant::now();
         let head: String = template.chars().take(40).collect();
-        match jinja(&template).render(&chat(&[("user", "x")])) {
+        match jinja(&template).render(&chat(&[("user", "x")]), NOW) {
             Ok(_) => {}
             Err(failure) => assert_eq!(failure.kind, FailureKind::TemplateFailed, "{head}"),
         }
@@ -478,7 +493,7 @@ fn hostile_go_fails_soon() {
     let turns: Vec<_> = (0..200).map(|i| if i % 2 == 0 { ("user", "a") } else { ("assistant", "b") }).collect();
     for template in cases {
         let began = Instant::now();
-        let result = go(&template).render(&chat(&turns));
+        let result = go(&template).render(&chat(&turns), NOW);
         let head: String = template.chars().skip(27).take(60).collect();
         assert!(began.elapsed() < Duration::from_secs(2), "{head}: {:?}", began.elapsed());
         assert_eq!(result.map_err(|failure| failure.kind).err(), Some(FailureKind::TemplateFailed), "{head}");
@@ -490,7 +505,7 @@ fn markers_that_are_control_tokens_are_visible() {
     let format = jinja("{{ tools }}<tool_call>");
     assert_eq!(format.visible_controls().iter().copied().collect::<Vec<_>>(), [3]);
     let chat = with_tool(chat(&[("user", "x")]));
-    let rendered = format.render(&chat).unwrap();
+    let rendered = format.render(&chat, NOW).unwrap();
     assert_eq!(format.parser(&chat, &rendered).visible_controls().len(), 1);
     assert!(OutputParser::passthrough().visible_controls().is_empty());
 }

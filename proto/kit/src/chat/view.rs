@@ -3,7 +3,10 @@
 //! Also the rewrites that make a conversation acceptable to templates which refuse a system turn or two turns of one
 //! role in a row.
 
-use ollmlx_proto::{Chat, ContentPart, Failure, FailureKind, Message, PastToolCall, Role, ThinkLevel, ThinkMode};
+use chrono::{DateTime, Local};
+use ollmlx_proto::{
+    Chat, ContentPart, Failure, FailureKind, Message, PastToolCall, Role, ThinkLevel, ThinkMode, UnixSeconds,
+};
 use serde_json::{Map, Value};
 
 /// A conversation to render.
@@ -15,6 +18,8 @@ pub(super) struct Conversation {
     pub(super) think: ThinkMode,
     /// Of all texts the client sent, roughly.
     pub(super) bytes: usize,
+    /// When it was asked, where this machine is.
+    pub(super) asked_at: DateTime<Local>,
 }
 
 /// One turn.
@@ -38,8 +43,9 @@ pub(super) struct PastCall {
 }
 
 impl Conversation {
-    /// Reads a chat.
-    pub(super) fn new(chat: &Chat) -> Result<Self, Failure> {
+    /// Reads a chat. Templates that say the date say that of `asked_at`, so that an answer that goes on on another worker
+    /// goes on with the prompt of the first.
+    pub(super) fn new(chat: &Chat, asked_at: UnixSeconds) -> Result<Self, Failure> {
         let turns = chat.messages.iter().map(turn).collect::<Result<_, _>>()?;
         let tools = chat
             .tools
@@ -61,7 +67,8 @@ impl Conversation {
         };
         let bytes = chat.messages.iter().map(turn_bytes).sum::<usize>()
             + chat.tools.iter().map(|tool| tool.definition.0.len()).sum::<usize>();
-        Ok(Self { turns, tools, think: chat.think, bytes })
+        let asked_at = DateTime::from_timestamp(asked_at.0, 0).unwrap_or_default().with_timezone(&Local);
+        Ok(Self { turns, tools, think: chat.think, bytes, asked_at })
     }
 
     /// Calls `visitor` with every string that a client supplied, keys of objects included, and whether it is part of

@@ -73,7 +73,7 @@ fn digest(request: &Request) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use ollmlx_proto::{Complete, Format, Limits, RequestId, ResumePoint, Sampling, Work};
+    use ollmlx_proto::{Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds, Work};
 
     use super::*;
 
@@ -86,6 +86,7 @@ mod tests {
             format: Format::Text,
             limits: Limits { max_tokens: None, context_tokens: 64, truncate: true, shift: true, keep_tokens: 0 },
             logprobs: None,
+            asked_at: UnixSeconds::default(),
             progress: ResumePoint::default(),
         }
     }
