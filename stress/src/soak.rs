@@ -21,6 +21,8 @@ const SLOTS: usize = 2;
 /// Tokens of an answer.
 const ANSWER_TOKENS: u32 = 4;
 const PROMPT: &str = "1, 2, 3, 4, 5, 6,";
+/// Between two switches of the model.
+const SWITCH_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks at the server's memory.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Part of the time, in percent, after which growth counts: what is kept once for each model is there by then.
@@ -121,7 +123,7 @@ struct Soaked {
 async fn soak(server: &Server, models: &[String], span: Duration) -> Result<Soaked> {
     let mut soaked = Soaked::default();
     let begun = Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut tick = tokio::time::interval(SWITCH_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looked = begun;
     for model in models.iter().cycle() {

@@ -20,6 +20,10 @@ use crate::report::{Row, print};
 use crate::server::{CONTEXT_TOKENS, Server, free_address, ollmlx};
 use crate::stats::median;
 
+/// Between two looks whether a model has gone.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A gap after a kill that is shorter is none: tokens that were on their way arrive.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 const KILL_AT_TOKEN: usize = 50;
 const KILLED_TOKENS: u32 = 200;
 const CANCEL_AT_TOKEN: usize = 20;
@@ -132,7 +136,7 @@ async fn load_and_first_token(address: SocketAddr, model: &str, prompt: &str) ->
         if answer["models"].as_array().is_some_and(Vec::is_empty) {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     let seen = ask(address, &Ask::Continue(prompt), model, 2).await?;
     Ok(ms(seen.first - seen.sent))
@@ -152,7 +156,7 @@ async fn killed(address: SocketAddr, model: &str, same: bool) -> Result<f64> {
                 kill(pid, Signal::SIGKILL).is_ok()
             }
             // One that was on its way may still arrive.
-            Some(at) if pause.is_none() && now - at > Duration::from_millis(100) => {
+            Some(at) if pause.is_none() && now - at > PAUSE_MIN => {
                 pause = Some(now - at);
                 same
             }

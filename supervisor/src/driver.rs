@@ -29,7 +29,7 @@ mod task;
 use std::io;
 use std::path::PathBuf;
 
-use ollmlx_proto::limits;
+use crate::limits;
 use tokio::task::JoinHandle;
 
 pub use crate::types::TicketItem;

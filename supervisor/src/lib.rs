@@ -33,7 +33,7 @@
 //! - No dialect knows another one, and workers know none: [`dialect`] translates into the vocabulary of
 //!   `ollmlx_proto` and back.
 //! - No unbounded queue, no wait without a deadline, no byte of memory without an owner: every limit is a constant in
-//!   `ollmlx_proto::limits` or an entry of `config::table`.
+//!   `crate::limits` or an entry of `config::table`.
 //! - No `unsafe`.
 //!
 //! How to add an endpoint, a setting or an engine is in `docs/adding.md`, the rooms in `docs/architecture.md`.
@@ -46,6 +46,7 @@ pub mod config;
 pub mod dialect;
 pub mod driver;
 pub mod http;
+pub mod limits;
 pub mod os;
 pub mod scheduler;
 pub mod server;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use harness::cgroups::FakeTree;
 use harness::script::{Misfortune, Script};
-use ollmlx_proto::limits;
+use ollmlx_supervisor::limits;
 use ollmlx_supervisor::os::worker_cgroup::CgroupParent;
 use ollmlx_supervisor::types::{Cause, Fate, LoadPlan};
 

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ollmlx_proto::{Failure, FailureKind, limits};
+use ollmlx_proto::{Failure, FailureKind};
 use ollmlx_supervisor::config::table;
+use ollmlx_supervisor::limits;
 use ollmlx_supervisor::types::Cause;
 
 const README_LINES_MAX: usize = 150;

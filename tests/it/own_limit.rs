@@ -1,7 +1,8 @@
 //! A model's own limit with numbers alone: it holds while the process lives, whether or not there is one for all, and
 //! concerns nobody else.
 
-use ollmlx_proto::{FailureKind, RequestId, limits};
+use ollmlx_proto::{FailureKind, RequestId};
+use ollmlx_supervisor::limits;
 use ollmlx_supervisor::scheduler::{Event, Push, SchedulerConfig};
 use ollmlx_supervisor::types::{Cause, KeepAlive, Step};
 

@@ -10,9 +10,8 @@ use harness::script::{Load, Misfortune, Script};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ollmlx_proto::frame::{self, Decoder};
-use ollmlx_proto::{
-    FailureKind, FinishReason, FromWorker, Incarnation, ToWorker, WorkerHello, WorkerId, limits, version,
-};
+use ollmlx_proto::{FailureKind, FinishReason, FromWorker, Incarnation, ToWorker, WorkerHello, WorkerId, version};
+use ollmlx_supervisor::limits;
 use ollmlx_supervisor::types::{Cause, Job, KeepAlive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ollmlx_proto::{FailureKind, RequestId, WorkerId, limits};
+use ollmlx_proto::{FailureKind, RequestId, WorkerId};
 use ollmlx_supervisor::catalog::ModelRef;
+use ollmlx_supervisor::limits;
 use ollmlx_supervisor::scheduler::{Event, Push, SchedulerConfig};
 use ollmlx_supervisor::types::{Cause, Fate, KeepAlive, Mono, Step};
 

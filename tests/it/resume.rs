@@ -4,9 +4,9 @@
 use harness::script::{Load, Misfortune, Script};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ollmlx_proto::limits::PROBATION_TOKENS;
 use ollmlx_proto::{Embed, FailureKind, FinishReason, Work};
 use ollmlx_supervisor::driver::Ticket;
+use ollmlx_supervisor::limits::PROBATION_TOKENS;
 use ollmlx_supervisor::types::{Cause, Fate, Job, LoadPlan};
 
 use crate::house::{Answer, House, endless, first_delta};

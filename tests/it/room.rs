@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use ollmlx_proto::{FailureKind, RequestId, WorkerId, limits};
+use ollmlx_proto::{FailureKind, RequestId, WorkerId};
+use ollmlx_supervisor::limits;
 use ollmlx_supervisor::scheduler::{Event, SchedulerConfig};
 use ollmlx_supervisor::types::{LoadPlan, Mono, Shrink};
 

@@ -33,7 +33,7 @@ async fn row_09_a_process_that_fails_every_request_and_stays_up_is_replaced() {
     // Before its first token: nothing shows that the engine works.
     let script = Script { misfortune: Some((0, Misfortune::Fail)), unlucky_until: 1, ..Script::default() };
     let plan = house.plan("sick", &script);
-    for _ in 0..ollmlx_proto::limits::ENGINE_FAILURES_MAX {
+    for _ in 0..ollmlx_supervisor::limits::ENGINE_FAILURES_MAX {
         assert_eq!(house.run(&plan).await.kind(), FailureKind::EngineFailed);
     }
     assert_eq!(house.run(&plan).await.text, CALM);
@@ -151,7 +151,7 @@ async fn row_28_a_flood_of_words_costs_no_memory_and_is_no_control() {
     assert_eq!(house.run(&plan).await.text, CALM);
     let view = house.handle.snapshot();
     let tail = &view.deaths_of(&plan.model.id).unwrap().deaths[0].log_tail;
-    assert!(tail.len() <= ollmlx_proto::limits::DEATH_LOG_BYTES_MAX, "{} bytes", tail.len());
+    assert!(tail.len() <= ollmlx_supervisor::limits::DEATH_LOG_BYTES_MAX, "{} bytes", tail.len());
     house.close().await;
 }
 

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use ollmlx_proto::limits::{CONNECTIONS_MAX, LEAVE_MS_MAX, WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
 use ollmlx_supervisor::cli::error::EXIT_SETTINGS;
+use ollmlx_supervisor::limits::{CONNECTIONS_MAX, LEAVE_MS_MAX, WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
 
 fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../supervisor/service").join(name);

@@ -15,8 +15,9 @@ use ollmlx_shape::{Workspace, root};
 type Limit = (&'static str, usize, fn(&Report) -> Option<usize>);
 
 const LIMITS: &[Limit] = &[
-    // Target: 3_500.
-    ("lines of the scheduler without tests", 4_671, |report| {
+    ("lines of code of the scheduler", 3_500, |report| Some(report.room("supervisor/scheduler")?.code)),
+    // Comments and blank lines among them.
+    ("lines of the scheduler without tests", 4_700, |report| {
         Some(report.room("supervisor/scheduler")?.lines_without_tests)
     }),
     ("fields of the scheduler's `Model`", 12, |report| report.field_count("supervisor/src/scheduler/", "Model")),
@@ -29,9 +30,8 @@ const LIMITS: &[Limit] = &[
     ("rooms of the supervisor that name each other in a circle", 0, |report| Some(members(&report.room_cycles, ""))),
     ("files of the scheduler in a circle", 0, |report| Some(members(&report.file_cycles, "supervisor/src/scheduler/"))),
     // Target: fewer. A child that names its parent's types, and is named by it, is a circle too.
-    ("files of all rooms in a circle", 46, |report| Some(members(&report.file_cycles, ""))),
-    // Target: 0.
-    ("names that types of the supervisor share", 2, |report| Some(report.names_shared_in_supervisor.len())),
+    ("files of all rooms in a circle", 43, |report| Some(members(&report.file_cycles, ""))),
+    ("names that types of the supervisor share", 0, |report| Some(report.names_shared_in_supervisor.len())),
 ];
 
 /// Lines of a function, from its signature to its closing brace.
@@ -52,10 +52,7 @@ const EXCEPTED: &[(&str, &str, usize, &str)] = &[
 ];
 
 /// Breaches that are being mended: a file or folder, and what stands there. None is added; target: empty.
-const KNOWN: &[(&str, &str)] = &[
-    ("stress/src/soak.rs", "std::time::Duration::from_secs"),
-    ("stress/src/supervision.rs", "std::time::Duration::from_millis"),
-];
+const KNOWN: &[(&str, &str)] = &[];
 
 static WORKSPACE: LazyLock<Workspace> =
     LazyLock::new(|| Workspace::read(&root()).unwrap_or_else(|error| panic!("{error}")));

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use ollmlx_proto::limits::{INCIDENT_OVER_MS, INCIDENT_STAGGER_MS, INCIDENT_WINDOW_MS};
 use ollmlx_proto::{Failure, FailureKind, ModelId, Retry, WorkerId};
+use ollmlx_supervisor::limits::{INCIDENT_OVER_MS, INCIDENT_STAGGER_MS, INCIDENT_WINDOW_MS};
 use ollmlx_supervisor::scheduler::SchedulerConfig;
 use ollmlx_supervisor::types::{Cause, Mono};
 

@@ -10,7 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
+use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId};
+use ollmlx_supervisor::limits;
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Push, Scheduler, SchedulerConfig};
 use ollmlx_supervisor::types::{Cause, Job, KeepAlive, LoadPlan, Mono, Snapshot, Step, WorkerView};
 

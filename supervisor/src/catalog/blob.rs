@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use ollmlx_proto::limits::{BLOB_BUFFER_BYTES, BLOB_BYTES_MAX};
+use crate::limits::{BLOB_BUFFER_BYTES, BLOB_BYTES_MAX};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 

@@ -8,8 +8,8 @@ mod checkpoint;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::limits::MODEL_FILES_MAX;
 use ollmlx_proto::ModelCard;
-use ollmlx_proto::limits::MODEL_FILES_MAX;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 

@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ollmlx_proto::limits::{HUB_ENTRIES_MAX, HUB_PART_BYTES_MAX, HUB_REF_BYTES_MAX, MODEL_FILES_MAX};
+use crate::limits::{HUB_ENTRIES_MAX, HUB_PART_BYTES_MAX, HUB_REF_BYTES_MAX, MODEL_FILES_MAX};
 use ollmlx_proto::{Failure, FailureKind};
 
 use super::CatalogError;

@@ -14,7 +14,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ollmlx_proto::limits::{
+use crate::limits::{
     CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS, INSPECT_WAIT_MS_MAX,
     INSPECTIONS_MAX, LOG_TAIL_BYTES_MAX,
 };

@@ -18,8 +18,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use crate::limits::{LEARNED_BYTES_MAX, LEARNED_MAX};
 use ollmlx_proto::ModelId;
-use ollmlx_proto::limits::{LEARNED_BYTES_MAX, LEARNED_MAX};
 use serde_json::{Value, json};
 
 use super::store::read_bounded;

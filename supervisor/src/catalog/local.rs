@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::limits::MODEL_FILES_MAX;
 use ollmlx_proto::ModelId;
-use ollmlx_proto::limits::MODEL_FILES_MAX;
 
 use super::digest::Digest;
 use super::model::{Backend, ModelRef};

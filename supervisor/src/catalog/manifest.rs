@@ -3,7 +3,7 @@
 //! Pure. A [`Manifest`] that exists has strict digests only; one with any other digest does not parse at all, so
 //! that no operation can act on a part of it. Unknown media types are kept and ignored.
 
-use ollmlx_proto::limits::MANIFEST_LAYERS_MAX;
+use crate::limits::MANIFEST_LAYERS_MAX;
 use serde_json::{Map, Value, json};
 
 use super::digest::Digest;

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use ollmlx_proto::limits::{MEMORY_LIMIT_BYTES_MIN, PRIORITY_MAX};
+use crate::limits::{MEMORY_LIMIT_BYTES_MIN, PRIORITY_MAX};
 use ollmlx_proto::memory::{MODEL_LIMIT_RULE, parse_model_limit};
 use serde_json::{Map, Number, Value};
 

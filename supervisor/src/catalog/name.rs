@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use ollmlx_proto::limits::{NAME_HOST_BYTES_MAX, NAME_PART_BYTES_MAX};
+use crate::limits::{NAME_HOST_BYTES_MAX, NAME_PART_BYTES_MAX};
 
 /// Host of a name that gives none.
 pub const DEFAULT_HOST: &str = "registry.ollama.ai";

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use ollmlx_proto::limits::TEXT_LAYER_BYTES_MAX;
+use crate::limits::TEXT_LAYER_BYTES_MAX;
 use ollmlx_proto::{Capability, Failure, FailureKind, MemoryModel, ModelCard, ModelId};
 use serde_json::{Map, Value};
 

@@ -12,8 +12,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::limits::{BLOB_ORPHAN_AGE_S, MANIFEST_BYTES_MAX, STORE_MANIFESTS_MAX};
 use nix::fcntl::OFlag;
-use ollmlx_proto::limits::{BLOB_ORPHAN_AGE_S, MANIFEST_BYTES_MAX, STORE_MANIFESTS_MAX};
 use tempfile::{Builder, NamedTempFile};
 
 use super::digest::Digest;

@@ -337,7 +337,7 @@ async fn a_wrong_hash_leaves_no_file_and_the_right_one_a_blob() {
     assert_eq!(error.to_string(), format!("digest mismatch, expected \"{digest}\", got \"{actual}\""));
     assert!(!house.catalog.blob_exists(&digest).await.unwrap());
     let mut dropped = house.catalog.blob_writer(&digest).await.unwrap();
-    dropped.write(&vec![0; 3 * ollmlx_proto::limits::BLOB_BUFFER_BYTES]).await.unwrap();
+    dropped.write(&vec![0; 3 * crate::limits::BLOB_BUFFER_BYTES]).await.unwrap();
     drop(dropped);
     assert!(house.blobs().is_empty());
     for created in [true, false] {
@@ -631,7 +631,7 @@ async fn start_up_removes_old_orphans_only() {
         age(&path, seconds);
         path
     };
-    let limit = ollmlx_proto::limits::BLOB_ORPHAN_AGE_S;
+    let limit = crate::limits::BLOB_ORPHAN_AGE_S;
     let (old, young) = (Digest::of(b"old").file_name(), Digest::of(b"young").file_name());
     let gone = [put(&old, limit + 60), put(&format!("{old}-partial-0"), limit + 60), put("upload-x.tmp", limit + 60)];
     let stays = [put(&young, limit - 60), put("notes.txt", limit + 60), put("upload-y.tmp", 5)];

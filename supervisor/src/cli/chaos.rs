@@ -8,7 +8,7 @@ mod private_server;
 
 use std::time::Duration;
 
-use ollmlx_proto::limits;
+use crate::limits;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 

@@ -67,7 +67,7 @@ impl Completer for Placeholder {
 impl Validator for Placeholder {}
 impl Helper for Placeholder {}
 
-type Lines = Editor<Placeholder, DefaultHistory>;
+type InputLines = Editor<Placeholder, DefaultHistory>;
 
 /// What the loop knows between two lines.
 struct Repl {
@@ -148,8 +148,8 @@ fn editor_error(source: std::io::Error) -> CliError {
 }
 
 impl Repl {
-    fn editor(&self) -> Result<Lines, CliError> {
-        let mut lines = Lines::new().map_err(|error| editor_error(std::io::Error::other(error)))?;
+    fn editor(&self) -> Result<InputLines, CliError> {
+        let mut lines = InputLines::new().map_err(|error| editor_error(std::io::Error::other(error)))?;
         lines.set_helper(Some(Placeholder { shown: true }));
         if self.history {
             if let Some(folder) = self.history_path.parent() {

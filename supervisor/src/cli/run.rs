@@ -109,7 +109,7 @@ fn read_piped() -> Result<String, CliError> {
         return Ok(String::new());
     }
     let mut bytes = Vec::new();
-    let limit = ollmlx_proto::limits::BODY_BYTES_MAX as u64;
+    let limit = crate::limits::BODY_BYTES_MAX as u64;
     let read = stdin.lock().take(limit).read_to_end(&mut bytes);
     read.map_err(|source| CliError::System { step: "read standard input", source })?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

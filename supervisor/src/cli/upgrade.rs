@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use crate::limits::{UPGRADE_POLL_MS, UPGRADE_READY_MS};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ollmlx_proto::limits::{UPGRADE_POLL_MS, UPGRADE_READY_MS};
 use serde_json::Value;
 
 use super::args::UpgradeArgs;

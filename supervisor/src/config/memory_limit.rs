@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use ollmlx_proto::limits::MEMORY_LIMIT_BYTES_MIN;
+use crate::limits::MEMORY_LIMIT_BYTES_MIN;
 
 use super::value::{ValueError, parse_bytes};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ollmlx_proto::limits::PRIORITY_MAX;
+use crate::limits::PRIORITY_MAX;
 use ollmlx_proto::memory::{MODEL_LIMIT_RULE, parse_model_limit};
 
 use super::raw::{Complaint, ModelSetting, Origin, Sources};

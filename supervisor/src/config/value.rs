@@ -5,8 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::limits::PROGRESS_INTERVAL_MS;
 use ollmlx_proto::FlashAttention;
-use ollmlx_proto::limits::PROGRESS_INTERVAL_MS;
 use thiserror::Error;
 
 /// Ollama's port.

@@ -3,7 +3,7 @@
 //! Everything here is a pure function of its arguments: no I/O, no clock, no randomness, no tokio. A dialect knows
 //! neither the catalogue nor the scheduler, nor another dialect; whatever depends on the model (capabilities, defaults,
 //! the window) is decided by `http`, between a parser and an encoder. Input is hostile: nothing here panics on it, nesting
-//! ends at [`ollmlx_proto::limits::JSON_DEPTH_MAX`].
+//! ends at [`crate::limits::JSON_DEPTH_MAX`].
 //!
 //! A dialect is a folder: one [`Dialect`], and one [`Endpoint`] for each of its paths that run a model. What two dialects
 //! share stands beside the folders.

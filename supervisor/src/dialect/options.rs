@@ -4,11 +4,11 @@
 //! Ollama's 500; an unknown key or `null` is ignored; a number that makes no sense is brought to the nearest one that
 //! does, so that no engine ever sees it.
 
-use ollmlx_proto::Sampling;
-use ollmlx_proto::limits::{
+use crate::limits::{
     BATCH_TOKENS_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, MEMORY_LIMIT_BYTES_MIN, PRIORITY_MAX,
     STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX,
 };
+use ollmlx_proto::Sampling;
 use ollmlx_proto::memory::{MODEL_LIMIT_RULE, parse_model_limit};
 use serde_json::{Map, Value};
 

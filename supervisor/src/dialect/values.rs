@@ -1,6 +1,6 @@
 //! Values that several dialects write the same way.
 
-use ollmlx_proto::limits::TOP_LOGPROBS_MAX;
+use crate::limits::TOP_LOGPROBS_MAX;
 use ollmlx_proto::{Logprobs, ThinkLevel};
 
 use super::Rejection;

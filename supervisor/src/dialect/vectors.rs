@@ -1,6 +1,6 @@
 //! Vectors: what the dialects share about requests for them and replies with them.
 
-use ollmlx_proto::limits::EMBED_INPUTS_MAX;
+use crate::limits::EMBED_INPUTS_MAX;
 use ollmlx_proto::{Embeddings, Output};
 use serde_json::Value;
 

@@ -7,11 +7,12 @@
 use std::io;
 use std::sync::Arc;
 
-use ollmlx_proto::{Failure, FailureKind, ToWorker, WorkerId, limits};
+use crate::limits;
+use ollmlx_proto::{Failure, FailureKind, ToWorker, WorkerId};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::task::{Process, Task};
+use super::task::{Task, WorkerProcess};
 use crate::catalog;
 use crate::os::worker_cgroup::WorkerCgroup;
 use crate::types::LoadPlan;
@@ -98,7 +99,7 @@ impl Task {
 
     /// Tells the worker to load, at once or when it is in its group.
     pub(super) fn load(&mut self, worker: &WorkerId, load: ToWorker) {
-        if let Some(Process { cgroup: ProcessCgroup::Making(first), .. }) = self.processes.get_mut(worker) {
+        if let Some(WorkerProcess { cgroup: ProcessCgroup::Making(first), .. }) = self.processes.get_mut(worker) {
             *first = Some(load);
         } else {
             self.send(worker, load);

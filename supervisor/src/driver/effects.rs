@@ -5,7 +5,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::oom::OomKills;
-use super::task::{ClientPlace, Process, Task};
+use super::task::{ClientPlace, Task, WorkerProcess};
 use crate::os::{memory, rng};
 use crate::scheduler::{Effect, Event, Push};
 use crate::types::TicketItem;
@@ -91,7 +91,7 @@ impl Task {
         if self.processes.is_empty() {
             self.oom_kills = OomKills::begin(self.now(), memory::oom_kill_count());
         }
-        let process = Process {
+        let process = WorkerProcess {
             pid,
             token,
             signals,

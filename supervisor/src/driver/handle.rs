@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
-use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, UnixSeconds, limits};
+use crate::limits;
+use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, UnixSeconds};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{RECORD_BYTES_MAX, RECORD_EVENTS_MAX};
+use crate::limits::{RECORD_BYTES_MAX, RECORD_EVENTS_MAX};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

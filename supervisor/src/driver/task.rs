@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ollmlx_proto::{Failure, MemoryReport, Ready, Request, RequestId, ToWorker, WorkerId, limits, version};
+use crate::limits;
+use ollmlx_proto::{Failure, MemoryReport, Ready, Request, RequestId, ToWorker, WorkerId, version};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -39,7 +40,7 @@ const KILL: i32 = 9;
 const HELLOS_LEN_MAX: usize = 64;
 
 /// One process as the shell knows it.
-pub(super) struct Process {
+pub(super) struct WorkerProcess {
     pub(super) pid: u32,
     pub(super) token: [u8; 32],
     pub(super) signals: mpsc::Sender<GroupSignal>,
@@ -106,7 +107,7 @@ pub(super) struct Task {
     pub(super) inbox: Inbox,
     pub(super) reports_in: mpsc::Sender<Reported>,
     reports: mpsc::Receiver<Reported>,
-    pub(super) processes: BTreeMap<WorkerId, Process>,
+    pub(super) processes: BTreeMap<WorkerId, WorkerProcess>,
     pub(super) requests: BTreeMap<RequestId, KnownRequest>,
     pub(super) tasks: JoinSet<()>,
     /// Events that must come before any other.

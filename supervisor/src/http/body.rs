@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::limits::{BODY_BYTES_MAX, BODY_READ_TIMEOUT_MS};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_ENCODING, HeaderMap};
-use ollmlx_proto::limits::{BODY_BYTES_MAX, BODY_READ_TIMEOUT_MS};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::dialect::Rejection;

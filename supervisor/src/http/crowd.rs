@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{CONNECTIONS_PER_ADDRESS_MAX, CROWD_LOG_MS};
+use crate::limits::{CONNECTIONS_PER_ADDRESS_MAX, CROWD_LOG_MS};
 
 use crate::types::Mono;
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, SLOTS_MAX};
+use crate::limits::{CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, SLOTS_MAX};
 use serde_json::{Value, json};
 
 use super::config::HttpConfig;

@@ -6,15 +6,15 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::limits::{
+    CLIENT_SOCKET_BYTES, CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT_MS, UPGRADE_LINGER_MS,
+};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
-use ollmlx_proto::limits::{
-    CLIENT_SOCKET_BYTES, CONNECTIONS_MAX, HEADER_BYTES_MAX, HEADER_READ_TIMEOUT_MS, UPGRADE_LINGER_MS,
-};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;

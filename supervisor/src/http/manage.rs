@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::limits::{BLOB_BYTES_MAX, BLOB_STALL_MS};
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper::body::Incoming;
-use ollmlx_proto::limits::{BLOB_BYTES_MAX, BLOB_STALL_MS};
 use serde_json::{Map, Value, json};
 
 use super::listing::{capabilities, details};

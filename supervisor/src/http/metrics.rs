@@ -1,7 +1,7 @@
 //! What is counted for `/metrics`.
 //!
 //! Counters of the door are arrays of atomics, so that counting never waits; gauges are read from the latest snapshot. Labels
-//! come from fixed sets, except model names, of which at most [`ollmlx_proto::limits::MODEL_LABELS_MAX`] are told apart. Times
+//! come from fixed sets, except model names, of which at most [`crate::limits::MODEL_LABELS_MAX`] are told apart. Times
 //! are as the client's connection sees them: a resumed request shows its pause.
 
 mod deaths;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
+use crate::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
 use ollmlx_proto::{Capability, Limits, LoadSpec, Request, RequestId, ResumePoint, ThinkLevel, ThinkMode, UnixSeconds};
 
 use super::config::HttpConfig;

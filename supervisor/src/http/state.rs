@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::limits::BODY_BYTES_TOTAL_MAX;
 use ollmlx_proto::ModelId;
-use ollmlx_proto::limits::BODY_BYTES_TOTAL_MAX;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::config::HttpConfig;

@@ -177,7 +177,7 @@ mod macos {
 
 #[cfg(test)]
 mod tests {
-    use ollmlx_proto::limits::PRESSURE_MARKS_PERMILLE;
+    use crate::limits::PRESSURE_MARKS_PERMILLE;
 
     use super::*;
 

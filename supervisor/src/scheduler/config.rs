@@ -1,6 +1,6 @@
 //! What an administrator may set of the scheduler, with defaults from `limits`.
 
-use ollmlx_proto::limits;
+use crate::limits;
 
 use super::life::Timeouts;
 use crate::types::{KeepAlive, Shrink};

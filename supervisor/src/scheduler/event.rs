@@ -100,7 +100,7 @@ pub enum Event {
         /// Whose.
         request: RequestId,
     },
-    /// A request that came back after a death has produced [`ollmlx_proto::limits::PROBATION_TOKENS`] tokens more.
+    /// A request that came back after a death has produced [`crate::limits::PROBATION_TOKENS`] tokens more.
     Cleared {
         /// Where.
         worker: WorkerId,

@@ -1,7 +1,7 @@
 //! A gauge with marks: each step is entered at one and left at a lower one, so that a value that trembles around a mark changes
 //! nothing.
 
-use ollmlx_proto::limits::{MEMORY_MARKS_PERMILLE, PRESSURE_MARKS_PERMILLE};
+use crate::limits::{MEMORY_MARKS_PERMILLE, PRESSURE_MARKS_PERMILLE};
 
 use crate::types::Step;
 

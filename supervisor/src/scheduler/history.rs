@@ -9,12 +9,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use nix::sys::signal::Signal;
-use ollmlx_proto::RequestId;
-use ollmlx_proto::limits::{
+use crate::limits::{
     BACKOFF_MS_MAX, BACKOFF_MS_MIN, DEATH_LOG_BYTES_MAX, DEATH_RECORDS_MAX, DEATHS_MAX, DEATHS_WINDOW_S, QUARANTINE_S,
     TOO_LARGE_REST_S_MAX,
 };
+use nix::sys::signal::Signal;
+use ollmlx_proto::RequestId;
 
 use super::ledger::Holding;
 use super::life::Rest;

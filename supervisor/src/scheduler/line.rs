@@ -5,7 +5,7 @@
 //! come back.
 //!
 //! A suspect is run with nobody but those above suspicion, and nobody joins it; one that was present at
-//! [`ollmlx_proto::limits::POISON_DEATHS_MAX`] deaths runs quite alone. Decision: suspects may run beside cleared ones, at the price of one more
+//! [`crate::limits::POISON_DEATHS_MAX`] deaths runs quite alone. Decision: suspects may run beside cleared ones, at the price of one more
 //! death before a guilty one is alone. Rejected: each alone to its end, which makes seven innocent streams wait for each
 //! other after every SIGKILL from outside.
 
@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{LOAD_FOR_NOBODY_MS, REQUEST_BYTES_KEPT_MAX};
+use crate::limits::{LOAD_FOR_NOBODY_MS, REQUEST_BYTES_KEPT_MAX};
 use ollmlx_proto::{ModelId, Request, RequestId};
 
 use super::suspicion::Suspicion;

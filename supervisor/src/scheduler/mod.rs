@@ -49,7 +49,8 @@ mod view;
 
 use std::collections::BTreeMap;
 
-use ollmlx_proto::{Failure, Incarnation, MemoryReport, ModelId, Ready, RequestId, WorkerId, limits};
+use crate::limits;
+use ollmlx_proto::{Failure, Incarnation, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 
 pub use config::SchedulerConfig;
 pub use effect::{Effect, Outbox, Push};

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ollmlx_proto::{Incarnation, ModelId, Ready, WorkerId, limits};
+use crate::limits;
+use ollmlx_proto::{Incarnation, ModelId, Ready, WorkerId};
 
 use super::gauge::Gauge;
 use super::history::History;

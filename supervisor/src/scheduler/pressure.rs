@@ -30,7 +30,7 @@
 //! Decision: an idle worker above its own limit goes without counting as a failure, since it answered what it was asked. One
 //! that works counts: a limit that is too low for what a model is asked ends in the same rest as any other death.
 
-use ollmlx_proto::limits::{self, MEMORY_MARKS_PERMILLE};
+use crate::limits::{self, MEMORY_MARKS_PERMILLE};
 
 use super::gauge::Gauge;
 use super::ledger::{Holding, part, permille};

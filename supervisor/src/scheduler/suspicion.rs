@@ -6,7 +6,7 @@
 //! their number, with which a slow machine, where a load takes longer than the time to the next kill, ends requests that a
 //! quick one serves.
 
-use ollmlx_proto::limits::{self, LOADS_FAILED_MAX, LOST_TO_KILLS_MS_MAX, POISON_DEATHS_MAX};
+use crate::limits::{self, LOADS_FAILED_MAX, LOST_TO_KILLS_MS_MAX, POISON_DEATHS_MAX};
 
 /// See the module's documentation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

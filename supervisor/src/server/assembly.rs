@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ollmlx_proto::limits::{FAREWELL_MS, UPGRADE_DRAIN_MS};
+use crate::limits::{FAREWELL_MS, UPGRADE_DRAIN_MS};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};

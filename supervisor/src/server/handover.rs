@@ -22,7 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ollmlx_proto::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_DRAIN_MS, UPGRADE_LINGER_MS};
+use crate::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_DRAIN_MS, UPGRADE_LINGER_MS};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;

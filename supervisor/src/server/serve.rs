@@ -25,7 +25,7 @@ use crate::telemetry;
 /// Threads that move bytes and decide; the computing is done by other processes.
 const RUNTIME_THREADS: usize = 2;
 /// Open files wished for: connections, and what the workers' pipes and the store take.
-const OPEN_FILES_WISHED: u64 = 2 * ollmlx_proto::limits::CONNECTIONS_MAX as u64;
+const OPEN_FILES_WISHED: u64 = 2 * crate::limits::CONNECTIONS_MAX as u64;
 
 /// Serves until a signal comes.
 ///

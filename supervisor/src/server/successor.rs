@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ollmlx_proto::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_LINGER_MS, UPGRADE_READY_MS};
+use crate::limits::{LAST_WORDS_BYTES_MAX, UPGRADE_LINGER_MS, UPGRADE_READY_MS};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::net::unix::OwnedWriteHalf;

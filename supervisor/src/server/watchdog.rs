@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ollmlx_proto::limits::{SERVICE_PULSE_MS_MIN, WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
+use crate::limits::{SERVICE_PULSE_MS_MIN, WATCHDOG_MISSED_MAX, WATCHDOG_TICK_MS};
 
 use super::service::Pulse;
 use crate::driver::Handle;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ollmlx_proto::{MemoryReport, ModelId, WorkerId, limits};
+use crate::limits;
+use ollmlx_proto::{MemoryReport, ModelId, WorkerId};
 
 use super::{ModelDeaths, Mono, Shrink};
 use crate::catalog::ModelRef;

@@ -12,11 +12,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::Poll;
 
+use crate::limits;
 use interprocess::local_socket::tokio::Stream;
 use ollmlx_proto::frame::{self, Decoder};
-use ollmlx_proto::{
-    Failure, FailureKind, FromWorker, Output, Request, RequestId, ResumePoint, ToWorker, WorkerId, limits,
-};
+use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, Request, RequestId, ResumePoint, ToWorker, WorkerId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};

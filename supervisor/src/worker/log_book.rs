@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{LOG_LINES_MAX, LOG_MODELS_MAX};
+use crate::limits::{LOG_LINES_MAX, LOG_MODELS_MAX};
 use ollmlx_proto::{ModelId, WorkerId};
 use tokio::sync::watch;
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use ollmlx_proto::limits::LOG_TAIL_BYTES_MAX;
+use crate::limits::LOG_TAIL_BYTES_MAX;
 
 /// Lines of one worker that reach our own log within a second.
 const LINES_PER_SECOND_MAX: u32 = 50;

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
+use crate::limits::LAST_WORDS_MS;
 use ollmlx_proto::WorkerId;
-use ollmlx_proto::limits::LAST_WORDS_MS;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};

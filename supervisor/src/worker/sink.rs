@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use ollmlx_proto::limits::{
+use crate::limits::{
     CLIENT_BACKLOG_BYTES_MAX, CLIENT_BACKLOG_PAUSE_BYTES, CLIENT_PAUSE_MS_MAX, CLIENT_WRITE_TIMEOUT_MS,
     PROBATION_TOKENS, REPLAY_EXACT_MS,
 };

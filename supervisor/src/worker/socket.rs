@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::limits::ACCEPT_RETRY_MS;
 use interprocess::local_socket::tokio::{Listener, Stream};
 use interprocess::local_socket::traits::StreamCommon;
 use interprocess::local_socket::traits::tokio::Listener as _;
 use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName};
 use ollmlx_proto::frame::Decoder;
-use ollmlx_proto::limits::ACCEPT_RETRY_MS;
 use ollmlx_proto::{FromWorker, WorkerHello};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, mpsc};

@@ -9,9 +9,10 @@ use crate::{Call, Dropped, File, Workspace, is_under};
 pub const FILE_LINES_MAX: usize = 800;
 
 /// The rooms of the supervisor, from the bottom up, and what each may name with `crate::`. Everybody may name
-/// `telemetry`, and what the root itself defines.
+/// `telemetry` and `limits`, and what the root itself defines.
 pub const ROOMS: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
+    ("limits", &[]),
     ("os", &[]),
     ("config", &[]),
     ("catalog", &["os"]),
@@ -348,7 +349,7 @@ fn rooms(_: &Workspace, file: &File) -> Vec<Offence> {
         let mut names = name.name.split("::");
         let (Some("crate"), Some(other)) = (names.next(), names.next()) else { continue };
         let is_room = ROOMS.iter().any(|(room, _)| *room == other);
-        if is_room && other != own && other != "telemetry" && !below.contains(&other) {
+        if is_room && other != own && !matches!(other, "telemetry" | "limits") && !below.contains(&other) {
             found.push(offence(file, name.line, &format!("{own} names {other}")));
         }
     }

@@ -45,7 +45,7 @@ fn scan(file: &mut File, code_lines: &mut BTreeSet<usize>, tokens: TokenStream) 
                 continue;
             }
             // `pub(in crate::room)` says who may see it, not whom it knows.
-            TokenTree::Ident(word) if word == "pub" && is_parenthesis(trees.get(at + 1)) => {
+            TokenTree::Ident(word) if word == "pub" && is_restriction(trees.get(at + 1)) => {
                 code_lines.extend(lines_of(&trees[at..=at + 1]));
                 at += 2;
                 continue;
@@ -63,8 +63,11 @@ fn scan(file: &mut File, code_lines: &mut BTreeSet<usize>, tokens: TokenStream) 
     }
 }
 
-fn is_parenthesis(tree: Option<&TokenTree>) -> bool {
-    matches!(tree, Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis)
+/// `(in crate::room)`, and not the field of a tuple.
+fn is_restriction(tree: Option<&TokenTree>) -> bool {
+    let Some(TokenTree::Group(group)) = tree else { return false };
+    let first = group.stream().into_iter().next();
+    group.delimiter() == Delimiter::Parenthesis && matches!(first, Some(TokenTree::Ident(word)) if word == "in")
 }
 
 /// Lines from the first to the last token of each tree.

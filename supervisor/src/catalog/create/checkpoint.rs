@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use ollmlx_proto::limits::MODEL_FILES_MAX;
+use crate::limits::MODEL_FILES_MAX;
 use tokio::sync::mpsc;
 
 use super::super::blob::import;

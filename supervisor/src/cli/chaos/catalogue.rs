@@ -1,6 +1,6 @@
 //! The faults that are tried, and what must come of each. Pure.
 
-use ollmlx_proto::limits::MIB;
+use crate::limits::MIB;
 
 use super::super::error::CliError;
 

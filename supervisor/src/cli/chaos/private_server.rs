@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use ollmlx_proto::limits;
+use crate::limits;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;

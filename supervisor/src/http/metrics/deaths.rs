@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ollmlx_proto::limits::{MODEL_LABELS_MAX, MODELS_REMEMBERED_MAX};
+use crate::limits::{MODEL_LABELS_MAX, MODELS_REMEMBERED_MAX};
 use tokio::sync::watch;
 
 use crate::types::Snapshot;

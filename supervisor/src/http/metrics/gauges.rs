@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ollmlx_proto::limits::MODEL_LABELS_MAX;
+use crate::limits::MODEL_LABELS_MAX;
 
 use super::exposition::Exposition;
 use crate::types::{Snapshot, Step, WorkerView};

@@ -21,8 +21,8 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use crate::limits::{INCIDENT_OVER_MS, INCIDENT_STAGGER_MS, INCIDENT_WINDOW_MS};
 use ollmlx_proto::ModelId;
-use ollmlx_proto::limits::{INCIDENT_OVER_MS, INCIDENT_STAGGER_MS, INCIDENT_WINDOW_MS};
 
 use crate::catalog::ModelRef;
 use crate::scheduler::effect::Effect;

@@ -21,8 +21,8 @@ pub(super) mod poison;
 #[cfg(test)]
 mod tests;
 
+use crate::limits::{PERMANENT_REST_MS, POISON_DEATHS_MAX, QUARANTINE_S};
 use nix::sys::signal::Signal;
-use ollmlx_proto::limits::{PERMANENT_REST_MS, POISON_DEATHS_MAX, QUARANTINE_S};
 use ollmlx_proto::{Failure, RequestId, Retry, WorkerId};
 
 use super::history::{History, Rng, last_lines};

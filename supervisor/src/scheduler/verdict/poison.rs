@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 
-use ollmlx_proto::{ModelId, Request, limits};
+use crate::limits;
+use ollmlx_proto::{ModelId, Request};
 
 use crate::types::Mono;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use ollmlx_proto::limits::{DEATHS_MAX, LOADS_FAILED_MAX, LOST_TO_KILLS_MS_MAX, QUARANTINE_S};
+use crate::limits::{DEATHS_MAX, LOADS_FAILED_MAX, LOST_TO_KILLS_MS_MAX, QUARANTINE_S};
 use ollmlx_proto::{Failure, FailureKind, Incarnation, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId};
 
 use super::*;
