@@ -163,7 +163,10 @@ const STRANGERS: &[(&str, &[&str])] = &[
     ("proto/kit/Cargo.toml", &["ollmlx-supervisor", "tokio"]),
     ("worker-gguf/Cargo.toml", &["ollmlx-supervisor", "ollmlx-worker-mlx", "tokio", "hyper"]),
     ("worker-mlx/Cargo.toml", &["ollmlx-supervisor", "ollmlx-worker-gguf", "tokio", "hyper"]),
-    ("supervisor/Cargo.toml", &["ollmlx-worker-kit", "ollmlx-worker-gguf", "ollmlx-worker-mlx", "llama-cpp-sys-2"]),
+    (
+        "supervisor/Cargo.toml",
+        &["ollmlx-worker-kit", "ollmlx-worker-gguf", "ollmlx-worker-mlx", "llama-cpp-2", "llama-cpp-sys-2"],
+    ),
     ("stress/Cargo.toml", &["ollmlx-worker-kit", "ollmlx-supervisor"]),
     ("tests/shape/Cargo.toml", &["ollmlx-proto", "ollmlx-worker-kit", "ollmlx-supervisor"]),
 ];

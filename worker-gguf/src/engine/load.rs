@@ -17,7 +17,7 @@ use crate::cpu::{self, Runtime};
 use crate::ffi::batch::Batch;
 use crate::ffi::context::{Context, Outputs, Pooling, Settings};
 use crate::ffi::log::take_errors;
-use crate::ffi::model::{Adapter, Model, Rope};
+use crate::ffi::model::{Model, Rope};
 use crate::gguf::Header;
 use crate::gguf::kv_cost::kv_cost;
 use crate::gguf::shards::Files;
@@ -57,9 +57,9 @@ pub(super) fn load_as(
     plan.layout = layout.unwrap_or(plan.layout);
     // What was logged before is not about this model.
     drop(take_errors());
-    let model: &'static Model = Box::leak(Box::new(load_weights(runtime, &files, spec, progress)?));
-    let adapter = load_adapter(model, &spec.adapters)?;
-    let mut engine = assemble(runtime, model, &files, spec, plan, adapter)?;
+    let mut model = load_weights(runtime, &files, spec, progress)?;
+    load_adapter(&mut model, &spec.adapters)?;
+    let mut engine = assemble(runtime, Box::leak(Box::new(model)), &files, spec, plan)?;
     warm_up(&mut engine)?;
     Ok(engine)
 }
@@ -136,9 +136,9 @@ fn refused(what: &str, path: &Path, error: &str) -> Failure {
     ))
 }
 
-fn load_adapter(model: &'static Model, paths: &[std::path::PathBuf]) -> Result<Option<Adapter<'static>>, Failure> {
+fn load_adapter(model: &mut Model, paths: &[std::path::PathBuf]) -> Result<(), Failure> {
     match paths {
-        [] => Ok(None),
+        [] => Ok(()),
         [path] => {
             // Parsed for its damage first, as the model was.
             let header = Header::read(path).map_err(|error| error.into_failure(path))?;
@@ -148,7 +148,7 @@ fn load_adapter(model: &'static Model, paths: &[std::path::PathBuf]) -> Result<O
                     "the adapter is not a GGUF adapter (general.type)",
                 ));
             }
-            model.adapter(path).map(Some).map_err(|error| refused("the adapter", path, &error.to_string()))
+            model.load_adapter(path).map_err(|error| refused("the adapter", path, &error.to_string()))
         }
         several => {
             let text = format!("{} adapters are named; one is possible", several.len());
@@ -163,7 +163,6 @@ fn assemble(
     files: &Files,
     spec: &LoadSpec,
     plan: Plan,
-    adapter: Option<Adapter<'static>>,
 ) -> Result<GgufEngine, Failure> {
     let header = &files.header;
     let vocab = Arc::new(vocab::vocab(model, header));
@@ -188,14 +187,10 @@ fn assemble(
             embedder = Embedder::Nothing;
         }
     }
-    if let Some(adapter) = &adapter {
-        let context = match (&mut generator, &mut embedder) {
-            (Some(generator), _) => &mut generator.context,
-            (None, Embedder::Whole(whole)) => &mut whole.context,
-            (None, Embedder::Parts(_) | Embedder::Nothing) => return Err(no_context()),
-        };
+    let contexts = generator.as_mut().map(|it| &mut it.context).into_iter().chain(embedder.context());
+    for context in contexts {
         context
-            .set_adapter(adapter)
+            .use_adapter()
             .map_err(|error| Failure::new(FailureKind::LoadFailed, format!("the adapter does not fit: {error}")))?;
     }
     let memory = memory_model(files, plan.layout, plan.offload, plan.kind).with_attention(plan.flash_attention);

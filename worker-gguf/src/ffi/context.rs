@@ -1,7 +1,6 @@
 //! A context in llama.cpp: what is computed with a model, and the cache of its sequences.
 
 use std::ffi::c_void;
-use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +10,7 @@ use ollmlx_proto::FlashAttention;
 use ollmlx_worker_kit::contract::CellType;
 
 use super::batch::Batch;
-use super::model::{Adapter, Model};
+use super::model::Model;
 use crate::limits::NODES_PER_BEAT;
 use crate::memory::Layout;
 
@@ -19,15 +18,11 @@ use crate::memory::Layout;
 #[derive(Debug)]
 pub struct Context<'m> {
     raw: NonNull<llama_context>,
-    /// Logits of one token.
-    vocab_size: usize,
-    /// Components of one vector.
-    vector_length: usize,
     sequences: u32,
     batch_tokens: usize,
     /// llama.cpp has its address.
     heart: Option<Arc<Heart>>,
-    model: PhantomData<&'m Model>,
+    model: &'m Model,
 }
 
 /// How a context is made.
@@ -134,15 +129,7 @@ impl<'m> Context<'m> {
         // JUSTIFICATION: it may be less than what was asked for.
         // SAFETY: the context was just made.
         let batch_tokens = unsafe { llama_cpp_sys_2::llama_n_batch(raw.as_ptr()) };
-        Some(Self {
-            raw,
-            vocab_size: model.token_count() as usize,
-            vector_length: model.vector_length(),
-            sequences: settings.sequences,
-            batch_tokens: batch_tokens as usize,
-            heart: None,
-            model: PhantomData,
-        })
+        Some(Self { raw, sequences: settings.sequences, batch_tokens: batch_tokens as usize, heart: None, model })
     }
 
     /// Most tokens of a batch.
@@ -201,7 +188,7 @@ impl<'m> Context<'m> {
         // JUSTIFICATION: this is where llama.cpp keeps them.
         // SAFETY: the context lives; a place without logits is null.
         let logits = unsafe { llama_cpp_sys_2::llama_get_logits_ith(self.raw.as_ptr(), place) };
-        self.floats(logits, self.vocab_size)
+        self.floats(logits, self.model.token_count() as usize)
     }
 
     /// The hidden state of the token at this place of the last batch, where it was wanted.
@@ -211,7 +198,7 @@ impl<'m> Context<'m> {
         // JUSTIFICATION: this is where llama.cpp keeps them.
         // SAFETY: the context lives; a place without a hidden state is null.
         let state = unsafe { llama_cpp_sys_2::llama_get_embeddings_ith(self.raw.as_ptr(), place) };
-        self.floats(state, self.vector_length)
+        self.floats(state, self.model.vector_length())
     }
 
     /// The vector of a sequence of the last batch, where the context makes them.
@@ -221,7 +208,7 @@ impl<'m> Context<'m> {
         // JUSTIFICATION: this is where llama.cpp keeps them.
         // SAFETY: the context lives; a sequence without a vector is null.
         let vector = unsafe { llama_cpp_sys_2::llama_get_embeddings_seq(self.raw.as_ptr(), sequence) };
-        self.floats(vector, self.vector_length)
+        self.floats(vector, self.model.vector_length())
     }
 
     fn floats(&mut self, first: *mut f32, length: usize) -> Option<&[f32]> {
@@ -232,15 +219,16 @@ impl<'m> Context<'m> {
         Some(unsafe { std::slice::from_raw_parts(first.as_ptr().cast_const(), length) })
     }
 
-    /// Uses an adapter from now on.
+    /// Uses the model's adapter from now on, where it has one.
     ///
     /// # Errors
     /// It does not fit.
-    pub fn set_adapter(&mut self, adapter: &Adapter<'m>) -> Result<(), DecodeError> {
-        let (mut adapters, mut scales) = ([adapter.raw.as_ptr()], [1.0]);
+    pub fn use_adapter(&mut self) -> Result<(), DecodeError> {
+        let Some(adapter) = self.model.raw_adapter() else { return Ok(()) };
+        let (mut adapters, mut scales) = ([adapter.as_ptr()], [1.0]);
         // JUSTIFICATION: adapters belong to a context.
-        // SAFETY: both arrays have one entry and are copied; the adapter lives as long as the model, which outlives the
-        // context.
+        // SAFETY: both arrays have one entry and are copied; the adapter was made for this model, and lives as long as it,
+        // which outlives the context.
         let status = unsafe {
             llama_cpp_sys_2::llama_set_adapters_lora(
                 self.raw.as_ptr(),

@@ -22,7 +22,7 @@ fn log() -> MutexGuard<'static, Log> {
 /// Sends llama.cpp's warnings and errors to standard error and keeps the last errors for [`take_errors`]. Everything
 /// else it says is dropped.
 pub fn capture() {
-    // JUSTIFICATION: without it llama.cpp prints all it has to say.
+    // JUSTIFICATION: the safe crate either drops the log or needs a global tracing subscriber.
     // SAFETY: the callback is a plain function that lives for ever and ignores its user data.
     unsafe { llama_cpp_sys_2::llama_log_set(Some(on_log), std::ptr::null_mut()) }
 }
