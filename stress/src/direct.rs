@@ -13,7 +13,7 @@ use ollmlx_proto::frame::{Decoder, encode};
 use ollmlx_proto::version::choose;
 use ollmlx_proto::{
     Complete, Format, FromWorker, Incarnation, Limits, LoadSpec, ModelId, Output, Request, RequestId, ResumePoint,
-    Sampling, ToWorker, Work, WorkerId,
+    Sampling, ToWorker, UnixSeconds, Work, WorkerId,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(120);
