@@ -409,3 +409,25 @@ fn llama_cpps_own_refusal_is_passed_on() {
     assert_eq!(failure.kind, FailureKind::ModelInvalid);
     assert!(failure.public.contains("unknown model architecture: 'llama9000'"), "{failure}");
 }
+
+#[test]
+fn an_adapter_changes_what_it_is_made_for() {
+    let (mut spec, folder) = spec(&tiny_llama());
+    let without = forward(&mut load(&spec, &mut |_, _| true).unwrap(), 0, &[1, 20, 21]);
+    let mut row = vec![0.0; without.len()];
+    row[100] = 10.0;
+    let adapter = Writer::new()
+        .text("general.architecture", "llama")
+        .text("general.type", "adapter")
+        .text("adapter.type", "lora")
+        .float("adapter.lora.alpha", 1.0)
+        .tensor("output.weight.lora_a", &[32, 1], vec![1.0; 32])
+        .tensor("output.weight.lora_b", &[1, row.len() as u64], row);
+    let path = folder.path().join("adapter.gguf");
+    std::fs::write(&path, adapter.bytes()).unwrap();
+    spec.adapters = vec![path];
+    let mut with = forward(&mut load(&spec, &mut |_, _| true).unwrap(), 0, &[1, 20, 21]);
+    assert!((with[100] - without[100]).abs() > 1.0, "{} and {}", with[100], without[100]);
+    with[100] = without[100];
+    assert_close(&with, &without);
+}
