@@ -1,5 +1,4 @@
-//! The numbers that supervisor and workers share, each with its unit and reason, and those of the supervisor. Names end in
-//! their unit.
+//! The numbers that supervisor and workers share, each with its unit and reason. Names end in their unit.
 //!
 //! What only workers use is in their kit, what only one engine uses in its own crate. A limit that users may change is the
 //! default of an entry in the supervisor's `config/table.rs`; it still stands here, once.

@@ -39,7 +39,7 @@ pub use record::Record;
 use crate::os::worker_cgroup::CgroupParent;
 use crate::os::{clock::Clock, rng};
 use crate::scheduler::{Scheduler, SchedulerConfig};
-use crate::types::{Mono, Outlook, Snapshot, WishedLoad};
+use crate::types::{Outlook, Snapshot, WishedLoad};
 use crate::worker::link::LinkConfig;
 use crate::worker::socket::WorkerListener;
 use identity::Salt;
@@ -86,7 +86,7 @@ impl DriverConfig {
 #[must_use]
 pub fn outlook_with_nothing_loaded(config: SchedulerConfig, wished: &WishedLoad) -> (Snapshot, Outlook) {
     let scheduler = Scheduler::new(config, 0);
-    (scheduler.snapshot(Mono(0)), scheduler.outlook(wished))
+    (scheduler.snapshot(), scheduler.outlook(wished))
 }
 
 /// The running driver. Dropping this doesn't stop it; [`Handle::shutdown`] does.
@@ -119,7 +119,7 @@ pub async fn start(config: DriverConfig) -> io::Result<(Handle, Driver)> {
     let clock = Clock::start();
     let scheduler = Scheduler::new(config.scheduler.clone(), seed);
     // Limits and the like are known before anything happens.
-    let (handle, inbox) = handle::pair(clock, scheduler.snapshot(Mono(clock.now_ns())), Salt(rng::seed()?));
+    let (handle, inbox) = handle::pair(clock, scheduler.snapshot(), Salt(rng::seed()?));
     let recorder = Recorder::new(config.scheduler.clone(), seed);
     let task = task::Task::new(config, clock, (scheduler, recorder), listener.path(), inbox);
     let task = tokio::spawn(task.run(listener));

@@ -28,7 +28,7 @@
 //! - No lock guards the life of a worker: only [`driver`] owns a [`scheduler::Scheduler`].
 //! - The scheduler has no clock, no process, no task and no randomness of its own: time is an argument, luck is a seed. The
 //!   log of `(Mono, Event)` that the driver keeps replays a decision, see [`driver::record`].
-//! - No code here opens a model file. Weights, tokenizer, template and metadata are read by a worker, where a crash
+//! - No code here parses a model file. Weights, tokenizer, template and metadata are read by a worker, where a crash
 //!   is cheap; [`catalog`] asks a worker's inspect mode for the facts.
 //! - No dialect knows another one, and workers know none: [`dialect`] translates into the vocabulary of
 //!   `ollmlx_proto` and back.

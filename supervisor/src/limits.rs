@@ -1,5 +1,5 @@
-//! Every numeric limit of the supervisor, with its unit and reason. Names end in their unit. What both sides of the wire must
-//! keep to stands in [`ollmlx_proto::limits`]; those of the workers are theirs.
+//! The numbers that the supervisor's rooms share or promise, with unit and reason. Names end in their unit. A bound that one
+//! file alone needs stands there. What both sides of the wire must keep to stands in [`ollmlx_proto::limits`]; those of the workers are theirs.
 //!
 //! A limit that users may change is the default of an entry in `config/table.rs`; it still stands here, once.
 

@@ -19,6 +19,9 @@ import tempfile
 import threading
 import time
 
+# Whoever runs the tests under nohup must not make every server deaf for it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 BIN = pathlib.Path(os.environ["OLLMLX_BIN"])
 OLLMLX = str(BIN / "ollmlx")
 NAMES = ("smol", "base", "embed")

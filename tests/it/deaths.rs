@@ -18,7 +18,7 @@ fn over_budget() -> (World, WorkerId) {
     world.proceed(&worker);
     world.proceed(&worker);
     world.sample(&worker, 104);
-    assert_eq!(world.scheduler.snapshot(world.now).workers[0].state, "draining");
+    assert_eq!(world.scheduler.snapshot().workers[0].state, "draining");
     (world, worker)
 }
 
@@ -50,7 +50,7 @@ fn the_reason_of_a_drain_for_memory_survives_whatever_order_its_end_is_told_in()
 }
 
 fn cause_of(world: &World) -> Cause {
-    let view = world.scheduler.snapshot(world.now);
+    let view = world.scheduler.snapshot();
     let record = &view.deaths[0].deaths[0];
     assert_eq!(record.requests[0].fate, Fate::Resumed);
     record.cause.clone()
@@ -66,7 +66,7 @@ fn a_request_that_needs_more_memory_than_there_is_goes_on_once_only() {
     world.sample(&next, 104);
     die(&mut world, &next, 15);
     assert_eq!(world.failures.last().map(|(_, kind)| *kind), Some(FailureKind::WorkerDied));
-    let view = world.scheduler.snapshot(world.now);
+    let view = world.scheduler.snapshot();
     assert_eq!(view.deaths[0].count, 2);
 }
 
@@ -78,7 +78,7 @@ fn next_busy(world: &mut World) -> WorkerId {
     let worker = world.processes.keys().next().expect("it was started").clone();
     world.proceed(&worker);
     world.proceed(&worker);
-    assert_eq!(world.scheduler.snapshot(world.now).workers[0].in_flight, 1);
+    assert_eq!(world.scheduler.snapshot().workers[0].in_flight, 1);
     worker
 }
 
@@ -199,7 +199,7 @@ fn a_stopped_worker_is_told_to_go_on_once_it_owes_something() {
     assert!(!world.processes[&worker].stopped);
     // It has nothing more to do.
     while world.proceed(&worker) {}
-    assert_eq!(world.scheduler.snapshot(world.now).workers[0].state, "idle");
+    assert_eq!(world.scheduler.snapshot().workers[0].state, "idle");
     world.processes.get_mut(&worker).expect("it lives").stopped = true;
     world.proceed(&worker);
     assert!(world.processes[&worker].stopped, "somebody may look at it");

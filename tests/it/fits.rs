@@ -79,7 +79,7 @@ impl Desk {
     }
 
     fn loaded(&self) -> Vec<String> {
-        let living = self.scheduler.snapshot(self.now).workers.into_iter().filter(|view| view.pid.is_some());
+        let living = self.scheduler.snapshot().workers.into_iter().filter(|view| view.pid.is_some());
         living.map(|view| view.model.name.clone()).collect()
     }
 
@@ -162,7 +162,7 @@ fn a_smaller_model_serves_whoever_can_do_with_it() {
     desk.load(&plan("m", 1, 800, 200), None);
     desk.load(&plan("m", 1, 800, 300), None);
     assert_eq!(desk.started.len(), 1, "no second load");
-    let view = desk.scheduler.snapshot(desk.now).workers.remove(0);
+    let view = desk.scheduler.snapshot().workers.remove(0);
     assert!(view.account.shrunk);
     assert_eq!((view.context_tokens, view.account.planned), (799, 868));
     desk.load(&plan("m", 1, 800, 800), None);
@@ -209,7 +209,7 @@ fn what_the_system_counts_is_what_is_measured_and_a_worker_s_own_word_counts_whe
     desk.load(&plan("m", 1, 800, 800), None);
     let worker = desk.started[0].0.clone();
     let told = |desk: &Desk| {
-        let view = desk.scheduler.snapshot(desk.now);
+        let view = desk.scheduler.snapshot();
         let account = view.workers[0].account.clone();
         assert_eq!((account.measured, account.ready.total()), (view.measured_bytes, account.reported), "one truth");
         (account.measured, account.reported, view.reserved_bytes)
@@ -307,7 +307,7 @@ fn http_config(slots: u16) -> HttpConfig {
 /// The judgement over `m`, four slots of 800 tokens, that is 3300 bytes.
 fn judged(desk: &Desk, learned: &Learned, ask: &LoadWish) -> Value {
     let question = Question::new(&model("m"), &http_config(4), learned, ask.clone()).unwrap();
-    question.told(&desk.scheduler.snapshot(desk.now), &desk.scheduler.outlook(&question.wished()))
+    question.told(&desk.scheduler.snapshot(), &desk.scheduler.outlook(&question.wished()))
 }
 
 fn verdict(desk: &Desk) -> String {
@@ -455,7 +455,7 @@ async fn the_limit_is_known_before_anything_happens() {
 fn what_a_replaced_server_holds_is_nobody_s_and_is_waited_for() {
     let mut desk = Desk::new(4000, |_| {});
     desk.tell(Event::ElsewhereHeld { bytes: u64::MAX });
-    assert_eq!(desk.scheduler.snapshot(desk.now).elsewhere_bytes, 4000);
+    assert_eq!(desk.scheduler.snapshot().elsewhere_bytes, 4000);
     desk.load(&plan("m", 4, 800, 800), None);
     assert_eq!((desk.started.len(), desk.refused.len()), (0, 0), "it waits");
     desk.tell(Event::ElsewhereHeld { bytes: 701 });
@@ -559,7 +559,7 @@ fn who_is_on_its_way_out_is_no_pin_and_no_reason_to_wait_for_others() {
     assert_eq!(verdict(&desk), "pinned");
     desk.are_slow = true;
     desk.tell(Event::Restart { model: harness::id("other") });
-    assert!(desk.scheduler.snapshot(desk.now).workers[0].pinned, "it would be one if it stayed");
+    assert!(desk.scheduler.snapshot().workers[0].pinned, "it would be one if it stayed");
     assert_eq!(verdict(&desk), "after_eviction");
     desk.load(&plan("m", 4, 800, 800), None);
     assert_eq!(desk.refused.len(), 0, "as a request finds");

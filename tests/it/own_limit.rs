@@ -22,7 +22,7 @@ fn ask(world: &mut World, name: &str, own: Option<u64>, tokens: u32) -> RequestI
 }
 
 fn last_cause(world: &World) -> Cause {
-    world.scheduler.snapshot(world.now).deaths[0].deaths.back().expect("it died").cause.clone()
+    world.scheduler.snapshot().deaths[0].deaths.back().expect("it died").cause.clone()
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn one_that_works_trims_drains_and_is_killed_at_the_marks_of_its_own_limit() {
     assert_eq!(world.processes[&next].pushed, Some(Push::Kill));
     reap(&mut world, &next);
     assert_eq!(last_cause(&world), Cause::OverOwnLimit { took: 1_100, limit: 1_000 });
-    let view = world.scheduler.snapshot(world.now);
+    let view = world.scheduler.snapshot();
     assert_eq!((view.relief, view.totals.relief), (Step::Calm, [0; 5]), "that of all was never near");
 }
 

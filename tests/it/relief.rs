@@ -56,7 +56,7 @@ pub(crate) fn busy(world: &mut World, name: &str, bytes: u64) -> WorkerId {
 }
 
 pub(crate) fn state(world: &World, name: &str) -> &'static str {
-    world.scheduler.snapshot(world.now).of(&harness::id(name)).map_or("absent", |view| view.state)
+    world.scheduler.snapshot().of(&harness::id(name)).map_or("absent", |view| view.state)
 }
 
 pub(crate) fn reap(world: &mut World, worker: &WorkerId) {
@@ -87,24 +87,24 @@ fn a_trace_takes_every_step_up_and_back_without_flapping() {
         (805, Step::Evict),
     ] {
         world.sample(&works, bytes);
-        assert_eq!(world.scheduler.snapshot(world.now).relief, step, "{bytes}");
+        assert_eq!(world.scheduler.snapshot().relief, step, "{bytes}");
     }
     assert_eq!(world.trims, 2, "each of them once");
     assert_eq!((state(&world, "still"), state(&world, "works")), ("exiting", "busy"));
     reap(&mut world, &still);
-    assert_eq!(world.scheduler.snapshot(world.now).relief, Step::Calm);
+    assert_eq!(world.scheduler.snapshot().relief, Step::Calm);
     world.sample(&works, 1_025);
     assert_eq!(state(&world, "works"), "draining");
     world.sample(&works, 990);
     world.sample(&works, 1_099);
-    assert_eq!(world.scheduler.snapshot(world.now).relief, Step::Drain);
+    assert_eq!(world.scheduler.snapshot().relief, Step::Drain);
     assert_eq!(world.processes[&works].pushed, None, "it has time to finish");
     world.sample(&works, 1_100);
     assert_eq!(world.processes[&works].pushed, Some(Push::Kill));
     reap(&mut world, &works);
     let all = [Step::Hold, Step::Trim, Step::Evict, Step::Calm, Step::Drain, Step::Kill, Step::Calm];
     assert_eq!(world.steps, all);
-    let totals = world.scheduler.snapshot(world.now).totals;
+    let totals = world.scheduler.snapshot().totals;
     assert_eq!(totals.relief, [2, 2, 2, 1, 1], "each step that was entered, those that were leapt over too");
     assert_eq!(world.resumed, 1, "and the answer goes on");
 }
@@ -119,7 +119,7 @@ fn who_does_not_finish_in_time_is_ended_and_goes_on() {
     world.tell(Event::DeadlineElapsed);
     assert_eq!(world.processes[&works].pushed, Some(Push::Term));
     reap(&mut world, &works);
-    let deaths = world.scheduler.snapshot(world.now).deaths;
+    let deaths = world.scheduler.snapshot().deaths;
     assert_eq!(deaths[0].deaths[0].cause, Cause::OverBudget);
     assert_eq!(world.resumed, 1);
 }
@@ -144,7 +144,7 @@ fn an_idle_one_does_not_go_for_one_that_is_far_above_its_plan() {
     idle(&mut world, "still", 200);
     let works = busy(&mut world, "works", 500);
     world.sample(&works, 810);
-    assert_eq!(world.scheduler.snapshot(world.now).relief, Step::Evict);
+    assert_eq!(world.scheduler.snapshot().relief, Step::Evict);
     assert_eq!((state(&world, "still"), state(&world, "works")), ("idle", "busy"));
     world.sample(&works, 830);
     assert_eq!((state(&world, "still"), state(&world, "works")), ("idle", "draining"));
@@ -173,7 +173,7 @@ fn while_memory_is_short_a_load_needs_that_another_goes_first() {
     assert_eq!(world.processes.len(), 1);
     reap(&mut world, &still);
     load(&mut world, "new");
-    assert_eq!(world.scheduler.snapshot(world.now).relief, Step::Calm);
+    assert_eq!(world.scheduler.snapshot().relief, Step::Calm);
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn a_model_that_takes_more_than_the_limit_in_its_load_is_refused_with_numbers() 
         reap(&mut world, &huge);
         assert_eq!(world.requests[&request].0, Standing::Ended);
         assert_eq!(world.failures, [(request, FailureKind::OutOfMemory)]);
-        let deaths = world.scheduler.snapshot(world.now).deaths;
+        let deaths = world.scheduler.snapshot().deaths;
         let words = deaths[0].deaths[0].cause.words();
         assert_eq!(words, "model requires more memory (157.3 MB) than the limit allows (104.8 MB)");
         let again = ask(&mut world, "huge", 60 << 20, 5);
@@ -247,7 +247,7 @@ fn what_is_too_large_each_time_is_tried_ever_more_rarely() {
         world.reports = None;
         let huge = worker(world, "huge");
         reap(world, &huge);
-        let until = world.scheduler.snapshot(world.now).workers[0].rests_until.expect("it rests");
+        let until = world.scheduler.snapshot().workers[0].rests_until.expect("it rests");
         until.since(world.now) / 1_000_000_000
     };
     let rests: Vec<u64> = (0..9)
@@ -272,7 +272,7 @@ fn row_20_what_leaks_is_replaced_while_it_idles_and_nobody_waits_for_that() {
     world.sample(&leaks, 1257 * MIB);
     assert_eq!(state(&world, "leaks"), "exiting");
     reap(&mut world, &leaks);
-    let view = world.scheduler.snapshot(world.now);
+    let view = world.scheduler.snapshot();
     assert_eq!((&view.deaths[0].deaths[0].cause, view.totals.deaths), (&Cause::Leaked, 1));
     assert_eq!(state(&world, "leaks"), "absent");
     let next = busy(&mut world, "leaks", 1000 * MIB);
@@ -328,7 +328,7 @@ fn who_was_near_when_a_worker_died_of_its_memory_is_resumed_however_often() {
         assert_eq!(world.resumed, 2 * death);
     }
     let fates: Vec<Fate> =
-        world.scheduler.snapshot(world.now).deaths[0].deaths[1].requests.iter().map(|held| held.fate).collect();
+        world.scheduler.snapshot().deaths[0].deaths[1].requests.iter().map(|held| held.fate).collect();
     assert_eq!(fates, [Fate::Resumed, Fate::Resumed]);
     // From now on each is alone, so that it can be told which of them needs what is not there.
     world.jump();

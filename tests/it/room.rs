@@ -34,8 +34,7 @@ fn worker(world: &World, name: &str) -> Option<WorkerId> {
 /// Loads it, and goes on until it is in this state.
 fn until(world: &mut World, name: &str, state: &str) -> WorkerId {
     let worker = worker(world, name).expect("it was started");
-    let like =
-        |world: &World| world.scheduler.snapshot(world.now).of(&worker.model).is_some_and(|it| it.state == state);
+    let like = |world: &World| world.scheduler.snapshot().of(&worker.model).is_some_and(|it| it.state == state);
     while !like(world) {
         assert!(world.proceed(&worker), "{name} gets {state}");
     }
@@ -171,7 +170,7 @@ fn what_fits_passes_one_that_waits_for_a_busy_model_with_an_older_line() {
     ask(&mut world, "b", 483, 1);
     world.now = world.now.plus_ms(limits::YIELD_AFTER_MS);
     ask(&mut world, "c", 84, 1);
-    let state = world.scheduler.snapshot(world.now).of(&harness::id("a")).expect("it lives").state;
+    let state = world.scheduler.snapshot().of(&harness::id("a")).expect("it lives").state;
     assert_eq!(state, "busy", "its own line was there first");
     assert!(runs(&world, "c") && !runs(&world, "b"));
     ask(&mut world, "d", 85, 1);

@@ -129,7 +129,7 @@ fn up(world: &World) -> Vec<&'static str> {
 
 /// Number of the incident in which a model died last.
 fn incident(world: &World, name: &str) -> Option<u64> {
-    let view = world.scheduler.snapshot(world.now);
+    let view = world.scheduler.snapshot();
     view.deaths_of(&harness::id(name)).and_then(|model| model.deaths.back()?.incident)
 }
 
@@ -145,7 +145,7 @@ fn row_82_what_dies_at_once_is_one_incident_and_comes_back_one_by_one_by_who_is_
         get_ready(&mut world, &worker);
     }
     assert_eq!(up(&world), ["a", "b", "c"]);
-    let view = world.scheduler.snapshot(world.now);
+    let view = world.scheduler.snapshot();
     assert_eq!((view.totals.incidents, view.totals.deaths), (1, 3));
     for (name, others) in [("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])] {
         assert_eq!(incident(&world, name), Some(1));
@@ -170,7 +170,7 @@ fn row_82_what_dies_together_twice_is_no_reason_to_sentence_anybody() {
     assert_eq!(again.len(), 2);
     world.strike(&again, &ABORT);
     assert_eq!((world.sentenced, world.failures.as_slice()), (0, &[][..]));
-    assert_eq!(world.scheduler.snapshot(world.now).totals.incidents, 2);
+    assert_eq!(world.scheduler.snapshot().totals.incidents, 2);
     assert_eq!(world.calm_down(), []);
     assert_eq!(world.failures, [], "every answer is whole");
     world.wind_down();
@@ -226,7 +226,7 @@ fn row_82_other_times_other_causes_and_ends_of_their_own_are_no_incident() {
         world.strike(&workers[..1], &first);
         world.now = world.now.plus_ms(ms);
         world.strike(&workers[1..], &second);
-        let count = world.scheduler.snapshot(world.now).totals.incidents;
+        let count = world.scheduler.snapshot().totals.incidents;
         assert_eq!(incident(&world, "b"), (count > 0).then_some(1));
         let both_load = up(&world) == ["a", "b"];
         assert!(count > 0 || both_load, "nobody waits for anybody");
@@ -254,7 +254,7 @@ fn row_82_files_that_can_not_be_loaded_are_no_incident() {
         }
     }
     assert_eq!(Failure::new(FailureKind::ModelInvalid, "").retry, Retry::Never);
-    let view = world.scheduler.snapshot(world.now);
+    let view = world.scheduler.snapshot();
     assert_eq!((view.totals.deaths, view.totals.incidents), (2, 0));
     world.wind_down();
 }

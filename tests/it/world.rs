@@ -212,7 +212,7 @@ impl World {
                 panic!("{broken}");
             }
         }
-        let view = self.scheduler.snapshot(self.now);
+        let view = self.scheduler.snapshot();
         self.check_sums(&view);
         self.check_waits(&view);
     }

@@ -1,7 +1,7 @@
 //! Dialects: bytes of a client in, [`Call`] out; what a ticket says in, bytes for the client out.
 //!
-//! Everything here is a pure function of its arguments: no I/O, no clock, no randomness, no tokio. A dialect knows
-//! neither the catalogue nor the scheduler, nor another dialect; whatever depends on the model (capabilities, defaults,
+//! Everything here is a pure function of its arguments: no I/O, no clock, no randomness, no tokio. A dialect
+//! looks nothing up in the catalogue and knows neither the scheduler nor another dialect; whatever depends on the model (capabilities, defaults,
 //! the window) is decided by `http`, between a parser and an encoder. Input is hostile: nothing here panics on it, nesting
 //! ends at [`crate::limits::JSON_DEPTH_MAX`].
 //!

@@ -258,7 +258,7 @@ impl Task {
         if std::mem::take(&mut self.unpublished) == 0 {
             return;
         }
-        let mut snapshot = self.scheduler.snapshot(self.now());
+        let mut snapshot = self.scheduler.snapshot();
         snapshot.totals.pauses = self.pauses;
         snapshot.service_ns = self.service_ns;
         self.inbox.snapshots.send_replace(Arc::new(snapshot));

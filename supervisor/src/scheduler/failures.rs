@@ -119,7 +119,6 @@ pub(super) fn shutting_down() -> Failure {
     Failure::new(FailureKind::ShuttingDown, "server is shutting down")
 }
 
-/// `limit` is everybody's, `own` the model's; `u64::MAX` is none.
 /// It would fit if those were not kept for ever.
 pub(super) fn pinned(need: u64, limit: u64, held: &[(&str, u64)]) -> Failure {
     let all = held.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
@@ -168,6 +167,7 @@ fn listed(held: &[(&str, u64)]) -> String {
     named.collect::<Vec<_>>().join(", ")
 }
 
+/// It takes more than a limit: `limit` is everybody's, `own` the model's; `u64::MAX` is none.
 pub(super) fn can_never_fit(need: u64, limit: u64, own: u64) -> Failure {
     let detail = format!("{need} bytes needed, {} bytes allowed", own.min(limit));
     Failure::new(FailureKind::OutOfMemory, too_large(need, limit, own)).with_detail(detail)

@@ -398,9 +398,9 @@ pub enum Action {
     Spawn,
     /// Send the load.
     Load,
-    /// Push it; whatever it still holds has failed.
+    /// Push it. What it still holds is let go when it is reaped.
     Push(Push),
-    /// Release, tally, fail or keep what waits.
+    /// Nothing more: its death is being judged.
     Settle,
 }
 

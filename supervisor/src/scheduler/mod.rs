@@ -186,7 +186,7 @@ impl Scheduler {
 
     /// What it is like now. Absent models that nobody waits for are left out.
     #[must_use]
-    pub fn snapshot(&self, _now: Mono) -> Snapshot {
+    pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             is_replaced: self.is_replaced,
             leaving: self.leaving,

@@ -16,7 +16,7 @@ pub enum Cause {
     },
     /// A signal killed it, not ours.
     Signalled {
-        /// Number and name, such as `11 SIGSEGV`.
+        /// Its number.
         signal: i32,
     },
     /// It never said hello.

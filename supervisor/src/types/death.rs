@@ -13,11 +13,12 @@ use crate::catalog::ModelRef;
 pub enum Fate {
     /// It waits for the next process and goes on there.
     Resumed,
-    /// Its worker died again while it ran alone: it failed as the suspect.
+    /// Its worker died again while it ran alone: it is taken for the cause, and fails.
     Suspect,
     /// Its client had left.
     ClientGone,
-    /// The server was leaving.
+    /// It could not go on: the server leaves, its model rests or can't be loaded, it needs more memory than there is, or kills
+    /// have cost it too much time.
     Failed,
 }
 
