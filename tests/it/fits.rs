@@ -240,18 +240,44 @@ fn the_log_hears_why_an_idle_one_goes() {
 }
 
 #[test]
-fn row_80_pinned_models_stay_and_are_named_with_their_bytes() {
+fn row_80_a_pinned_model_stays_and_is_named_with_its_bytes() {
+    let mut desk = Desk::new(1500, |_| {});
+    desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::Forever));
+    desk.load(&plan("two", 1, 800, 800), None);
+    assert_eq!(desk.loaded(), ["one"]);
+    let [(FailureKind::OutOfMemory, text)] = desk.refused.as_slice() else { panic!("{:?}", desk.refused) };
+    assert!(text.contains("kept for ever: one (900 B)"), "{text}");
+    // Once it is let go there is room.
+    desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::ForMs(60_000)));
+    desk.load(&plan("two", 1, 800, 800), None);
+    assert_eq!(desk.loaded(), ["two"]);
+}
+
+#[test]
+fn row_80_models_kept_for_ever_shut_nobody_out() {
+    // Of the memory: both were used, and one of them is beyond the half.
     let mut desk = Desk::new(2000, |_| {});
     desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::Forever));
+    desk.now = desk.now.plus_ms(1);
     desk.load(&plan("two", 1, 800, 800), Some(KeepAlive::Forever));
     desk.load(&plan("three", 1, 800, 800), None);
-    assert_eq!(desk.loaded(), ["one", "two"]);
-    let [(FailureKind::OutOfMemory, text)] = desk.refused.as_slice() else { panic!("{:?}", desk.refused) };
-    assert!(text.contains("kept for ever: one (900 B), two (900 B)"), "{text}");
-    // Once one is let go there is room.
-    desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::ForMs(60_000)));
-    desk.load(&plan("three", 1, 800, 800), None);
-    assert_eq!(desk.loaded(), ["three", "two"]);
+    assert_eq!((desk.loaded(), desk.refused.len()), (vec!["three".to_owned(), "two".to_owned()], 0));
+
+    // Of the places: the longest idle one goes first, and the younger half stays whoever comes.
+    let mut desk = Desk::new(u64::MAX, |config| config.workers_max = 4);
+    for name in ["a", "b", "c", "d"] {
+        desk.load(&plan(name, 1, 800, 800), Some(KeepAlive::Forever));
+        desk.now = desk.now.plus_ms(1);
+    }
+    desk.load(&plan("e", 1, 800, 800), None);
+    assert_eq!(desk.loaded(), ["b", "c", "d", "e"]);
+    for name in ["f", "g", "h"] {
+        desk.now = desk.now.plus_ms(1);
+        desk.load(&plan(name, 1, 800, 800), None);
+    }
+    assert_eq!((desk.loaded(), desk.refused.len()), (["c", "d", "g", "h"].map(str::to_owned).to_vec(), 0));
+    let pinned = desk.scheduler.snapshot().workers.into_iter().filter(|view| view.pinned);
+    assert_eq!(pinned.count(), 2);
 }
 
 #[test]
@@ -443,7 +469,7 @@ async fn one_that_died_and_one_that_was_to_be_forgotten_teach_nothing() {
 async fn the_limit_is_known_before_anything_happens() {
     let house = House::open(|config| config.scheduler.memory_limit = Some(4000)).await;
     let first = house.handle.snapshot();
-    assert_eq!((first.limit_bytes, first.workers_max > 0, first.pins_hold), (Some(4000), true, true));
+    assert_eq!((first.limit_bytes, first.workers_max > 0), (Some(4000), true));
     let question = Question::new(&model("m"), &http_config(4), &Learned::default(), LoadWish::default()).unwrap();
     let outlook = house.handle.outlook(question.wished()).await.expect("the driver lives");
     let told = question.told(&first, &outlook);
@@ -559,7 +585,7 @@ fn who_is_on_its_way_out_is_no_pin_and_no_reason_to_wait_for_others() {
     assert_eq!(verdict(&desk), "pinned");
     desk.are_slow = true;
     desk.tell(Event::Restart { model: harness::id("other") });
-    assert!(desk.scheduler.snapshot().workers[0].pinned, "it would be one if it stayed");
+    assert!(desk.scheduler.snapshot().workers[0].kept, "it would be one if it stayed");
     assert_eq!(verdict(&desk), "after_eviction");
     desk.load(&plan("m", 4, 800, 800), None);
     assert_eq!(desk.refused.len(), 0, "as a request finds");

@@ -99,7 +99,7 @@ impl Question {
             },
             "limit": snapshot.limit_bytes,
             "model_limit": plan.terms.limit,
-            "held": held.iter().map(|view| holder(view, snapshot)).collect::<Vec<_>>(),
+            "held": held.iter().map(|view| holder(view)).collect::<Vec<_>>(),
             "held_by_predecessor": snapshot.elsewhere_bytes,
             "held_bytes": held_bytes,
             "fits": !matches!(outlook.prospect, Prospect::Rests | Prospect::Pinned | Prospect::Never),
@@ -153,15 +153,11 @@ fn wish(model: &Arc<ModelRef>, config: &HttpConfig, ask: &LoadWish) -> Result<Wi
     })
 }
 
-fn is_pinned(view: &WorkerView, snapshot: &Snapshot) -> bool {
-    view.pinned && snapshot.pins_hold && !matches!(view.state, "draining" | "exiting")
-}
-
-fn holder(view: &WorkerView, snapshot: &Snapshot) -> Value {
+fn holder(view: &WorkerView) -> Value {
     json!({
         "name": view.model.name,
         "bytes": view.memory_bytes,
         "state": view.state,
-        "pinned": is_pinned(view, snapshot),
+        "pinned": view.pinned,
     })
 }

@@ -87,7 +87,7 @@ pub(super) fn ps(state: &AppState) -> HttpReply {
 }
 
 fn expiry(state: &AppState, view: &WorkerView, now: SystemTime) -> SystemTime {
-    if view.pinned {
+    if view.kept {
         return now.checked_add(FOREVER).unwrap_or(now);
     }
     view.expires_at.map_or(now, |at| state.handle.wall_clock_of(at))

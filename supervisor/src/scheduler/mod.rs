@@ -625,15 +625,16 @@ impl Scheduler {
         let Some((to, action)) = life::next(from, input, self.now, &self.config.timeouts) else {
             return out.never(format!("{}: {input:?} in {from:?}", model.worker()));
         };
-        model.state = to;
         let runs = model.line.running().len();
         if to.in_flight() > 0 && to.in_flight() != runs {
             out.never(format!("{}: counts {} but runs {runs}", model.worker(), to.in_flight()));
         }
         if action == Action::Spawn {
+            // While it has no process yet, as when its room was found.
             self.prepare(at);
         }
         let model = &mut self.models[at];
+        model.state = to;
         let told = model.process.note_way_out((from, to), over, cause, runs);
         let worker = model.worker();
         if from.name() != to.name() && action != Action::Settle {

@@ -19,7 +19,6 @@ pub(super) fn of(view: View<'_>) -> Snapshot {
         relief: view.step,
         shrink: view.config.shrink,
         workers_max: view.workers_max(),
-        pins_hold: view.config.default_keep_alive != KeepAlive::Forever,
         deaths: view.models.iter().filter_map(Model::deaths).collect(),
         ..Snapshot::default()
     }
@@ -42,7 +41,8 @@ fn worker(view: View<'_>, model: &Model) -> WorkerView {
         state: model.state.name(),
         pid: model.state.pid(),
         expires_at,
-        pinned: model.stay.keep_alive == KeepAlive::Forever,
+        kept: model.stay.keep_alive == KeepAlive::Forever,
+        pinned: view.is_pinned(model) && !model.state.is_leaving(),
         in_flight: model.line.running().len(),
         queued: model.line.len(),
         slots: ready.map_or(0, |ready| ready.slots),

@@ -7,6 +7,7 @@ use super::ledger::{Holding, Ledger};
 use super::life::State;
 use super::model::Model;
 use crate::types::{KeepAlive, Mono, Step};
+use ollmlx_proto::ModelId;
 
 /// One moment.
 #[derive(Clone, Copy)]
@@ -29,9 +30,29 @@ impl<'a> View<'a> {
         self.holding(model).bytes()
     }
 
-    /// Whether it stays whatever others need: a client keeps it for ever, on a server where that isn't the rule.
+    /// Whether it stays whatever others need: a client keeps it for ever, and it is within the share that such models have
+    /// together. Those that were used last are; one of them always is.
     pub(super) fn is_pinned(self, model: &Model) -> bool {
+        if !self.is_kept(model) {
+            return false;
+        }
+        let stays = |other: &&Model| self.is_kept(other) && !other.state.is_leaving();
+        let later = self.processes().filter(stays).filter(|other| self.recency(other) > self.recency(model));
+        let (places, bytes) = later.fold((1, self.bytes(model)), |(places, bytes): (usize, u64), other| {
+            (places + 1, bytes.saturating_add(self.bytes(other)))
+        });
+        let bytes_max = self.ledger.limit().map_or(u64::MAX, |limit| limit / 2);
+        places == 1 || places <= self.workers_max().div_ceil(2) && bytes <= bytes_max
+    }
+
+    /// Whether a client keeps it for ever, on a server where that isn't the rule.
+    fn is_kept(self, model: &Model) -> bool {
         model.stay.keep_alive == KeepAlive::Forever && self.config.default_keep_alive != KeepAlive::Forever
+    }
+
+    /// Rises with use; no two models have the same.
+    fn recency(self, model: &Model) -> (bool, Mono, &ModelId) {
+        (model.state.in_flight() > 0, model.stay.last_used, &model.id)
     }
 
     /// Requests that wait, over all models.

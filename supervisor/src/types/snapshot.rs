@@ -68,8 +68,6 @@ pub struct Snapshot {
     pub shrink: Shrink,
     /// Processes that there may be at once.
     pub workers_max: usize,
-    /// Whether models that are kept for ever stay whatever others need; they don't where all are kept for ever.
-    pub pins_hold: bool,
     /// How long a request holds its slot, on the average of the last ones; told by the driver.
     pub service_ns: u64,
     /// Whether a successor serves.
@@ -114,7 +112,9 @@ pub struct WorkerView {
     pub pid: Option<u32>,
     /// When it goes if nothing happens; `None` is never or not now.
     pub expires_at: Option<Mono>,
-    /// Whether it stays for ever.
+    /// Whether it stays for ever if nobody needs its place.
+    pub kept: bool,
+    /// Whether it stays then, too.
     pub pinned: bool,
     /// Requests it runs.
     pub in_flight: usize,

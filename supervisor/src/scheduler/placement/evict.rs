@@ -39,12 +39,15 @@ pub(in crate::scheduler) struct Candidate {
 impl Candidate {
     pub(in crate::scheduler) fn of(view: View<'_>, at: usize) -> Self {
         let model = &view.models[at];
+        let wished = model.stay.keep_alive;
+        // Whoever is kept for ever beyond the share of such models is one like all others.
+        let is_surplus = wished == KeepAlive::Forever && !view.is_pinned(model);
         Self {
             at,
             busy: matches!(model.state, State::Busy { .. }),
             bytes: view.bytes(model),
             priority: model.stay.priority,
-            keep_alive: model.stay.keep_alive,
+            keep_alive: if is_surplus { view.config.default_keep_alive } else { wished },
             idle_ns: view.now.since(model.stay.last_used),
             load_ns: model.history.load_ns,
             last_used: model.stay.last_used,

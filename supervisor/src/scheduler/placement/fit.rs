@@ -4,9 +4,10 @@
 //! that are not pinned is no obstacle: they make room, now or after what they run. So the answer doesn't depend on who is
 //! loaded at the moment, except for pins.
 //!
-//! Pinned is a model that a client keeps for ever (`keep_alive` -1) on a server where that isn't the rule. Decision: it is
-//! not evicted, and who can't be loaded beside it is refused and told so. Rejected: evicting it last, which surprises
-//! whoever pinned it, at a moment when nobody looks. Where every model stays for ever by default, none is pinned.
+//! Pinned is a model that a client keeps for ever (`keep_alive` -1) on a server where that isn't the rule, within half of the
+//! places and half of the memory. Decision: it is not evicted, and who can't be loaded beside it is refused and told so; beyond
+//! that share they give way like all others. Rejected: evicting it last, which surprises whoever pinned it, at a moment when
+//! nobody looks; and holding all of them, with which a few clients shut out everybody else.
 //!
 //! Decision: what was learned of a model makes it smaller where that is allowed, and is else forgotten as far as it doesn't
 //! fit: the estimate alone decides whether a model is refused. Rejected: refusing it for what earlier processes took, with
