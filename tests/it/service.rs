@@ -76,6 +76,24 @@ fn row_38_systemd_follows_an_upgrade() {
 }
 
 #[test]
+fn row_38_the_unit_of_one_user_is_a_part_of_the_machine_s() {
+    let settings = |name: &str| -> Vec<String> {
+        let text = file(name);
+        let lines = text.lines().take_while(|line| *line != "[Install]");
+        lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+    };
+    let (machine, user) = (settings("ollmlx.service"), settings("user/ollmlx.service"));
+    let only_user: Vec<_> = user.iter().filter(|line| !machine.contains(line)).collect();
+    assert!(only_user.is_empty(), "{only_user:?}");
+    // Those of a user's own manager fail or do nothing without the rights of root.
+    let only_machine: Vec<_> = machine.iter().filter(|line| !user.contains(line)).collect();
+    assert!(only_machine.iter().any(|line| *line == "ProtectSystem=strict"), "{only_machine:?}");
+    for name in ["ExecStart", "Delegate", "WatchdogSec", "NoNewPrivileges", "SystemCallFilter", "UMask"] {
+        assert!(user.iter().any(|line| line.starts_with(&format!("{name}="))), "{name}");
+    }
+}
+
+#[test]
 fn row_38_launchd_starts_it_seldom_and_waits_for_its_end() {
     assert!(plist_number("ExitTimeOut") * 1000 > LEAVE_MS_MAX);
     assert!(plist_number("ThrottleInterval") >= 10, "launchd's own default");

@@ -3,8 +3,12 @@
 import pathlib
 import shutil
 import subprocess
+import tempfile
 
 import house
+
+# The unit has a /tmp of its own, so the folders that a test shares with it lie elsewhere.
+tempfile.tempdir = "/srv"
 
 UNIT = "ollmlx.service"
 DROP_IN = pathlib.Path(f"/etc/systemd/system/{UNIT}.d/test.conf")
@@ -33,7 +37,7 @@ class Service(house.Server):
     def launch(self):
         names = ("HOME", "OLLAMA_HOST", *(name for name in self.env if name.startswith("OLLMLX_")))
         lines = [f'Environment="{name}={self.env[name]}"' for name in names]
-        lines += [f"StandardOutput=append:{self.log_path}", f"StandardError=append:{self.log_path}"]
+        lines += [f"ReadWritePaths={self.folder}", f"StandardOutput=append:{self.log_path}", f"StandardError=append:{self.log_path}"]
         DROP_IN.parent.mkdir(exist_ok=True)
         DROP_IN.write_text("\n".join(["[Service]", *lines, *self.unit, ""]))
         self.log_path.touch()
