@@ -17,6 +17,8 @@ import unittest
 import house
 
 UNITS = pathlib.Path(__file__).resolve().parents[2] / "supervisor" / "service"
+#: Of ten, as `systemd-analyze security` counts: what is left is what the server is for, see the comments of the unit.
+EXPOSURE_MAX = 3.0
 #: Until a server that can't be one has said so and left.
 REFUSED_S = 30
 #: Until a sign, of a service manager's or of a process's end.
@@ -122,6 +124,35 @@ class StateFolder(Served):
         server = self.server(OLLMLX_STATE_DIR="/proc/ollmlx")
         self.assertIn("the state folder can't be locked", server.log())
         self.assertIn(self.upgrade(server), house.processes())
+
+    def test_s03_a_state_folder_with_content_of_its_own_keeps_it(self):
+        self.first.stop()
+        state = pathlib.Path(self.first.env["OLLMLX_STATE_DIR"])
+        self.addCleanup(shutil.rmtree, self.first.folder, ignore_errors=True)
+        files = ("views/admin/page.html", "views/notes", f"views/{64 * '0'}/page.html", "views/.new-1/page.html", "cards/ace.json",
+                 "blobs/x.tmp", "other/file")
+        for name in files:
+            (state / name).parent.mkdir(parents=True, exist_ok=True)
+            (state / name).write_text("mine")
+        second = self.server(OLLMLX_STATE_DIR=str(state))
+        self.assertEqual([(state / name).read_text() for name in files], len(files) * ["mine"])
+        self.assertIn("what no server has made was left where it is", second.log())
+
+    def test_s07_a_link_where_the_server_would_write_is_not_followed(self):
+        self.first.stop()
+        state = pathlib.Path(self.first.env["OLLMLX_STATE_DIR"])
+        state.mkdir(parents=True)
+        self.addCleanup(shutil.rmtree, self.first.folder, ignore_errors=True)
+        victim = self.first.folder / "victim"
+        victim.write_text("somebody's")
+        for name in ("serve.lock", "learned.json", "cards", "views"):
+            (state / name).symlink_to(victim)
+            done = serve(self.other())
+            self.assertEqual(done.returncode, 78, done.stderr)
+            self.assertIn(f"Error: the state folder {state} can't be used: {name} in it is a link", done.stderr)
+            self.assertIn("--state-dir", done.stderr)
+            self.assertEqual(victim.read_text(), "somebody's")
+            (state / name).unlink()
 
     def test_row_36_the_lock_goes_to_the_successor_and_is_free_with_its_end(self):
         old = self.first.process.pid
@@ -303,11 +334,19 @@ class Units(unittest.TestCase):
 
     @unittest.skipUnless(shutil.which("systemd-analyze"), "systemd is not there")
     def test_row_38_systemd_takes_the_unit(self):
-        unit, count = re.subn("(?m)^ExecStart=/usr/local/bin/ollmlx", f"ExecStart={house.OLLMLX}",
-                              (UNITS / "ollmlx.service").read_text())
-        self.assertEqual(count, 1)
-        self.assertEqual(self.complaints(unit), "")
-        self.assertIn("Unknown key", self.complaints(unit.replace("StartLimitBurst", "StartLimitBrust")), "it would complain")
+        for name in ("ollmlx.service", "user/ollmlx.service"):
+            unit, count = re.subn("(?m)^ExecStart=/usr/local/bin/ollmlx", f"ExecStart={house.OLLMLX}", (UNITS / name).read_text())
+            self.assertEqual(count, 1)
+            self.assertEqual(self.complaints(unit), "", name)
+            self.assertIn("Unknown key", self.complaints(unit.replace("StartLimitBurst", "StartLimitBrust")), "it would complain")
+
+    @unittest.skipUnless(shutil.which("systemd-analyze"), "systemd is not there")
+    def test_s17_the_machine_s_unit_is_walled_in(self):
+        done = subprocess.run(["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / "ollmlx.service")],
+                              capture_output=True, text=True, timeout=60, env=os.environ | {"LC_ALL": "C"}, check=False)
+        level = re.search(r"Overall exposure level for ollmlx\.service: ([0-9.]+)", done.stdout)
+        self.assertIsNotNone(level, done.stdout + done.stderr)
+        self.assertLessEqual(float(level[1]), EXPOSURE_MAX, done.stdout)
 
     def test_row_38_launchd_s_property_list_is_one(self):
         settings = plistlib.loads((UNITS / "io.ollmlx.serve.plist").read_bytes())

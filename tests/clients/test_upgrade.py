@@ -167,6 +167,42 @@ class Upgrade(unittest.TestCase):
         self.assertEqual(self.pid(), self.server.process.pid)
         self.assertEqual(self.server.raw("GET", "/readyz"), (200, b"ready\n"))
 
+    def test_s17_a_program_that_others_could_change_is_not_executed(self):
+        first, mark, program = self.pid(), self.folder / "mark", self.folder / "ollmlx"
+        self.replace(f"touch '{mark}'\nexit 3")
+        for place, mode in ((program, 0o757), (program, 0o775), (self.folder, 0o777)):
+            before = place.stat().st_mode & 0o7777
+            place.chmod(mode)
+            done = self.server.cli("upgrade")
+            self.assertEqual((done.returncode, mark.exists(), self.pid()), (1, False, first), (mode, done.stderr))
+            self.assertIn(f"is not executed, since somebody else could change it: {place}", done.stderr)
+            self.assertIn("chmod go-w", done.stderr)
+            place.chmod(before)
+        if os.getuid() == 0:
+            os.chown(program, 65534, 65534)
+            self.assertIn("belongs to user 65534", self.server.cli("upgrade").stderr)
+            self.assertFalse(mark.exists())
+            os.chown(program, 0, 0)
+        self.assertNotEqual(self.server.cli("upgrade").returncode, 0)
+        self.assertTrue(mark.exists(), "without the fault it would have been executed")
+
+    def test_s17_a_worker_that_others_could_change_is_not_executed(self):
+        workers = self.folder / "workers"
+        workers.mkdir()
+        mark = self.folder / "mark"
+        for backend in ("gguf", "mlx"):
+            worker = workers / f"ollmlx-worker-{backend}"
+            worker.write_text(f"#!/bin/sh\ntouch '{mark}'\nexit 3\n")
+            worker.chmod(0o757)
+        server = house.Server(models=(), OLLMLX_WORKER_DIR=str(workers), OLLMLX_MODELS=self.server.env["OLLMLX_MODELS"])
+        self.addCleanup(server.stop)
+        for path, body in (("/api/generate", {"model": "smol", "prompt": "x"}), ("/api/show", {"model": "smol"})):
+            status, answer = server.call("POST", path, body)
+            self.assertGreaterEqual(status, 500, answer)
+            self.assertIn("may not be executed", json.dumps(answer))
+        self.assertFalse(mark.exists())
+        self.assertIn("everybody can write to it", server.log())
+
     def slots(self):
         """What the server's settings come to: how many slots a model gets that is loaded now."""
         self.server.cli("stop", "smol")

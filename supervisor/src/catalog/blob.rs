@@ -4,15 +4,14 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
 
 use crate::limits::{BLOB_BUFFER_BYTES, BLOB_BYTES_MAX};
 use sha2::{Digest as _, Sha256};
-use tempfile::NamedTempFile;
 
 use super::digest::Digest;
 use super::store::Store;
 use super::{CatalogError, blocking, io_error};
+use crate::os::folder::Draft;
 
 /// An upload in progress.
 #[derive(Debug)]
@@ -36,7 +35,7 @@ enum UploadState {
 
 #[derive(Debug)]
 struct Sink {
-    file: NamedTempFile,
+    file: Draft,
     hash: Sha256,
 }
 
@@ -105,7 +104,7 @@ impl BlobWriter {
             if matches!(store.blob(&digest), Ok(Some(_))) {
                 return Ok(false); // Another upload of the same blob was faster.
             }
-            store.publish_blob(file, &digest).map_err(io_error("publish a blob"))?;
+            file.publish(&digest.file_name()).map_err(io_error("publish a blob"))?;
             Ok(true)
         })
         .await
@@ -147,13 +146,8 @@ pub(crate) fn import(store: &Store, mut source: File, heard: &mut dyn FnMut(u64)
     if matches!(store.blob(&digest), Ok(Some(_))) {
         return Ok((digest, false));
     }
-    store.publish_blob(sink.file, &digest)?;
+    sink.file.publish(&digest.file_name())?;
     Ok((digest, true))
-}
-
-/// Length of a file.
-pub(crate) fn length(path: &Path) -> io::Result<u64> {
-    Ok(std::fs::metadata(path)?.len())
 }
 
 fn broken() -> CatalogError {

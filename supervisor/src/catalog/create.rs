@@ -5,6 +5,7 @@
 
 mod checkpoint;
 
+use std::io::Seek as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use ollmlx_proto::ModelCard;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::blob::{import, length};
+use super::blob::import;
 use super::digest::Digest;
 use super::inspect::Subject;
 use super::local::{self, LocalModel, shard_of};
@@ -172,7 +173,12 @@ async fn from_local(
             .weights
             .iter()
             .map(|path| {
-                let (file, _) = open_regular(path).map_err(io_error("import a file"))?;
+                let mut file = open_regular(path).map_err(io_error("import a file"))?;
+                // Of the very file that is copied, since another one may have taken its place.
+                if !has_gguf_magic(&file).map_err(io_error("import a file"))? {
+                    return Err(refused("supplied file was not in GGUF format"));
+                }
+                file.rewind().map_err(io_error("import a file"))?;
                 let (digest, _) = import(&inner.store, file, &mut |_| {}).map_err(io_error("import a file"))?;
                 let key = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 Upload::find(&inner, key, digest)
@@ -222,7 +228,9 @@ async fn uploads(
             parsed.into_iter().map(|(key, digest)| Upload::find(&inner, key, digest)).collect::<Result<Vec<_>, _>>()?;
         let mut strangers = 0;
         for upload in &found {
-            strangers += usize::from(!has_gguf_magic(&upload.path).map_err(io_error("read an uploaded file"))?);
+            let opened = inner.store.blob(&upload.digest).and_then(|blob| blob.map(|blob| blob.open()).transpose());
+            let is_gguf = opened.and_then(|opened| opened.map_or(Ok(false), |(file, _)| has_gguf_magic(&file)));
+            strangers += usize::from(!is_gguf.map_err(io_error("read an uploaded file"))?);
         }
         match role {
             _ if strangers == 0 => Ok(found),
@@ -236,11 +244,10 @@ async fn uploads(
 impl Upload {
     fn find(inner: &Inner, key: String, digest: Digest) -> Result<Self, CatalogError> {
         // A blob that is a link out of the store is as good as absent.
-        let Ok(Some(path)) = inner.store.blob(&digest) else {
+        let Ok(Some(blob)) = inner.store.blob(&digest) else {
             return Err(CatalogError::BlobMissing(digest.to_string()));
         };
-        let size = length(&path).map_err(io_error("read an uploaded file"))?;
-        Ok(Self { key, digest, path, size })
+        Ok(Self { key, digest, path: blob.path(), size: blob.bytes })
     }
 
     fn layer(&self, media_type: &str, name: Option<String>) -> Layer {

@@ -6,6 +6,7 @@
 //! never read like those of one that is absent, for clients answer those by downloading.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::limits::{HUB_ENTRIES_MAX, HUB_PART_BYTES_MAX, HUB_REF_BYTES_MAX, MODEL_FILES_MAX};
@@ -14,7 +15,8 @@ use ollmlx_proto::{Failure, FailureKind};
 use super::CatalogError;
 use super::local::{self, LocalModel, cut_extension, shard_of};
 use super::model::Backend;
-use super::store::{contained, has_gguf_magic, read_bounded};
+use super::store::has_gguf_magic;
+use crate::os::folder::{Folder, Place, read_bounded};
 
 /// `owner/name`, with a revision or a quantisation where the text gives one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(crate) struct HubName {
 
 /// Hosts that a name of this kind may begin with.
 const HOSTS: [&str; 4] = ["hf.co", "huggingface.co", "www.huggingface.co", "hf-mirror.com"];
+/// Folder of a repository's revisions.
+const SNAPSHOTS: &str = "snapshots";
 /// What no tag means to Ollama's clients, and what they add to a name without one.
 const NO_TAG: &str = "latest";
 /// The revision that is meant where none is named.
@@ -101,14 +105,14 @@ pub(crate) fn has(cache: &Path, name: &HubName) -> bool {
 pub(crate) fn find(cache: &Path, name: &HubName, asked: &str) -> Result<LocalModel, CatalogError> {
     let absent = || name.absent(asked, NOT_HERE);
     let home = repository(cache, name).ok_or_else(absent)?;
-    let home = home.canonicalize().map_err(|_| absent())?;
+    let home = home.canonicalize().and_then(|home| Folder::open(&home)).map_err(|_| absent())?;
     let (snapshot, quantisation) = snapshot(&home, name, asked)?;
-    let files = Files::read(&home, &snapshot, name)?;
+    let files = Files::read(home, &snapshot, name)?;
     let (backend, weights, counted) = match quantisation {
         Some(wanted) => files.gguf(Some(wanted), name, asked)?,
-        None if files.has("safetensors") => files.mlx(&snapshot, &home, name)?,
+        None if files.has("safetensors") => files.mlx(&snapshot, name)?,
         None if files.has("gguf") => files.gguf(None, name, asked)?,
-        None => return Err(files.no_weights(&home, name)),
+        None => return Err(files.no_weights(name)),
     };
     let key = snapshot.display().to_string();
     let key = weights.iter().fold(key, |key, path| format!("{key}\0{}", path.display()));
@@ -130,7 +134,7 @@ fn repository(cache: &Path, name: &HubName) -> Option<PathBuf> {
 }
 
 /// The snapshot that a tag leads to, and the quantisation where the tag is no revision.
-fn snapshot<'a>(home: &Path, name: &'a HubName, asked: &str) -> Result<(PathBuf, Option<&'a str>), CatalogError> {
+fn snapshot<'a>(home: &Folder, name: &'a HubName, asked: &str) -> Result<(PathBuf, Option<&'a str>), CatalogError> {
     if let Some(tag) = name.tag.as_deref() {
         if let Some(path) = by_ref(home, name, tag)? {
             return Ok((path, None));
@@ -157,81 +161,95 @@ fn snapshot<'a>(home: &Path, name: &'a HubName, asked: &str) -> Result<(PathBuf,
 }
 
 /// The snapshot that `refs/<reference>` names, if there is such a reference.
-fn by_ref(home: &Path, name: &HubName, reference: &str) -> Result<Option<PathBuf>, CatalogError> {
-    let refs = home.join("refs");
-    let path = refs.join(reference);
-    if fs::symlink_metadata(&path).is_err() {
+fn by_ref(home: &Folder, name: &HubName, reference: &str) -> Result<Option<PathBuf>, CatalogError> {
+    let Ok(refs) = home.find_folder(Path::new("refs")) else { return Ok(None) };
+    if refs.names_nothing(reference) {
         return Ok(None);
     }
-    let read = contained(&refs, &path).and_then(|path| read_bounded(&path, HUB_REF_BYTES_MAX));
-    let revision = read.ok().and_then(|file| String::from_utf8(file.bytes).ok());
+    let read = refs.find_file(Path::new(reference)).and_then(|leaf| read_bounded(leaf.open()?.0, HUB_REF_BYTES_MAX));
+    let revision = read.ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let revision = revision.as_deref().map(str::trim).filter(|text| is_revision(text));
     let revision = revision.ok_or_else(|| name.broken(format!("refs/{reference} of its cache names no revision")))?;
     let found = snapshot_folder(home, revision);
     found.map(Some).ok_or_else(|| name.unfinished(&format!("revision {revision} has no snapshot")))
 }
 
-fn snapshot_folder(home: &Path, revision: &str) -> Option<PathBuf> {
-    let snapshots = home.join("snapshots");
-    let path = contained(home, &snapshots.join(revision)).ok()?;
-    path.is_dir().then_some(path)
+fn snapshot_folder(home: &Folder, revision: &str) -> Option<PathBuf> {
+    let found = home.find_folder(&Path::new(SNAPSHOTS).join(revision)).ok()?;
+    Some(found.path().to_owned())
 }
 
-fn newest_snapshot(home: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(home.join("snapshots")).ok()?.take(HUB_ENTRIES_MAX).flatten();
-    let folders = entries.filter_map(|entry| {
-        let path = snapshot_folder(home, entry.file_name().to_str()?)?;
+fn newest_snapshot(home: &Folder) -> Option<PathBuf> {
+    let names = home.find_folder(Path::new(SNAPSHOTS)).ok()?.names().ok()?.take(HUB_ENTRIES_MAX).flatten();
+    let folders = names.filter_map(|name| {
+        let path = snapshot_folder(home, &name)?;
         Some((fs::metadata(&path).ok()?.modified().ok()?, path))
     });
     folders.max().map(|(_, path)| path)
 }
 
 /// A blob that is still on its way, if there is one.
-fn unfinished_blob(home: &Path) -> Option<String> {
-    let entries = fs::read_dir(home.join("blobs")).ok()?.take(HUB_ENTRIES_MAX).flatten();
-    entries.filter_map(|entry| entry.file_name().into_string().ok()).find(|name| name.ends_with(".incomplete"))
+fn unfinished_blob(home: &Folder) -> Option<String> {
+    let names = home.find_folder(Path::new("blobs")).ok()?.names().ok()?.take(HUB_ENTRIES_MAX).flatten();
+    names.into_iter().find(|name| name.ends_with(".incomplete"))
 }
 
 /// The files of a snapshot that could matter to a model, by their path in it.
 struct Files {
+    /// The repository, which no link may leave.
+    home: Folder,
     all: Vec<(String, PathBuf)>,
     /// Links that lead nowhere.
     dangling: Vec<String>,
 }
 
 impl Files {
-    fn read(home: &Path, snapshot: &Path, name: &HubName) -> Result<Self, CatalogError> {
-        let mut files = Self { all: Vec::new(), dangling: Vec::new() };
-        files.read_folder(home, snapshot, "", name)?;
+    fn read(home: Folder, snapshot: &Path, name: &HubName) -> Result<Self, CatalogError> {
+        let mut files = Self { home, all: Vec::new(), dangling: Vec::new() };
+        files.read_folder(snapshot, "", name)?;
         files.all.sort();
         Ok(files)
     }
 
-    fn read_folder(&mut self, home: &Path, folder: &Path, prefix: &str, name: &HubName) -> Result<(), CatalogError> {
-        let entries = fs::read_dir(folder).map_err(|_| name.broken("its snapshot can't be read"))?;
-        for (count, entry) in entries.enumerate() {
+    fn read_folder(&mut self, folder: &Path, prefix: &str, name: &HubName) -> Result<(), CatalogError> {
+        let held = self.below(folder).and_then(|below| self.home.find_folder(below));
+        let held = held.map_err(|_| name.broken("its snapshot can't be read"))?;
+        let names = held.names().map_err(|_| name.broken("its snapshot can't be read"))?;
+        for (count, file_name) in names.enumerate() {
             if count >= HUB_ENTRIES_MAX || self.all.len() >= MODEL_FILES_MAX {
                 return Err(name.broken("its snapshot has more files than any model needs"));
             }
-            let Some(entry) = entry.ok() else { continue };
-            let Ok(file_name) = entry.file_name().into_string() else { continue };
-            let (path, key) = (entry.path(), format!("{prefix}{file_name}"));
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let Ok(file_name) = file_name else { continue };
+            let (path, key) = (folder.join(&file_name), format!("{prefix}{file_name}"));
+            let is_folder = held.child(&file_name).is_ok();
             if is_folder && prefix.is_empty() {
                 // GGUF shards often have a folder of their own; nothing of a model lies deeper.
-                self.read_folder(home, &path, &format!("{file_name}/"), name)?;
+                self.read_folder(&path, &format!("{file_name}/"), name)?;
             }
             if is_folder || !matters(&path) {
                 continue;
             }
-            match contained(home, &path) {
-                Ok(target) if target.is_file() => self.all.push((key, path)),
+            match self.below(&path).and_then(|below| self.home.find(below)) {
+                Ok(Place::Leaf(leaf)) if leaf.is_file() => self.all.push((key, path)),
                 Ok(_) => return Err(name.broken(format!("its file {key} is not a regular file"))),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.dangling.push(key),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.dangling.push(key),
                 Err(_) => return Err(name.broken(format!("its file {key} is a link that leaves the repository"))),
             }
         }
         Ok(())
+    }
+
+    /// Where a path to a file of the repository lies in it.
+    fn below<'a>(&self, path: &'a Path) -> io::Result<&'a Path> {
+        path.strip_prefix(self.home.path()).map_err(|_| io::ErrorKind::NotFound.into())
+    }
+
+    fn is_file(&self, path: &Path) -> bool {
+        self.below(path).and_then(|below| self.home.find_file(below)).is_ok()
+    }
+
+    fn is_gguf(&self, path: &Path) -> io::Result<bool> {
+        has_gguf_magic(&self.home.find_file(self.below(path)?)?.open()?.0)
     }
 
     fn of(&self, extension: &str) -> impl Iterator<Item = &(String, PathBuf)> {
@@ -243,7 +261,7 @@ impl Files {
     }
 
     /// The folder, if it is a whole checkpoint as far as names tell.
-    fn mlx(&self, snapshot: &Path, home: &Path, name: &HubName) -> Result<Parts, CatalogError> {
+    fn mlx(&self, snapshot: &Path, name: &HubName) -> Result<Parts, CatalogError> {
         if let Some(key) = self.dangling.first() {
             return Err(name.unfinished(&format!("{key} is a link to a blob that is gone")));
         }
@@ -254,7 +272,7 @@ impl Files {
             }
         }
         if !self.all.iter().any(|(key, _)| key == "config.json") {
-            return Err(match unfinished_blob(home) {
+            return Err(match unfinished_blob(&self.home) {
                 Some(_) => name.unfinished("config.json is missing"),
                 None => name.broken("it has weights, but its config.json is missing"),
             });
@@ -286,12 +304,12 @@ impl Files {
         match (chosen.as_slice(), wanted) {
             ([(key, path)], _) => {
                 let file = key.rsplit('/').next().unwrap_or(key);
-                let here = |wanted: &str| path.with_file_name(wanted).is_file();
+                let here = |wanted: &str| self.is_file(&path.with_file_name(wanted));
                 if let Some(missing) = missing_shard(file, &here) {
                     return Err(name.unfinished(&format!("the shard {missing} is missing")));
                 }
                 let shards = local::shards(path, file);
-                if !shards.iter().all(|path| has_gguf_magic(path).unwrap_or(false)) {
+                if !shards.iter().all(|path| self.is_gguf(path).unwrap_or(false)) {
                     return Err(name.broken(format!("{key} is not a GGUF file")));
                 }
                 Ok((Backend::Gguf, shards.clone(), shards))
@@ -309,12 +327,12 @@ impl Files {
         }
     }
 
-    fn no_weights(&self, home: &Path, name: &HubName) -> CatalogError {
+    fn no_weights(&self, name: &HubName) -> CatalogError {
         let pickle = PICKLES.iter().find_map(|extension| self.of(extension).next());
         if let Some(key) = self.dangling.first() {
             return name.unfinished(&format!("{key} is a link to a blob that is gone"));
         }
-        if let Some(blob) = unfinished_blob(home) {
+        if let Some(blob) = unfinished_blob(&self.home) {
             return name.unfinished(&format!("{blob} is there"));
         }
         match pickle {

@@ -25,7 +25,8 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::timeout;
 
 use super::model::Backend;
-use super::store::read_bounded;
+use crate::os::folder::{Folder, read_bounded};
+use crate::os::trusted_program;
 
 /// What is to be inspected.
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ pub(crate) struct Subject {
 #[derive(Debug)]
 pub(crate) struct Inspector {
     worker_dir: PathBuf,
-    cards_dir: PathBuf,
+    state_dir: PathBuf,
     flash_attention: FlashAttention,
     turns: Semaphore,
     memory: Mutex<Memory>,
@@ -74,12 +75,18 @@ struct KnownCard {
 
 /// Format of a stored card; another number is not read.
 const CARD_VERSION: u64 = 1;
+/// Their folder in the state folder.
+const CARDS: &str = "cards";
+
+fn card_file(subject: &Subject) -> String {
+    format!("{}.json", subject.key)
+}
 
 impl Inspector {
     pub(crate) fn new(worker_dir: PathBuf, state_dir: &Path, flash_attention: FlashAttention) -> Self {
         Self {
             worker_dir,
-            cards_dir: state_dir.join("cards"),
+            state_dir: state_dir.to_owned(),
             flash_attention,
             turns: Semaphore::new(INSPECTIONS_MAX),
             memory: Mutex::default(),
@@ -204,6 +211,7 @@ impl Inspector {
 
     async fn run(&self, subject: &Subject) -> Result<(ModelCard, usize), Failure> {
         let program = self.program(subject.backend);
+        trusted_program::check_worker(&program).map_err(|error| not_started(subject, &program, &error))?;
         let mut child = crate::os::process::command(&program)
             .arg("inspect")
             .args(&subject.paths)
@@ -212,10 +220,7 @@ impl Inspector {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| {
-                let public = format!("no worker for {} models is installed", subject.backend.as_str());
-                Failure::new(FailureKind::LoadFailed, public).with_detail(format!("{}: {error}", program.display()))
-            })?;
+            .map_err(|error| not_started(subject, &program, &error))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let answer = async {
             let answer = read_capped(stdout, INSPECT_BYTES_MAX).await;
@@ -240,10 +245,6 @@ impl Inspector {
         })
     }
 
-    fn card_path(&self, subject: &Subject) -> PathBuf {
-        self.cards_dir.join(format!("{}.json", subject.key))
-    }
-
     /// Identifies the program that would answer, so that a new one is asked again.
     fn build(&self, backend: Backend) -> String {
         let stamp = fs::metadata(self.program(backend)).ok().map(|meta| {
@@ -255,7 +256,9 @@ impl Inspector {
 
     /// The card on disk and its length as JSON.
     fn load(&self, subject: &Subject) -> Option<(ModelCard, usize)> {
-        let bytes = read_bounded(&self.card_path(subject), INSPECT_BYTES_MAX as u64).ok()?.bytes;
+        let cards = Folder::open(&self.state_dir).and_then(|state| state.child(CARDS)).ok()?;
+        let file = cards.find_file(Path::new(&card_file(subject))).and_then(|card| card.open()).ok()?.0;
+        let bytes = read_bounded(file, INSPECT_BYTES_MAX as u64).ok()?;
         let mut stored: Value = serde_json::from_slice(&bytes).ok()?;
         let valid = stored["version"] == json!(CARD_VERSION)
             && stored["build"] == json!(self.build(subject.backend))
@@ -267,17 +270,16 @@ impl Inspector {
     }
 
     fn save(&self, subject: &Subject, card: &ModelCard) -> io::Result<()> {
-        fs::create_dir_all(&self.cards_dir)?;
+        let cards = Folder::make(&self.state_dir)?.make_child(CARDS)?;
         let stored = json!({
             "version": CARD_VERSION,
             "build": self.build(subject.backend),
             "size_bytes": subject.size_bytes,
             "card": card,
         });
-        let mut file = tempfile::Builder::new().prefix(".card-").tempfile_in(&self.cards_dir)?;
+        let mut file = cards.draft(".card-", "")?;
         file.write_all(stored.to_string().as_bytes())?;
-        file.persist(self.card_path(subject)).map_err(|error| error.error)?;
-        Ok(())
+        file.publish(&card_file(subject))
     }
 }
 
@@ -317,6 +319,17 @@ fn verdict(subject: &Subject, status: ExitStatus, answer: &[u8]) -> Result<Model
             Err(invalid(subject, &format!("inspecting it killed the inspector ({signal})")))
         }
     }
+}
+
+fn not_started(subject: &Subject, program: &Path, error: &io::Error) -> Failure {
+    let backend = subject.backend.as_str();
+    let public = if error.kind() == io::ErrorKind::PermissionDenied {
+        tracing::error!(%error, "an inspector was not started");
+        format!("the worker for {backend} models may not be executed: the server's log says why")
+    } else {
+        format!("no worker for {backend} models is installed")
+    };
+    Failure::new(FailureKind::LoadFailed, public).with_detail(format!("{}: {error}", program.display()))
 }
 
 fn invalid(subject: &Subject, what: &str) -> Failure {

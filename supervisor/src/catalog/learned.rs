@@ -14,7 +14,6 @@
 //!
 //! The file may be missing, damaged or hostile: it is then ignored. At most [`LEARNED_MAX`] entries, the latest.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -22,7 +21,7 @@ use crate::limits::{LEARNED_BYTES_MAX, LEARNED_MAX};
 use ollmlx_proto::ModelId;
 use serde_json::{Value, json};
 
-use super::store::read_bounded;
+use crate::os::folder::{Folder, read_bounded};
 
 /// Format of the file; another number is not read.
 const VERSION: u64 = 1;
@@ -83,8 +82,8 @@ impl Learned {
     /// From the file. Blocking.
     #[must_use]
     pub fn read(path: &Path) -> Self {
-        let bytes = match read_bounded(path, LEARNED_BYTES_MAX) {
-            Ok(file) => file.bytes,
+        let bytes = match bytes_of(path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::default(),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "what was learned of memory can't be read and is ignored");
@@ -115,13 +114,24 @@ impl Learned {
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
+        let (folder, name) = split(path)?;
+        let folder = Folder::make(folder)?;
+        let is_ours = match bytes_of(path) {
+            Ok(bytes) => Self::parse(&bytes).is_some(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        // What was not written by a server is somebody's, and is kept beside.
+        if !is_ours {
+            let kept = format!("{name}.kept");
+            if !folder.names_nothing(&kept) {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name} and {kept} are not ours")));
+            }
+            folder.rename(name, &kept)?;
+        }
         let models: Vec<Value> = self.0.iter().map(|(loaded, bytes)| told(loaded, *bytes)).collect();
-        let mut file = tempfile::Builder::new().prefix(".learned-").tempfile_in(folder)?;
+        let mut file = folder.draft(".learned-", "")?;
         file.write_all(json!({"version": VERSION, "models": models}).to_string().as_bytes())?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        file.publish(name)
     }
 
     /// Most bytes that were measured for it.
@@ -182,6 +192,19 @@ impl Learned {
     }
 }
 
+/// The file's bytes. Blocking.
+fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
+    let (folder, name) = split(path)?;
+    let (file, _) = Folder::open(folder)?.find_file(Path::new(name))?.open()?;
+    read_bounded(file, LEARNED_BYTES_MAX)
+}
+
+/// The folder of the file, and its name there.
+fn split(path: &Path) -> io::Result<(&Path, &str)> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    path.parent().zip(name).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
 fn told(loaded: &Loaded, bytes: u64) -> Value {
     let Loaded { model, slots, context_tokens, batch_tokens, kv_type, estimate } = loaded;
     json!({"model": model.0, "slots": slots, "context_tokens": context_tokens, "batch_tokens": batch_tokens,
@@ -205,6 +228,8 @@ fn entry(value: &Value) -> Option<(Loaded, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn loaded(number: usize, estimate: u64) -> Loaded {
@@ -288,6 +313,25 @@ mod tests {
         assert!(fs::metadata(&path).unwrap().len() < LEARNED_BYTES_MAX, "it may be as large as it can get");
         assert_eq!(Learned::read(&path), learned);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn s03_what_no_server_wrote_is_kept_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, kept) = (folder.path().join("learned.json"), folder.path().join("learned.json.kept"));
+        fs::write(&path, "[\"mine\"]").unwrap();
+        let mut learned = Learned::default();
+        learned.took(&loaded(1, 1000), 1500);
+        for _ in 0..2 {
+            learned.write(&path).unwrap();
+            assert_eq!(
+                (Learned::read(&path), fs::read_to_string(&kept).unwrap()),
+                (learned.clone(), "[\"mine\"]".into())
+            );
+        }
+        fs::write(&path, "[\"mine too\"]").unwrap();
+        assert!(learned.write(&path).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[\"mine too\"]");
     }
 
     #[test]

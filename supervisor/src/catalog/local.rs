@@ -5,6 +5,7 @@
 //! answer tells what exists on the machine (CVE-2024-39722).
 
 use std::fs;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,8 @@ use ollmlx_proto::ModelId;
 
 use super::digest::Digest;
 use super::model::{Backend, ModelRef};
-use super::store::{contained, has_gguf_magic};
+use super::store::{has_gguf_magic, open_regular};
+use crate::os::folder::{Folder, Leaf, Place};
 
 /// A model found at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,12 +116,12 @@ fn gguf_files(path: &Path) -> Option<Vec<PathBuf>> {
     let name = path.file_name()?.to_str()?;
     cut_extension(name)?;
     let files = shards(path, name);
-    files.iter().all(|file| has_gguf_magic(file).unwrap_or(false)).then_some(files)
+    files.iter().all(|file| open_regular(file).and_then(|file| has_gguf_magic(&file)).unwrap_or(false)).then_some(files)
 }
 
 /// The files that make a folder a model: all that belong to its checkpoint.
 fn mlx_files(folder: &Path) -> Option<Vec<PathBuf>> {
-    let files = checkpoint_files(folder)?;
+    let files: Vec<PathBuf> = Checkpoint::read(folder)?.names.iter().map(|name| folder.join(name)).collect();
     let has = |wanted: &dyn Fn(&Path) -> bool| files.iter().any(|path| wanted(path));
     let config = has(&|path| path.file_name().is_some_and(|name| name == "config.json"));
     let weights = has(&|path| path.extension().is_some_and(|extension| extension == "safetensors"));
@@ -129,30 +131,50 @@ fn mlx_files(folder: &Path) -> Option<Vec<PathBuf>> {
 /// Kinds of files that belong to a checkpoint.
 const CHECKPOINT_EXTENSIONS: [&str; 5] = ["safetensors", "json", "jinja", "model", "txt"];
 
-/// The files of a checkpoint's folder, sorted. Links must stay in the folder, or in the cache that the folder is a
-/// snapshot of (`models--owner--name/snapshots/<revision>`); where one does not, there is nothing.
-pub(crate) fn checkpoint_files(folder: &Path) -> Option<Vec<PathBuf>> {
-    let real = folder.canonicalize().ok()?;
-    let home = match real.parent() {
-        Some(parent) if parent.file_name().is_some_and(|name| name == "snapshots") => parent.parent()?.to_owned(),
-        _ => real.clone(),
-    };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).ok()? {
-        let path = entry.ok()?.path();
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        if hidden || !CHECKPOINT_EXTENSIONS.contains(&extension) || fs::metadata(&path).is_ok_and(|meta| meta.is_dir())
-        {
-            continue;
+/// The files of a checkpoint's folder. Links must stay in the folder, or in the cache that the folder is a
+/// snapshot of (`models--owner--name/snapshots/<revision>`).
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    /// What links may lead to.
+    home: Folder,
+    /// Where the files lie in it.
+    below: PathBuf,
+    /// Sorted.
+    pub(crate) names: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Nothing where a file is none, or a link that leads out.
+    pub(crate) fn read(folder: &Path) -> Option<Self> {
+        let real = folder.canonicalize().ok()?;
+        let home = match real.parent() {
+            Some(parent) if parent.file_name().is_some_and(|name| name == "snapshots") => parent.parent()?,
+            _ => &real,
+        };
+        let below = real.strip_prefix(home).ok()?.to_owned();
+        let mut checkpoint = Self { home: Folder::open(home).ok()?, below, names: Vec::new() };
+        let files = checkpoint.home.find_folder(&checkpoint.below).ok()?;
+        for name in files.names().ok()?.flatten() {
+            let extension = Path::new(&name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            if name.starts_with('.') || !CHECKPOINT_EXTENSIONS.contains(&extension) {
+                continue;
+            }
+            match checkpoint.home.find(&checkpoint.below.join(&name)) {
+                Ok(Place::Folder(_)) => {}
+                Ok(Place::Leaf(leaf)) if leaf.is_file() && checkpoint.names.len() < MODEL_FILES_MAX => {
+                    checkpoint.names.push(name);
+                }
+                _ => return None,
+            }
         }
-        if files.len() >= MODEL_FILES_MAX || !contained(&home, &path).is_ok_and(|target| target.is_file()) {
-            return None;
-        }
-        files.push(path);
+        checkpoint.names.sort();
+        Some(checkpoint)
     }
-    files.sort();
-    Some(files)
+
+    /// One of them, as it is now.
+    pub(crate) fn file(&self, name: &str) -> io::Result<Leaf> {
+        self.home.find_file(&self.below.join(name))
+    }
 }
 
 #[cfg(test)]
@@ -226,5 +248,12 @@ mod tests {
         assert_eq!((found.backend, found.size_bytes), (Backend::Mlx, 3));
         std::os::unix::fs::symlink("/etc/passwd", snapshot.join("evil.safetensors")).unwrap();
         assert_eq!(find(snapshot.to_str().unwrap()), None);
+        fs::remove_file(snapshot.join("evil.safetensors")).unwrap();
+        // What takes a file's place after the look is not followed out either.
+        let checkpoint = Checkpoint::read(&snapshot).unwrap();
+        checkpoint.file("config.json").unwrap().open().unwrap();
+        fs::remove_file(snapshot.join("config.json")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", snapshot.join("config.json")).unwrap();
+        assert!(checkpoint.file("config.json").is_err());
     }
 }

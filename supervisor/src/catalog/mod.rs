@@ -262,7 +262,7 @@ impl Catalog {
             let advice = "to give it a name of its own, write its name behind FROM in a Modelfile and create from that";
             let located = inner.store.locate(&from).ok_or_else(|| inner.absent(&asked, advice))?;
             let to = inner.store.respell(&to);
-            if located.writable && located.name.same(&to) {
+            if located.is_writable() && located.name.same(&to) {
                 return Ok(());
             }
             let bytes = inner.store.read_manifest(&located).map_err(io_error("read a manifest"))?.bytes;
@@ -287,7 +287,7 @@ impl Catalog {
             let _guard = guard;
             let advice = "to remove it there: hf cache rm";
             let located = inner.store.locate(&parsed).ok_or_else(|| inner.absent(&asked, advice))?;
-            if !located.writable {
+            if !located.is_writable() {
                 let message = format!("model '{asked}' is in a store that is only read");
                 return Err(CatalogError::Refused { status_hint: 403, message });
             }
@@ -448,7 +448,7 @@ impl Inner {
                 return Err(CatalogError::BlobMissing(layer.digest.to_string()));
             }
         }
-        let former = self.store.locate(&name).filter(|located| located.writable);
+        let former = self.store.locate(&name).filter(Located::is_writable);
         let former = former.and_then(|located| self.store.read_manifest(&located).ok());
         self.store.write_manifest(&name, bytes).map_err(io_error("write a manifest"))?;
         if let Some(former) = former.and_then(|file| Manifest::parse(&file.bytes).ok())

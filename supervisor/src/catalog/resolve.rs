@@ -375,10 +375,9 @@ fn blob_paths(
 ) -> Result<(Vec<PathBuf>, u64), EntryError> {
     let (mut paths, mut bytes) = (Vec::new(), 0_u64);
     for layer in manifest.layers.iter().filter(|layer| layer.media_type == media_type) {
-        let found = store.blob(&layer.digest).and_then(|path| {
-            let path = path.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            let length = std::fs::metadata(&path)?.len();
-            Ok((path, length))
+        let found = store.blob(&layer.digest).and_then(|leaf| {
+            let leaf = leaf.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            Ok((leaf.path(), leaf.bytes))
         });
         let (path, length) = found.map_err(|error| damaged_blob(label, layer, &error))?;
         paths.push(path);

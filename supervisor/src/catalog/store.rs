@@ -3,22 +3,29 @@
 //! Blocking file work; callers run it off the async threads. The first root is written to, the others are only
 //! read. Links are followed only while they stay inside: a blob may be a link into the blobs folder, a manifest
 //! one into the manifests folder; the root, `blobs` and `manifests` themselves may be links to anywhere. All reads
-//! are bounded, and nothing but a regular file is ever read.
+//! are bounded, nothing but a regular file is ever read, and what was looked at is what is read (see [`Folder`]).
+//!
+//! Files are made for their owner alone, since system texts are among them. What Ollama made keeps the mode it has.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::limits::{BLOB_ORPHAN_AGE_S, MANIFEST_BYTES_MAX, STORE_MANIFESTS_MAX};
 use nix::fcntl::OFlag;
-use tempfile::{Builder, NamedTempFile};
 
 use super::digest::Digest;
 use super::manifest::{Layer, Manifest};
 use super::name::Name;
+use crate::os::folder::{Draft, Folder, Leaf, Place, read_bounded};
+
+/// What an upload is called until it is a blob.
+const UPLOAD: (&str, &str) = ("upload-", ".tmp");
+/// What follows a blob's name in that of a part of it, which Ollama leaves behind.
+const PARTIAL: &str = "-partial";
 
 /// One or more stores, looked through in order.
 #[derive(Clone, Debug)]
@@ -32,10 +39,15 @@ pub(crate) struct Store {
 pub(crate) struct Located {
     /// As spelled on disk.
     pub(crate) name: Name,
-    /// The file, links resolved.
-    pub(crate) path: PathBuf,
+    /// Which of the stores has it.
+    root: usize,
+}
+
+impl Located {
     /// Whether it lies in the store that is written to.
-    pub(crate) writable: bool,
+    pub(crate) fn is_writable(&self) -> bool {
+        self.root == 0
+    }
 }
 
 /// The bytes of a manifest and when they were written.
@@ -59,46 +71,33 @@ impl Store {
         Self { roots }
     }
 
-    fn manifests(root: &Path) -> PathBuf {
-        root.join("manifests")
-    }
-
-    fn blobs(root: &Path) -> PathBuf {
-        root.join("blobs")
+    fn manifests(root: &Path) -> io::Result<Folder> {
+        Folder::open(&root.join("manifests"))
     }
 
     /// Where new blobs go.
     pub(crate) fn blobs_dir(&self) -> PathBuf {
-        Self::blobs(&self.roots[0])
+        self.roots[0].join("blobs")
     }
 
     /// The file of a blob, or nothing where there is none. An error of kind `PermissionDenied` where it is a link
     /// out of the store or no regular file.
-    pub(crate) fn blob(&self, digest: &Digest) -> io::Result<Option<PathBuf>> {
+    pub(crate) fn blob(&self, digest: &Digest) -> io::Result<Option<Leaf>> {
+        let name = digest.file_name();
         for root in &self.roots {
-            let blobs = Self::blobs(root);
-            let path = blobs.join(digest.file_name());
-            let meta = match fs::symlink_metadata(&path) {
-                Ok(meta) => meta,
-                Err(error) if is_absence(&error) => continue,
+            match Folder::open(&root.join("blobs")).and_then(|blobs| blobs.find_file(Path::new(&name))) {
+                Ok(leaf) => return Ok(Some(leaf)),
+                Err(error) if is_absence(&error) => {}
                 Err(error) => return Err(error),
-            };
-            if meta.is_file() {
-                return Ok(Some(path));
             }
-            let target = if meta.is_symlink() { contained(&blobs, &path)? } else { path };
-            if fs::symlink_metadata(&target)?.is_file() {
-                return Ok(Some(target));
-            }
-            return Err(refused("blob is not a regular file"));
         }
         Ok(None)
     }
 
     /// A small blob's content.
     pub(crate) fn read_blob(&self, digest: &Digest, bytes_max: u64) -> io::Result<Vec<u8>> {
-        let path = self.blob(digest)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        Ok(read_bounded(&path, bytes_max)?.bytes)
+        let leaf = self.blob(digest)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        read_bounded(leaf.open()?.0, bytes_max)
     }
 
     /// Stores a small blob, unless it is there. Says whether it is new.
@@ -109,51 +108,42 @@ impl Store {
         }
         let mut file = self.new_blob_file()?;
         file.write_all(bytes)?;
-        self.publish_blob(file, &digest)?;
+        file.publish(&digest.file_name())?;
         Ok((digest, true))
     }
 
-    /// A file that disappears unless it is published.
-    pub(crate) fn new_blob_file(&self) -> io::Result<NamedTempFile> {
-        let blobs = self.blobs_dir();
-        fs::create_dir_all(&blobs)?;
-        Builder::new()
-            .prefix("upload-")
-            .suffix(".tmp")
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(&blobs)
-    }
-
-    /// Makes a finished file a blob. Its content must have this digest.
-    pub(crate) fn publish_blob(&self, file: NamedTempFile, digest: &Digest) -> io::Result<()> {
-        persist(file, &self.blobs_dir().join(digest.file_name()))
+    /// A file that disappears unless it is published under the name of the digest that its content has.
+    pub(crate) fn new_blob_file(&self) -> io::Result<Draft> {
+        Folder::make(&self.blobs_dir())?.draft(UPLOAD.0, UPLOAD.1)
     }
 
     /// The manifest of a name, compared without regard to case.
     pub(crate) fn locate(&self, name: &Name) -> Option<Located> {
         self.roots.iter().enumerate().find_map(|(index, root)| {
-            let manifests = Self::manifests(root);
             let mut parts = Vec::with_capacity(4);
-            let path = find_file(&manifests, &name.parts(), &mut parts)?;
-            let path = contained(&manifests, &path).ok()?;
+            if !find_file(&Self::manifests(root).ok()?, &name.parts(), &mut parts) {
+                return None;
+            }
             let [host, namespace, model, tag] = parts.as_slice() else { return None };
-            let name = Name::from_parts(host, namespace, model, tag)?;
-            Some(Located { name, path, writable: index == 0 })
+            Some(Located { name: Name::from_parts(host, namespace, model, tag)?, root: index })
         })
     }
 
     /// Reads a manifest's bytes.
     pub(crate) fn read_manifest(&self, located: &Located) -> io::Result<ManifestFile> {
-        read_bounded(&located.path, MANIFEST_BYTES_MAX)
+        let path: PathBuf = located.name.parts().iter().collect();
+        let (file, facts) = Self::manifests(&self.roots[located.root])?.find_file(&path)?.open()?;
+        Ok(ManifestFile { modified_at: facts.modified()?, bytes: read_bounded(file, MANIFEST_BYTES_MAX)? })
     }
 
     /// The name with the spelling of what is already there, part by part.
     pub(crate) fn respell(&self, name: &Name) -> Name {
-        let mut dir = Self::manifests(&self.roots[0]);
+        let mut dir = Self::manifests(&self.roots[0]).ok();
         let mut parts: Vec<String> = Vec::with_capacity(4);
         for part in name.parts() {
-            let spelled = spellings(&dir, part).into_iter().next().unwrap_or_else(|| part.to_owned());
-            dir.push(&spelled);
+            let spelled = dir.as_ref().and_then(|dir| spellings(dir, part).into_iter().next());
+            let spelled = spelled.unwrap_or_else(|| part.to_owned());
+            dir = dir.and_then(|dir| dir.find_folder(Path::new(&spelled)).ok());
             parts.push(spelled);
         }
         let [host, namespace, model, tag] = parts.as_slice() else { return name.clone() };
@@ -162,33 +152,30 @@ impl Store {
 
     /// Writes a manifest under a name as spelled, in one step: readers see the old one or the new one.
     pub(crate) fn write_manifest(&self, name: &Name, bytes: &[u8]) -> io::Result<()> {
-        let manifests = Self::manifests(&self.roots[0]);
-        fs::create_dir_all(&manifests)?;
-        let mut dir = manifests.clone();
+        let manifests = Folder::make(&self.roots[0].join("manifests"))?;
+        let (mut dir, mut below) = (manifests.clone(), PathBuf::new());
         for part in &name.parts()[..3] {
-            dir.push(part);
-            match fs::create_dir(&dir) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+            match dir.make_new(part) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
             }
-            // Checked at every level, so that nothing is created behind a link that leads out.
-            contained(&manifests, &dir)?;
+            // At every level, so that nothing is created behind a link that leads out.
+            below.push(part);
+            dir = manifests.find_folder(&below)?;
         }
-        let mut file =
-            Builder::new().prefix(".manifest-").permissions(fs::Permissions::from_mode(0o644)).tempfile_in(&dir)?;
+        let mut file = dir.draft(".manifest-", "")?;
         file.write_all(bytes)?;
-        persist(file, &dir.join(&name.tag))
+        file.publish(&name.tag)
     }
 
     /// Removes a manifest and the folders that it leaves empty.
     pub(crate) fn remove_manifest(&self, located: &Located) -> io::Result<()> {
-        let manifests = Self::manifests(&self.roots[0]);
-        let mut path = manifests.clone();
-        path.extend(located.name.parts());
-        fs::remove_file(&path)?;
-        for dir in path.ancestors().skip(1).take(3) {
-            if fs::remove_dir(dir).is_err() {
+        let manifests = Self::manifests(&self.roots[0])?;
+        let parts = located.name.parts();
+        let folder = |depth: usize| manifests.find_folder(&parts[..depth].iter().collect::<PathBuf>());
+        folder(3)?.remove(parts[3])?;
+        for depth in (0..3).rev() {
+            if folder(depth).and_then(|folder| folder.remove_folder(parts[depth])).is_err() {
                 break;
             }
         }
@@ -199,8 +186,12 @@ impl Store {
     pub(crate) fn walk(&self) -> Walk {
         let mut walk = Walk { found: Vec::new(), complete: true };
         for (index, root) in self.roots.iter().enumerate() {
-            let manifests = Self::manifests(root);
-            walk_into(&mut walk, &manifests, &manifests, &mut Vec::new(), index == 0);
+            match Self::manifests(root) {
+                Ok(manifests) => walk_into(&mut walk, &manifests, &manifests, &mut Vec::new(), index),
+                // A link that leads nowhere may lead to a disk that isn't there now.
+                Err(error) if is_absence(&error) => walk.complete &= fs::read_link(root.join("manifests")).is_err(),
+                Err(error) => walk.is_cut(&error),
+            }
         }
         walk
     }
@@ -236,9 +227,9 @@ impl Store {
             tracing::warn!("unused blobs were kept because a manifest is unreadable");
             return;
         };
+        let Ok(folder) = Folder::open(&self.blobs_dir()) else { return };
         for layer in blobs.filter(|layer| !kept.contains(&layer.digest)) {
-            let path = self.blobs_dir().join(layer.digest.file_name());
-            match fs::remove_file(&path) {
+            match folder.remove(&layer.digest.file_name()) {
                 Ok(()) => tracing::debug!(digest = %layer.digest, "unused blob was removed"),
                 Err(error) if is_absence(&error) => {}
                 Err(error) => tracing::warn!(digest = %layer.digest, %error, "unused blob could not be removed"),
@@ -252,24 +243,12 @@ impl Store {
             tracing::warn!("unused blobs were not looked for because a manifest is unreadable");
             return;
         };
-        let Ok(entries) = fs::read_dir(self.blobs_dir()) else { return };
+        let Ok(folder) = Folder::open(&self.blobs_dir()) else { return };
         let mut removed = 0_u32;
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            // Only what a server like this one leaves behind; other files in the folder are not ours.
-            let Some(name) = name.to_str().filter(|name| name.starts_with("sha256-") || name.ends_with(".tmp")) else {
-                continue;
-            };
-            if Digest::from_file_name(name).is_some_and(|digest| kept.contains(&digest)) {
-                continue;
-            }
-            let old = entry
-                .metadata()
-                .and_then(|meta| if meta.is_file() { meta.modified() } else { Err(refused("not a file")) })
-                .ok()
-                .and_then(|modified| modified.elapsed().ok())
-                .is_some_and(|age| age.as_secs() > BLOB_ORPHAN_AGE_S);
-            if old && fs::remove_file(entry.path()).is_ok() {
+        for name in folder.names().into_iter().flatten().flatten().filter(|name| is_left_behind(name, &kept)) {
+            let modified = folder.find_file(Path::new(&name)).and_then(|leaf| leaf.open()?.1.modified());
+            let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+            if age.is_some_and(|age| age.as_secs() > BLOB_ORPHAN_AGE_S) && folder.remove(&name).is_ok() {
                 removed += 1;
             }
         }
@@ -279,56 +258,38 @@ impl Store {
     }
 }
 
-/// Opens a regular file without waiting for a pipe's other end and reads at most this much.
-pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<ManifestFile> {
-    let (file, meta) = open_regular(path)?;
-    if meta.len() > bytes_max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes")));
+impl Walk {
+    fn is_cut(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "a folder of manifests could not be read");
+        self.complete = false;
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0));
-    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes")));
-    }
-    Ok(ManifestFile { bytes, modified_at: meta.modified()? })
 }
 
-/// Opens a regular file; anything else is refused before a byte is read.
-pub(crate) fn open_regular(path: &Path) -> io::Result<(File, fs::Metadata)> {
+/// Whether a server like this one, or Ollama, leaves files of this name behind; others in the folder are not ours.
+fn is_left_behind(name: &str, kept: &HashSet<Digest>) -> bool {
+    if name.starts_with(UPLOAD.0) && name.ends_with(UPLOAD.1) {
+        return true;
+    }
+    match name.split_once(PARTIAL) {
+        Some((blob, _)) => Digest::from_file_name(blob).is_some(),
+        None => Digest::from_file_name(name).is_some_and(|digest| !kept.contains(&digest)),
+    }
+}
+
+/// Opens a regular file that a person has named; anything else is refused before a byte is read.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(refused("not a regular file"));
-    }
-    Ok((file, meta))
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused("not a regular file")) }
 }
 
-/// Whether a file begins like a GGUF file does.
-pub(crate) fn has_gguf_magic(path: &Path) -> io::Result<bool> {
-    let (mut file, _) = open_regular(path)?;
+/// Whether a file begins like a GGUF file does. It is read from there on.
+pub(crate) fn has_gguf_magic(mut file: &File) -> io::Result<bool> {
     let mut magic = [0_u8; 4];
     match file.read_exact(&mut magic) {
         Ok(()) => Ok(&magic == b"GGUF"),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// The path with links resolved, where it lies inside the folder; `PermissionDenied` where it does not.
-pub(crate) fn contained(folder: &Path, path: &Path) -> io::Result<PathBuf> {
-    let target = path.canonicalize()?;
-    if target.starts_with(folder.canonicalize()?) { Ok(target) } else { Err(refused("a link leads out of the folder")) }
-}
-
-/// Writes a file's content through to the disk, then gives it its name.
-fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    if let Some(dir) = path.parent() {
-        // The rename itself; not every file system can do this, and the content is safe already.
-        let _ = File::open(dir).and_then(|dir| dir.sync_all());
-    }
-    Ok(())
 }
 
 fn is_absence(error: &io::Error) -> bool {
@@ -340,84 +301,71 @@ fn refused(why: &'static str) -> io::Error {
 }
 
 /// The entries of a folder that equal this part but for case; the exact one first.
-fn spellings(dir: &Path, part: &str) -> Vec<String> {
-    let mut found: Vec<String> = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.eq_ignore_ascii_case(part))
-        .collect();
+fn spellings(dir: &Folder, part: &str) -> Vec<String> {
+    let names = dir.names().into_iter().flatten().flatten();
+    let mut found: Vec<String> = names.filter(|name| name.eq_ignore_ascii_case(part)).collect();
     found.sort_by_key(|name| (name != part, name.clone()));
     found
 }
 
-/// Finds the file below `dir` whose path equals the parts but for case, and collects its spelling.
-fn find_file(dir: &Path, parts: &[&str], spelled: &mut Vec<String>) -> Option<PathBuf> {
-    let [part, rest @ ..] = parts else { return None };
+/// Finds the file whose path equals the parts but for case, and collects its spelling: what is spelled already leads to the folder
+/// that the first of the parts is looked for in.
+fn find_file(manifests: &Folder, parts: &[&str], spelled: &mut Vec<String>) -> bool {
+    let [part, rest @ ..] = parts else { return false };
+    let Ok(dir) = manifests.find_folder(&spelled.iter().collect::<PathBuf>()) else { return false };
     // Most names are spelled as on disk, and then no folder needs to be read. Where the file system itself ignores
     // case, only the folder knows the spelling.
-    let exact = !cfg!(target_os = "macos") && fs::metadata(dir.join(part)).is_ok();
-    let others = || spellings(dir, part).into_iter().filter(|name| !exact || name != part);
+    let exact = !cfg!(target_os = "macos") && !dir.names_nothing(part);
+    let others = || spellings(&dir, part).into_iter().filter(|name| !exact || name != part);
     let exact = exact.then(|| (*part).to_owned());
     for name in exact.into_iter().chain(std::iter::once_with(others).flatten()) {
-        let path = dir.join(&name);
         spelled.push(name);
         let found = if rest.is_empty() {
-            fs::metadata(&path).is_ok_and(|meta| meta.is_file()).then_some(path)
+            manifests.find_file(&spelled.iter().collect::<PathBuf>()).is_ok()
         } else {
-            find_file(&path, rest, spelled)
+            find_file(manifests, rest, spelled)
         };
-        if found.is_some() {
-            return found;
+        if found {
+            return true;
         }
         spelled.pop();
     }
-    None
+    false
 }
 
-fn walk_into(walk: &mut Walk, manifests: &Path, dir: &Path, parts: &mut Vec<String>, writable: bool) {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if is_absence(&error) && parts.is_empty() => return,
-        Err(error) => {
-            tracing::warn!(%error, "a folder of manifests could not be read");
-            walk.complete = false;
-            return;
-        }
+fn walk_into(walk: &mut Walk, manifests: &Folder, dir: &Folder, parts: &mut Vec<String>, root: usize) {
+    let names = match dir.names() {
+        Ok(names) => names,
+        Err(error) => return walk.is_cut(&error),
     };
-    for entry in entries {
-        let Ok(entry) = entry else {
-            walk.complete = false;
-            continue;
-        };
-        let Ok(part) = entry.file_name().into_string() else {
+    for name in names {
+        let Ok(part) = name else {
             walk.complete = false;
             continue;
         };
         if part.starts_with('.') {
             continue; // Finder's and our own unfinished files.
         }
-        let target = entry
-            .file_type()
-            .and_then(|kind| if kind.is_symlink() { contained(manifests, &entry.path()) } else { Ok(entry.path()) });
-        let Ok(kind) = target.as_ref().map_err(|_| ()).and_then(|path| fs::metadata(path).map_err(|_| ())) else {
+        // A link may lead out of this folder, though not out of all.
+        let place = dir
+            .find(Path::new(&part))
+            .or_else(|_| manifests.find(&parts.iter().chain(std::iter::once(&part)).collect::<PathBuf>()));
+        let Ok(place) = place else {
             tracing::warn!(entry = %part, "an entry among the manifests was skipped: a broken link, or one that leads out");
             walk.complete = false;
             continue;
         };
         parts.push(part);
-        if parts.len() < 4 {
-            if kind.is_dir() {
-                walk_into(walk, manifests, &entry.path(), parts, writable);
+        match place {
+            Place::Folder(folder) if parts.len() < 4 => walk_into(walk, manifests, &folder, parts, root),
+            Place::Leaf(_) if parts.len() < 4 => {}
+            Place::Leaf(leaf) if leaf.is_file() && walk.found.len() < STORE_MANIFESTS_MAX => {
+                match Name::from_parts(&parts[0], &parts[1], &parts[2], &parts[3]) {
+                    Some(name) => walk.found.push(Located { name, root }),
+                    None => walk.complete = false,
+                }
             }
-        } else if kind.is_file() && walk.found.len() < STORE_MANIFESTS_MAX {
-            match (Name::from_parts(&parts[0], &parts[1], &parts[2], &parts[3]), target) {
-                (Some(name), Ok(path)) => walk.found.push(Located { name, path, writable }),
-                _ => walk.complete = false,
-            }
-        } else {
-            walk.complete = false;
+            Place::Folder(_) | Place::Leaf(_) => walk.complete = false,
         }
         parts.pop();
     }

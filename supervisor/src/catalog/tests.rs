@@ -348,7 +348,61 @@ async fn a_wrong_hash_leaves_no_file_and_the_right_one_a_blob() {
     }
     assert!(house.catalog.blob_exists(&digest).await.unwrap());
     let mode = fs::metadata(house.path("blobs").join(Digest::of(b"right").file_name())).unwrap().permissions().mode();
-    assert_eq!(mode & 0o600, 0o600);
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn s07_what_is_written_is_its_owner_s_and_a_store_of_ollama_s_keeps_its_modes() {
+    let house = House::new();
+    let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
+    let set = |path: &Path, bits| fs::set_permissions(path, fs::Permissions::from_mode(bits)).unwrap();
+    house.make("tiny", b"GGUF tiny").await.unwrap();
+    let below = |folder: &str| walk(&house.dir.path().join(folder));
+    for path in below("store").into_iter().chain(below("state")) {
+        assert_eq!(mode(&path), if path.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+        set(&path, if path.is_dir() { 0o755 } else { 0o644 });
+    }
+    let old = below("store");
+    let secret = CreateSpec { system: Some("a secret".into()), ..derived("pirate", "tiny") };
+    house.create(secret).await.1.unwrap();
+    house.catalog.copy("tiny", "copy").await.unwrap();
+    open(&house.dir, true).resolve("pirate").await.unwrap();
+    for path in below("store") {
+        let bits = match (old.contains(&path), path.is_dir()) {
+            (true, true) => 0o755,
+            (true, false) => 0o644,
+            (false, true) => 0o700,
+            (false, false) => 0o600,
+        };
+        assert_eq!(mode(&path), bits, "{}", path.display());
+    }
+}
+
+/// Everything below a folder, but for what the inspector wrote.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let entries = entries.filter(|path| path.extension().is_none_or(|extension| extension != "log"));
+    entries
+        .flat_map(|path| if path.is_dir() { [vec![path.clone()], walk(&path)].concat() } else { vec![path] })
+        .collect()
+}
+
+#[tokio::test]
+async fn s03_nothing_is_removed_where_the_manifests_disk_is_away() {
+    let house = House::new();
+    house.make("tiny", b"GGUF tiny").await.unwrap();
+    fs::write(house.path("blobs/draft.tmp"), "mine").unwrap();
+    fs::write(house.path("blobs/sha256-notes"), "mine").unwrap();
+    let blobs = house.blobs();
+    blobs.iter().for_each(|name| age(&house.path("blobs").join(name), crate::limits::BLOB_ORPHAN_AGE_S + 60));
+    let away = house.dir.path().join("away");
+    fs::rename(house.path("manifests"), &away).unwrap();
+    symlink(house.dir.path().join("disk"), house.path("manifests")).unwrap();
+    open(&house.dir, true);
+    assert_eq!(house.blobs(), blobs);
+    fs::remove_file(house.path("manifests")).unwrap();
+    open(&house.dir, true);
+    assert_eq!(house.blobs(), ["draft.tmp", "sha256-notes"], "without any manifest only what is no server's stays");
 }
 
 #[tokio::test]

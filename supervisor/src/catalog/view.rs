@@ -4,18 +4,21 @@
 //! alone share one. It holds nothing but links: it is made in one step where it is missing or not as it should be,
 //! and removed with the last model that has it. Names come from manifests and are hostile.
 //!
+//! What is removed is proven to be a view first. At the start its name has to be the digest of what it holds; in the place of a
+//! view that is needed or was needed, there may be nothing but links. Anything else is somebody's, and stays.
+//!
 //! Two layouts of weights are read: whole files (`name` ends in `.safetensors`), as this program imports them, and
 //! one blob for each tensor (`name` is the tensor's), as Ollama imports them.
 
 use std::collections::HashSet;
-use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::manifest::{Layer, Manifest, media};
 use super::store::Store;
+use crate::os::folder::Folder;
+use crate::os::rng;
 
 /// Parts of a file's name within a model.
 const NAME_PARTS_MAX: usize = 4;
@@ -26,10 +29,15 @@ const DRAFT_PREFIX: &str = "draft.";
 /// It tells which file has which tensor; in a layout of single tensors it would tell of files that are not there.
 const INDEX: &str = "model.safetensors.index.json";
 
+/// The folder of all views in the state folder.
+const FOLDER: &str = "views";
+/// What the name of a view begins with that is being made.
+const DRAFT: &str = ".new-";
+
 /// The folder of all views.
 #[derive(Clone, Debug)]
 pub(crate) struct Views {
-    dir: PathBuf,
+    state_dir: PathBuf,
 }
 
 /// What one view consists of.
@@ -63,7 +71,7 @@ pub(crate) enum ViewError {
 
 impl Views {
     pub(crate) fn new(state_dir: &Path) -> Self {
-        Self { dir: state_dir.join("views") }
+        Self { state_dir: state_dir.to_owned() }
     }
 
     /// The view of these layers. Nothing is written yet.
@@ -72,10 +80,9 @@ impl Views {
         let key = key_of(&named);
         let (mut files, mut size_bytes) = (Vec::with_capacity(named.len()), 0_u64);
         for (name, digest) in named {
-            let found = store.blob(digest).and_then(|path| {
-                let path = path.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.canonicalize()?;
-                let length = fs::metadata(&path)?.len();
-                Ok((path, length))
+            let found = store.blob(digest).and_then(|leaf| {
+                let leaf = leaf.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+                Ok((leaf.path().canonicalize()?, leaf.bytes))
             });
             let (path, length) = found.map_err(|source| {
                 let absent = source.kind() == io::ErrorKind::NotFound;
@@ -85,30 +92,25 @@ impl Views {
             size_bytes = size_bytes.saturating_add(length);
             files.push((name, path));
         }
-        Ok(ModelView { folder: self.dir.join(&key), key, files, size_bytes })
+        Ok(ModelView { folder: self.state_dir.join(FOLDER).join(&key), key, files, size_bytes })
     }
 
     /// Makes the folder, unless it is there as it should be.
     pub(crate) fn ensure(&self, view: &ModelView) -> io::Result<()> {
-        if view.is_whole() {
+        if self.folder().is_ok_and(|views| view.is_whole(&views)) {
             return Ok(());
         }
-        fs::create_dir_all(&self.dir)?;
-        let draft = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.dir)?;
-        for (name, target) in &view.files {
-            let link = draft.path().join(name);
-            if let Some(folder) = link.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            symlink(target, link)?;
-        }
-        if fs::symlink_metadata(&view.folder).is_ok() {
-            discard(&view.folder)?;
-        }
-        match fs::rename(draft.path(), &view.folder) {
+        let views = Folder::make(&self.state_dir)?.make_child(FOLDER)?;
+        let draft = format!("{DRAFT}{:016x}", rng::luck());
+        views.make_new(&draft)?;
+        let made = view.fill(&views, &draft).and_then(|()| discard(&views, &view.key));
+        match made.and_then(|()| views.rename(&draft, &view.key)) {
             Ok(()) => Ok(()),
-            Err(_) if view.is_whole() => Ok(()), // Somebody else was faster.
-            Err(error) => Err(error),
+            Err(error) => {
+                let _ = discard(&views, &draft);
+                // Somebody else was faster.
+                if view.is_whole(&views) { Ok(()) } else { Err(error) }
+            }
         }
     }
 
@@ -117,30 +119,59 @@ impl Views {
         let Some(key) = named(layers).ok().filter(|named| !named.is_empty()).map(|named| key_of(&named)) else {
             return;
         };
-        if kept(store).is_some_and(|kept| !kept.contains(&key)) {
-            let _ = discard(&self.dir.join(key));
+        if let Ok(views) = self.folder()
+            && kept(store).is_some_and(|kept| !kept.contains(&key))
+        {
+            let _ = discard(&views, &key);
         }
     }
 
     /// Start-up: removes the views that no model has, and half-made ones.
     pub(crate) fn sweep(&self, store: &Store) {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let Ok(views) = self.folder() else { return };
         let Some(kept) = kept(store) else { return };
-        for entry in entries.flatten() {
-            if entry.file_name().to_str().is_none_or(|name| !kept.contains(name)) {
-                let _ = discard(&entry.path());
-            }
+        let names = views.names().into_iter().flatten().flatten().filter(|name| !kept.contains(name));
+        let left = names.filter(|name| !is_ours(&views, name) || discard(&views, name).is_err()).count();
+        if left > 0 {
+            let folder = self.state_dir.join(FOLDER);
+            tracing::warn!(left, folder = %folder.display(), "what no server has made was left where it is");
         }
+    }
+
+    fn folder(&self) -> io::Result<Folder> {
+        Folder::open(&self.state_dir)?.child(FOLDER)
     }
 }
 
 impl ModelView {
-    fn is_whole(&self) -> bool {
+    fn is_whole(&self, views: &Folder) -> bool {
+        let Ok(folder) = views.child(&self.key) else { return false };
         let as_it_should = |(name, target): &(String, PathBuf)| {
-            fs::read_link(self.folder.join(name)).is_ok_and(|link| link == *target)
+            let link = place(&folder, name, Folder::child).and_then(|(parent, last)| parent.read_link(last));
+            link.is_ok_and(|link| link == *target)
         };
         !self.files.is_empty() && self.files.iter().all(as_it_should)
     }
+
+    fn fill(&self, views: &Folder, draft: &str) -> io::Result<()> {
+        let folder = views.child(draft)?;
+        for (name, target) in &self.files {
+            let (parent, last) = place(&folder, name, Folder::make_child)?;
+            parent.link(last, target)?;
+        }
+        Ok(())
+    }
+}
+
+/// The folder that a file of a view lies in, and its name there.
+fn place<'a>(
+    folder: &Folder,
+    name: &'a str,
+    enter: fn(&Folder, &str) -> io::Result<Folder>,
+) -> io::Result<(Folder, &'a str)> {
+    let (parents, last) = name.rsplit_once('/').unwrap_or(("", name));
+    let mut parents = parents.split('/').filter(|part| !part.is_empty());
+    Ok((parents.try_fold(folder.clone(), |folder, part| enter(&folder, part))?, last))
 }
 
 /// Whether a text is a file's name within a model: relative, short, without hidden parts.
@@ -215,11 +246,119 @@ fn kept(store: &Store) -> Option<HashSet<String>> {
     Some(keys)
 }
 
-/// Removes a folder of links, or whatever lies in its place. Links are removed, not what they lead to.
-fn discard(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(_) => Ok(()),
+/// Whether a server has made the folder of this name: that is the digest of what it holds, which are links to blobs.
+fn is_ours(views: &Folder, name: &str) -> bool {
+    let Ok(found) = views.child(name).and_then(|folder| links(&folder, "", NAME_PARTS_MAX)) else { return false };
+    let digest_of = |target: PathBuf| Digest::from_file_name(target.file_name()?.to_str()?);
+    let files = found.into_iter().map(|(name, target)| Some((name, digest_of(target)?)));
+    let Some(mut files) = files.collect::<Option<Vec<(String, Digest)>>>() else { return false };
+    files.sort();
+    let named: Vec<(String, &Digest)> = files.iter().map(|(name, digest)| (name.clone(), digest)).collect();
+    name.starts_with(DRAFT) || !named.is_empty() && key_of(&named) == name
+}
+
+/// The links of a folder and where they lead; an error where there is anything but links, and folders down to this depth.
+fn links(folder: &Folder, prefix: &str, depth: usize) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for name in folder.names()? {
+        let name = name?;
+        match folder.read_link(&name) {
+            Ok(target) => found.push((format!("{prefix}{name}"), target)),
+            Err(_) if depth > 1 => {
+                found.extend(links(&folder.child(&name)?, &format!("{prefix}{name}/"), depth - 1)?);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Removes a folder of links, if there is one. Links are removed, not what they lead to. A folder with anything else in it stays
+/// as it is.
+fn discard(views: &Folder, name: &str) -> io::Result<()> {
+    if views.names_nothing(name) {
+        return Ok(());
+    }
+    if views.is_link(name) {
+        return views.remove(name);
+    }
+    links(&views.child(name)?, "", NAME_PARTS_MAX)?;
+    empty(&views.child(name)?)?;
+    views.remove_folder(name)
+}
+
+fn empty(folder: &Folder) -> io::Result<()> {
+    for name in folder.names()?.collect::<io::Result<Vec<_>>>()? {
+        if folder.is_link(&name) {
+            folder.remove(&name)?;
+        } else {
+            empty(&folder.child(&name)?)?;
+            folder.remove_folder(&name)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn s03_only_what_a_server_made_is_removed_at_the_start() {
+        let state = tempfile::tempdir().unwrap();
+        let at = |name: &str| state.path().join("views").join(name);
+        let blob = Digest::of(b"blob");
+        let target = format!("/store/blobs/{}", blob.file_name());
+        let ours = key_of(&[("a/b.json".to_owned(), &blob), ("c.json".to_owned(), &blob)]);
+        for folder in [&ours, ".new-1", ".new-2", "admin", &"0".repeat(64), &"1".repeat(64)] {
+            fs::create_dir_all(at(folder).join("a")).unwrap();
+        }
+        for link in [format!("{ours}/a/b.json"), format!("{ours}/c.json"), format!("{}/x.json", "0".repeat(64))] {
+            symlink(&target, at(&link)).unwrap();
+        }
+        symlink(&target, at(".new-1/c.json")).unwrap();
+        symlink("/home/me/photo", at(".new-2/photo")).unwrap();
+        fs::write(at("admin/page.html"), "mine").unwrap();
+        fs::write(at("notes"), "mine").unwrap();
+        symlink(state.path(), at("link")).unwrap();
+        let store = Store::new(vec![state.path().join("store")]);
+        Views::new(state.path()).sweep(&store);
+        for (name, stays) in
+            [(ours.as_str(), false), (".new-1", false), (".new-2/photo", true), ("admin/page.html", true)]
+        {
+            assert_eq!(fs::symlink_metadata(at(name)).is_ok(), stays, "{name}");
+        }
+        for name in [format!("{}/x.json", "0".repeat(64)), "1".repeat(64), "notes".to_owned(), "link".to_owned()] {
+            assert!(fs::symlink_metadata(at(&name)).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn s03_nothing_but_links_gives_way_to_a_view() {
+        let state = tempfile::tempdir().unwrap();
+        let views = Views::new(state.path());
+        let target = state.path().join("blob");
+        let files = vec![("a/b.json".to_owned(), target.clone()), ("c.json".to_owned(), target)];
+        let key = Digest::of(b"").hex().to_owned();
+        let folder = state.path().join("views").join(&key);
+        let view = ModelView { key, folder: folder.clone(), files, size_bytes: 0 };
+        views.ensure(&view).unwrap();
+        fs::remove_file(folder.join("c.json")).unwrap();
+        fs::write(folder.join("c.json"), "mine").unwrap();
+        assert!(views.ensure(&view).is_err());
+        assert_eq!(fs::read_to_string(folder.join("c.json")).unwrap(), "mine");
+        assert_eq!(fs::read_dir(state.path().join("views")).unwrap().count(), 1, "the half-made one is gone");
+        fs::remove_file(folder.join("c.json")).unwrap();
+        symlink("/etc/passwd", folder.join("d.json")).unwrap();
+        views.ensure(&view).unwrap();
+        assert!(!folder.join("d.json").exists() && fs::read_link(folder.join("c.json")).is_ok());
+        // In the place of the folder of all views nothing is followed either.
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::rename(state.path().join("views"), elsewhere.path().join("views")).unwrap();
+        symlink(elsewhere.path().join("views"), state.path().join("views")).unwrap();
+        assert!(views.ensure(&view).is_err());
     }
 }

@@ -3,7 +3,9 @@
 //! The line editor blocks, so it works on a thread of its own between two answers. Ctrl-C at the prompt only says how to
 //! leave; during an answer it ends the answer.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
@@ -23,6 +25,7 @@ use super::run::{AnswerEnd, Session, can};
 use super::{list, show};
 use crate::catalog::modelfile;
 use crate::config::Config;
+use crate::os::folder::Folder;
 use crate::os::stderr::{tell, tell_as_it_is};
 
 const PROMPT: &str = ">>> ";
@@ -67,6 +70,9 @@ impl Completer for Placeholder {
 impl Validator for Placeholder {}
 impl Helper for Placeholder {}
 
+/// What the line editor begins its files with.
+const HISTORY_START: &[u8; 3] = b"#V2";
+
 type InputLines = Editor<Placeholder, DefaultHistory>;
 
 /// What the loop knows between two lines.
@@ -75,7 +81,8 @@ struct Repl {
     messages: Vec<Value>,
     system: Option<String>,
     history: bool,
-    history_path: PathBuf,
+    /// Whether history may be kept there.
+    history_path: Option<PathBuf>,
     columns_max: Option<usize>,
 }
 
@@ -97,7 +104,7 @@ pub(super) async fn run(session: Session, config: &Config) -> Result<(), CliErro
         messages: Vec::new(),
         system: None,
         history: !config.nohistory,
-        history_path: config.state_dir.join("history"),
+        history_path: Some(config.state_dir.join("history")).filter(|path| is_history(path)),
     };
     repl.load().await?;
     repl.replay_stored()?;
@@ -132,7 +139,7 @@ pub(super) async fn run(session: Session, config: &Config) -> Result<(), CliErro
         if repl.history {
             // A history that can't be written is not worth a word in the middle of a talk.
             drop(lines.add_history_entry(text.trim()));
-            drop(lines.save_history(&repl.history_path));
+            drop(repl.history_path.as_ref().map(|path| lines.save_history(path)));
         }
         match repl.line(&text).await {
             Ok(AfterLine::Go) => {}
@@ -140,6 +147,18 @@ pub(super) async fn run(session: Session, config: &Config) -> Result<(), CliErro
             Err(error @ CliError::ServerDown) => return Err(error),
             Err(error) => tell(format_args!("Error: {error}")),
         }
+    }
+}
+
+/// Whether an earlier session has written the file, or there is none: whatever else lies there is somebody's.
+fn is_history(path: &Path) -> bool {
+    match path.symlink_metadata() {
+        Ok(facts) if facts.is_file() => {
+            let mut start = [0; HISTORY_START.len()];
+            File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *HISTORY_START
+        }
+        Ok(_) => false,
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
@@ -151,12 +170,12 @@ impl Repl {
     fn editor(&self) -> Result<InputLines, CliError> {
         let mut lines = InputLines::new().map_err(|error| editor_error(std::io::Error::other(error)))?;
         lines.set_helper(Some(Placeholder { shown: true }));
-        if self.history {
-            if let Some(folder) = self.history_path.parent() {
-                drop(std::fs::create_dir_all(folder));
-            }
+        if self.history
+            && let Some(path) = &self.history_path
+        {
+            drop(path.parent().map(Folder::make));
             // There is none before the first session.
-            drop(lines.load_history(&self.history_path));
+            drop(lines.load_history(path));
         }
         Ok(lines)
     }
@@ -391,3 +410,25 @@ const PARAMETERS: &str = "Available Parameters:
   /set parameter stop <string> ...      Set the stop parameters
 
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s03_a_file_that_is_no_history_is_neither_read_nor_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        assert!(is_history(&path), "there is none yet");
+        let mut lines = InputLines::new().unwrap();
+        lines.add_history_entry("hello").unwrap();
+        lines.save_history(&path).unwrap();
+        assert!(is_history(&path));
+        std::os::unix::fs::symlink(&path, folder.path().join("link")).unwrap();
+        assert!(!is_history(&folder.path().join("link")));
+        for text in ["", "#V", "the history of my town"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(!is_history(&path), "{text:?}");
+        }
+    }
+}

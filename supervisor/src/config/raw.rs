@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::ErrorKind;
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use nix::fcntl::OFlag;
 
 use super::table::{KNOBS, Knob};
 use super::value;
@@ -47,6 +51,8 @@ pub struct Raw {
     pub origin: Origin,
 }
 
+/// Bytes of a settings file: all settings with a page of comment on each are a tenth of it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 /// What the settings file may say of one model, behind a dot.
 const MODEL_SETTINGS: [&str; 2] = ["memory_limit", "priority"];
 
@@ -111,7 +117,7 @@ impl Sources {
     /// With a settings file, if there is one.
     #[must_use]
     pub fn with_file(mut self, path: &Path) -> Self {
-        self.file = match std::fs::read_to_string(path) {
+        self.file = match read_file(path) {
             Ok(text) => SettingsFile::parse(&text),
             Err(error) if error.kind() == ErrorKind::NotFound => SettingsFile::default(),
             Err(error) => SettingsFile { unreadable: Some(error.to_string()), ..SettingsFile::default() },
@@ -169,6 +175,21 @@ impl Sources {
             Some(ModelSetting { setting, model, text, line: *line })
         })
     }
+}
+
+/// The text of a regular file, which may be a link: settings often lie elsewhere. Nobody waits for a pipe's other end.
+fn read_file(path: &Path) -> io::Result<String> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let facts = file.metadata()?;
+    if facts.is_dir() {
+        return Err(io::Error::from(ErrorKind::IsADirectory));
+    }
+    if !facts.is_file() || facts.len() > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it is no regular file of at most {FILE_BYTES_MAX} bytes")));
+    }
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// A line of the settings file about one model.

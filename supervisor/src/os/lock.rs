@@ -7,12 +7,14 @@
 //!
 //! What stands in the file decides nothing. It may be left over, be rubbish, or be missing.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
+
+use super::folder::Folder;
 
 /// Bytes that are read of what a server writes down about itself: some 80.
 const CLAIM_BYTES_MAX: u64 = 1024;
@@ -67,17 +69,13 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes it unless somebody has it. Blocking, but not for the lock.
+    /// Takes it unless somebody has it. Blocking, but not for the lock. A link in the file's place is not followed.
     ///
     /// # Errors
     /// The file can't be opened, or not be locked where it is.
-    pub fn take(path: &Path) -> io::Result<Taking> {
-        // Whoever can read it could lock it as well.
-        let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "there is something else than a file"));
-        }
+    pub fn take(folder: &Folder, name: &str) -> io::Result<Taking> {
+        // Made for its owner alone: whoever can read it could lock it as well.
+        let mut file = folder.open_or_create(name)?;
         match file.try_lock() {
             Ok(()) => Ok(Taking::Ours(Self { file })),
             Err(TryLockError::WouldBlock) => Ok(Taking::Theirs(read(&mut file))),
@@ -92,7 +90,7 @@ impl Lock {
     pub fn adopt(descriptor: OwnedFd, path: &Path) -> io::Result<Option<Self>> {
         let file = File::from(descriptor);
         let ours = file.metadata()?;
-        let there = match std::fs::metadata(path) {
+        let there = match std::fs::symlink_metadata(path) {
             Ok(there) => there,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -149,11 +147,15 @@ mod tests {
         (folder, path)
     }
 
+    fn take(path: &Path) -> io::Result<Taking> {
+        Lock::take(&Folder::open(path.parent().unwrap())?, path.file_name().unwrap().to_str().unwrap())
+    }
+
     /// A child that another test starts has a copy of every descriptor until it has become another program.
     fn taken(path: &Path) -> Lock {
         let mut held_by = None;
         for _ in 0..1_000_000 {
-            match Lock::take(path).unwrap() {
+            match take(path).unwrap() {
                 Taking::Ours(lock) => return lock,
                 Taking::Theirs(holder) => held_by = holder,
             }
@@ -163,7 +165,7 @@ mod tests {
     }
 
     fn held_by(path: &Path) -> Option<Holder> {
-        match Lock::take(path).unwrap() {
+        match take(path).unwrap() {
             Taking::Ours(_) => panic!("it was free"),
             Taking::Theirs(holder) => holder,
         }
@@ -227,8 +229,21 @@ mod tests {
     #[test]
     fn row_36_where_there_can_be_no_lock_the_system_says_so() {
         let (folder, path) = place();
-        assert!(Lock::take(folder.path()).is_err(), "a folder");
-        fs::write(&path, "").unwrap();
-        assert!(Lock::take(&path.join("below")).is_err(), "below a file");
+        fs::create_dir(&path).unwrap();
+        assert!(take(&path).is_err(), "a folder");
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(take(&folder.path().join("file/below")).is_err(), "below a file");
+    }
+
+    #[test]
+    fn s07_a_link_in_its_place_is_not_followed() {
+        let (folder, path) = place();
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "somebody's").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        assert!(take(&path).is_err());
+        let elsewhere = taken(&victim);
+        assert!(Lock::adopt(elsewhere.as_fd().try_clone_to_owned().unwrap(), &path).unwrap().is_none());
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "somebody's");
     }
 }

@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod clock;
 pub mod descriptor;
+pub mod folder;
 pub mod lock;
 pub mod memory;
 pub mod notify;
@@ -11,5 +12,6 @@ pub mod process;
 pub mod rng;
 pub mod signal;
 pub mod stderr;
+pub mod trusted_program;
 pub mod wall;
 pub mod worker_cgroup;

@@ -6,6 +6,9 @@
 //! Decision: where the folder can't be written to or its file system has no locks, the server starts with a warning.
 //! Rejected: to refuse, since reading models from a read-only home is fine, and so is one server on a network file system.
 //!
+//! In the folder a server follows no link under a name that it writes to, for what it leads to is somebody's: where there is one it
+//! does not start. The folder itself may be a link.
+//!
 //! Limit: what is shared is noticed by the state folder alone. Two servers with state folders of their own may have the same
 //! store, as those of `ollmlx chaos` do, which only read it.
 
@@ -18,11 +21,14 @@ use std::sync::Arc;
 use super::error::ServerError;
 use crate::config::Config;
 use crate::os::descriptor;
+use crate::os::folder::Folder;
 use crate::os::lock::{Holder, Lock, Taking};
 use crate::os::wall::{rfc3339_utc, wall_now};
 
 /// The file's name in the state folder.
 pub(super) const FILE: &str = "serve.lock";
+/// What a server writes in the state folder.
+const WRITTEN: [&str; 4] = [FILE, "learned.json", "cards", "views"];
 
 /// Our right to the folder, as far as there can be one.
 #[derive(Clone, Debug)]
@@ -71,7 +77,13 @@ impl Claim {
 
 /// The folder's lock; `None` where there can't be one.
 fn take(folder: &Path) -> Result<Option<Lock>, ServerError> {
-    match std::fs::create_dir_all(folder).and_then(|()| Lock::take(&folder.join(FILE))) {
+    let held = Folder::make(folder);
+    if let Ok(held) = &held
+        && let Some(name) = WRITTEN.into_iter().find(|name| held.is_link(name))
+    {
+        return Err(ServerError::Linked { folder: folder.display().to_string(), name });
+    }
+    match held.and_then(|held| Lock::take(&held, FILE)) {
         Ok(Taking::Ours(lock)) => Ok(Some(lock)),
         Ok(Taking::Theirs(holder)) => Err(occupied(folder, holder.as_ref())),
         Err(error) => {
@@ -106,6 +118,7 @@ fn near(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::symlink;
 
     use super::*;
     use crate::config::Sources;
@@ -151,9 +164,29 @@ mod tests {
     #[test]
     fn row_36_a_holder_that_has_not_said_who_it_is_holds_it_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let Taking::Ours(_lock) = Lock::take(&folder.path().join(FILE)).unwrap() else { panic!("it was free") };
+        let held = Folder::open(folder.path()).unwrap();
+        let Taking::Ours(_lock) = Lock::take(&held, FILE).unwrap() else { panic!("it was free") };
         let text = Claim::stake(&config(folder.path()), address()).unwrap_err().to_string();
         assert!(text.contains("has not said which process"), "{text}");
+    }
+
+    #[test]
+    fn s07_a_link_under_a_name_that_is_written_keeps_the_server_from_starting() {
+        for name in WRITTEN {
+            let folder = tempfile::tempdir().unwrap();
+            let (state, victim) = (folder.path().join("state"), folder.path().join("victim"));
+            fs::write(&victim, "somebody's").unwrap();
+            fs::create_dir(&state).unwrap();
+            symlink(&victim, state.join(name)).unwrap();
+            // The folder itself may be one.
+            symlink("state", folder.path().join("link")).unwrap();
+            let error = Claim::stake(&config(&folder.path().join("link")), address()).unwrap_err();
+            let text = error.to_string();
+            assert!(error.is_of_settings() && text.contains(name) && text.contains("--state-dir"), "{text}");
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "somebody's");
+            fs::remove_file(state.join(name)).unwrap();
+            Claim::stake(&config(&folder.path().join("link")), address()).unwrap();
+        }
     }
 
     #[test]

@@ -32,6 +32,17 @@ pub enum ServerError {
         /// The command that replaces it.
         upgrade: String,
     },
+    /// A link lies where the server would write.
+    #[error(
+        "the state folder {folder} can't be used: {name} in it is a link, and what it leads to may be somebody's\n(Remove the \
+         link, or give the server another folder: `ollmlx serve --state-dir FOLDER` or OLLMLX_STATE_DIR=FOLDER)"
+    )]
+    Linked {
+        /// Which folder.
+        folder: String,
+        /// The link's name.
+        name: &'static str,
+    },
     /// The store can't be opened.
     #[error("the model store can't be used: {0}")]
     Store(String),
@@ -53,7 +64,7 @@ impl ServerError {
     /// that is not there yet: all that may be better a moment later.
     #[must_use]
     pub fn is_of_settings(&self) -> bool {
-        matches!(self, Self::Bind { kind: ErrorKind::PermissionDenied, .. })
+        matches!(self, Self::Bind { kind: ErrorKind::PermissionDenied, .. } | Self::Linked { .. })
     }
 
     /// What the system refused while this was tried.

@@ -28,7 +28,7 @@ use super::claim::Claim;
 use super::error::ServerError;
 use super::handover::READY;
 use crate::os::signal::Asked;
-use crate::os::{descriptor, process};
+use crate::os::{descriptor, process, trusted_program};
 
 /// Why no successor took over.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,7 @@ impl Successor {
     }
 
     async fn try_start(&self, asked: impl Future<Output = Option<Asked>>) -> Result<Takeover, UpgradeError> {
+        trusted_program::check_successor(&self.program)?;
         let (ours, theirs) = UnixStream::pair()?;
         let lock = self.claim.descriptor();
         if let Some(lock) = lock {

@@ -22,6 +22,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use crate::os::folder::Folder;
+
 /// Bytes of a socket's path, its closing zero included, on the strictest system (macOS).
 const PATH_BYTES_MAX: usize = 104;
 /// Strangers heard out at once.
@@ -46,12 +48,12 @@ pub struct IncomingHello {
 /// The open listener. Dropping it removes the folder.
 pub struct WorkerListener {
     listener: Listener,
-    folder: Folder,
+    folder: SocketFolder,
 }
 
-struct Folder(PathBuf);
+struct SocketFolder(PathBuf);
 
-impl Drop for Folder {
+impl Drop for SocketFolder {
     fn drop(&mut self) {
         let _gone = std::fs::remove_file(self.0.join(SOCKET_NAME));
         let _gone = std::fs::remove_dir(&self.0);
@@ -75,7 +77,7 @@ impl WorkerListener {
         let folder = base.join(&name);
         // Fails where it exists, so that it is ours and nobody else can have put anything into it.
         std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
-        let folder = Folder(folder);
+        let folder = SocketFolder(folder);
         let path = folder.0.join(SOCKET_NAME);
         let name = path.clone().to_fs_name::<GenericFilePath>()?;
         let listener = ListenerOptions::new().name(name).create_tokio()?;
@@ -159,13 +161,27 @@ fn sweep(base: &Path) {
     let uid = nix::unistd::geteuid().as_raw();
     for entry in entries.take(SWEEP_MAX).flatten() {
         let name = entry.file_name();
-        let named = name.to_str().is_some_and(|name| name.starts_with(FOLDER_PREFIX));
+        let Some(name) = name.to_str().filter(|name| is_ours(name)) else { continue };
         let ours = entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
-        let socket = entry.path().join(SOCKET_NAME);
-        if named && ours && socket.exists() && std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            drop(Folder(entry.path()));
+        // Held, so that nothing else takes its place before it is removed.
+        let Ok(folder) = Folder::open(base).and_then(|base| base.child(name)) else { continue };
+        let dial = || std::os::unix::net::UnixStream::connect(entry.path().join(SOCKET_NAME));
+        if ours && folder.is_socket(SOCKET_NAME) && dial().is_err() {
+            let _gone = folder.remove(SOCKET_NAME);
+            let _gone = std::fs::remove_dir(entry.path());
         }
     }
+}
+
+/// Whether a server makes folders of this name: its process, and four digits of luck.
+fn is_ours(name: &str) -> bool {
+    let parts = name.strip_prefix(FOLDER_PREFIX).and_then(|rest| rest.split_once('-'));
+    parts.is_some_and(|(pid, luck)| {
+        !pid.is_empty()
+            && pid.bytes().all(|byte| byte.is_ascii_digit())
+            && luck.len() == 4
+            && luck.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
 }
 
 /// Whether two tokens are the same, in a time that doesn't depend on where they differ.
@@ -193,6 +209,25 @@ mod tests {
         assert!(folder.exists(), "a living one is left alone");
         drop((listener, other));
         assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn s03_only_what_a_server_left_is_swept() {
+        let base = tempfile::tempdir().unwrap();
+        let stays =
+            ["ollmlx-notes", "ollmlx-1-00012", "ollmlx-x-0001", "ollmlx-2-0001"].map(|name| base.path().join(name));
+        for folder in &stays[..3] {
+            std::fs::create_dir(folder).unwrap();
+            drop(std::os::unix::net::UnixListener::bind(folder.join(SOCKET_NAME)).unwrap());
+        }
+        std::fs::create_dir(&stays[3]).unwrap();
+        std::fs::write(stays[3].join(SOCKET_NAME), "no socket").unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        drop(std::os::unix::net::UnixListener::bind(elsewhere.path().join(SOCKET_NAME)).unwrap());
+        std::os::unix::fs::symlink(elsewhere.path(), base.path().join("ollmlx-3-0001")).unwrap();
+        drop(WorkerListener::open(Some(base.path()), 7).unwrap());
+        assert!(stays.iter().all(|folder| folder.join(SOCKET_NAME).exists()));
+        assert!(elsewhere.path().join(SOCKET_NAME).exists(), "a link is nobody's folder");
     }
 
     #[tokio::test]

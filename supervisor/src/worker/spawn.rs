@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ollmlx_proto::WorkerId;
 
 use crate::os::process::{self, Started};
+use crate::os::trusted_program;
 
 /// Variables with this prefix are ours; a worker gets only those it needs.
 const PRIVATE_PREFIX: &str = "OLLMLX_";
@@ -27,6 +28,7 @@ pub fn program(worker_dir: Option<&Path>, backend: &str) -> io::Result<PathBuf> 
     };
     let path = folder.join(name);
     if path.is_file() {
+        trusted_program::check_worker(&path)?;
         Ok(path)
     } else {
         Err(io::Error::new(io::ErrorKind::NotFound, format!("no worker program at {}", path.display())))

@@ -3,18 +3,15 @@
 //! Nothing is converted. Each file becomes a blob and keeps its name in the manifest; a folder of links to the blobs is
 //! what the MLX worker's inspector, and later the worker, is given. A creation that fails takes what it copied with it.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::limits::MODEL_FILES_MAX;
 use tokio::sync::mpsc;
 
 use super::super::blob::import;
-use super::super::local::{LocalModel, checkpoint_files};
+use super::super::local::{Checkpoint, LocalModel};
 use super::super::manifest::Layer;
 use super::super::resolve::view_subject;
-use super::super::store::open_regular;
 use super::super::view::{is_file_name, media_type_of};
 use super::super::{Catalog, CatalogError, CreateSpec, Inner, Progress, blocking, io_error, parse_digest};
 use super::{Base, Upload, refused, say, withdraw};
@@ -29,9 +26,9 @@ pub(super) async fn from_folder(
     let (inner, heard) = (Arc::clone(&catalog.inner), progress.clone());
     let copied = blocking("import a checkpoint", move || {
         let folder = local.weights.first().cloned().unwrap_or_default();
-        let files = checkpoint_files(&folder).ok_or_else(|| refused("the folder holds no usable checkpoint"))?;
+        let checkpoint = Checkpoint::read(&folder).ok_or_else(|| refused("the folder holds no usable checkpoint"))?;
         let mut copied = Copied::default();
-        let done = files.iter().try_for_each(|file| copied.add(&inner, &folder, file, &heard));
+        let done = checkpoint.names.iter().try_for_each(|name| copied.add(&inner, &checkpoint, name, &heard));
         Ok(done.map_or_else(|error| (copied.new.clone(), Err(error)), |()| (copied.new.clone(), Ok(copied.layers))))
     });
     let (new, layers) = copied.await?;
@@ -119,16 +116,18 @@ impl Copied {
     fn add(
         &mut self,
         inner: &Inner,
-        folder: &Path,
-        path: &Path,
+        checkpoint: &Checkpoint,
+        name: &str,
         progress: &mpsc::Sender<Progress>,
     ) -> Result<(), CatalogError> {
-        let name = path.strip_prefix(folder).ok().and_then(Path::to_str).filter(|name| is_file_name(name));
-        let name = name.ok_or_else(|| refused("a file of the folder has a name that no model's file can have"))?;
+        if !is_file_name(name) {
+            return Err(refused("a file of the folder has a name that no model's file can have"));
+        }
         if self.layers.len() >= MODEL_FILES_MAX {
             return Err(refused("too many files"));
         }
-        let (file, meta) = open_regular(path).map_err(io_error("import a file"))?;
+        // A link that has taken its place meanwhile is not followed out of the folder.
+        let (file, meta) = checkpoint.file(name).and_then(|file| file.open()).map_err(io_error("import a file"))?;
         let (status, total_bytes) = (format!("copying file {name}"), meta.len());
         // A listener who is slow misses some numbers; the copy does not wait for it.
         let mut tell = |completed_bytes| {
@@ -137,7 +136,7 @@ impl Copied {
         tell(0);
         let (digest, new) = import(&inner.store, file, &mut tell).map_err(io_error("import a file"))?;
         let stored = inner.store.blob(&digest).ok().flatten();
-        let size = stored.and_then(|path| fs::metadata(path).ok()).map_or(total_bytes, |meta| meta.len());
+        let size = stored.map_or(total_bytes, |blob| blob.bytes);
         let layer =
             Layer { media_type: media_type_of(name).to_owned(), digest, size, from: None, name: Some(name.to_owned()) };
         if new {
