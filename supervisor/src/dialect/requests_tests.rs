@@ -3,13 +3,14 @@
 use ollmlx_proto::{ContentPart, Format, Logprobs, Role, ThinkLevel, ThinkMode};
 use serde_json::{Value, json};
 
+use super::json::JsonBody;
 use super::{Call, CallBody, Rejection, ollama, openai};
 use crate::types::KeepAlive;
 
-type Parser = fn(&[u8]) -> Result<Call, Rejection>;
+type Parser = fn(&JsonBody<'_>) -> Result<Call, Rejection>;
 
 fn read(parser: Parser, body: Value) -> Result<Call, Rejection> {
-    parser(body.to_string().as_bytes())
+    parser(&JsonBody::new(body.to_string().as_bytes()))
 }
 
 #[test]
@@ -65,8 +66,8 @@ fn refusals_have_ollamas_status_and_text() {
         let refused = read(parser, body.clone()).unwrap_err();
         assert!(refused.status == status && refused.message.starts_with(text), "{body}: {refused:?}");
     }
-    assert_eq!((ollama::CHAT.parse)(b"").unwrap_err().message, "missing request body");
-    assert_eq!((openai::CHAT.parse)(b"").unwrap_err().message, "EOF");
+    assert_eq!((ollama::CHAT.parse)(&JsonBody::new(b"")).unwrap_err().message, "missing request body");
+    assert_eq!((openai::CHAT.parse)(&JsonBody::new(b"")).unwrap_err().message, "EOF");
 }
 
 #[test]
