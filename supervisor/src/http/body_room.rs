@@ -203,7 +203,8 @@ mod tests {
             slow[1].0.grow(1, now).unwrap();
             assert_eq!(room.rows().bytes, 402);
             drop((slow, quick));
-            assert_eq!((room.rows().bytes, room.rows().held.len()), (0, 0));
+            let rows = room.rows();
+            assert_eq!((rows.bytes, rows.held.len()), (0, 0));
         }
     }
 
