@@ -13,7 +13,7 @@ import house
 
 MIB = 1 << 20
 #: Of a hostile body.
-SIZE = 16 * MIB
+SIZE = 8 * MIB
 #: The promise: three times the body and this.
 SPARE = 4 * MIB
 #: Until a body is refused or answered, on a usual machine: several times what it takes.
