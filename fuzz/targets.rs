@@ -11,6 +11,7 @@ use ollmlx_proto::frame::{self, Decoder, encode};
 use ollmlx_proto::{Chat, ContentPart, FromWorker, Message, Role, ThinkMode, ToWorker, UnixSeconds};
 use ollmlx_supervisor::catalog::modelfile;
 use ollmlx_supervisor::catalog::name::Name;
+use ollmlx_supervisor::dialect::json::JsonBody;
 use ollmlx_supervisor::dialect::{Call, Rejection, anthropic, ollama, openai};
 use ollmlx_worker_kit::chat::{ChatFormat, ChatSource};
 use ollmlx_worker_kit::vocab::Vocab;
@@ -82,7 +83,7 @@ pub fn names(bytes: &[u8]) {
 
 /// Any body is a call or a rejection with a status of 400 or more, in every dialect. The first byte chooses the route.
 pub fn requests(bytes: &[u8]) {
-    type Parser = fn(&[u8]) -> Result<Call, Rejection>;
+    type Parser = fn(&JsonBody<'_>) -> Result<Call, Rejection>;
     let parsers: [Parser; 8] = [
         ollama::request::generate,
         ollama::request::chat,
@@ -94,7 +95,7 @@ pub fn requests(bytes: &[u8]) {
         anthropic::request::messages,
     ];
     let Some((&which, body)) = bytes.split_first() else { return };
-    if let Err(rejection) = parsers[usize::from(which) % parsers.len()](body) {
+    if let Err(rejection) = parsers[usize::from(which) % parsers.len()](&JsonBody::new(body)) {
         assert!(rejection.status >= 400 && !rejection.message.is_empty());
     }
 }

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::control::{FromWorker, ToWorker};
-use crate::ids::RequestId;
+use crate::ids::{RequestId, TokenId};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
 use crate::request::{Format, Limits, Logprobs, Request, ResumePoint, Sampling, UnixSeconds, Work};
 
@@ -217,6 +217,8 @@ pub fn encode<M: WireMessage>(message: &M, out: &mut Vec<u8>) -> Result<(), Fram
 pub fn encode_run(request: &Request, progress: &ResumePoint, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let Request { id, work, sampling, stop, format, limits, logprobs, asked_at, progress: _ } = request;
     let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, asked_at, progress };
+    // It may be many megabytes, of which a list that grows by doubling makes copies.
+    out.reserve(request.bytes() + progress.produced.len() * size_of::<TokenId>());
     // A variant of an enum travels as its number and then its fields.
     framed(Tag::Run, request.id, out, |out| put(&(RUN_VARIANT, borrowed), out))
 }

@@ -20,6 +20,21 @@ pub const CROWD_LOG_MS: u64 = 10_000;
 pub const BODY_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of all bodies held at once, so that a crowd of large ones can't exhaust the supervisor.
 pub const BODY_BYTES_TOTAL_MAX: usize = 256 * MIB;
+/// Bytes that may be built of a body, beyond twice its own: what a small request with many parts takes.
+pub const BODY_BUILT_SPARE_BYTES: usize = 2 * MIB;
+/// A larger body is read aside: it takes milliseconds, and nobody else is to wait for them.
+pub const BODY_INLINE_BYTES_MAX: usize = 256 * 1024;
+/// Values of one request in its schemas, tools and arguments together: its worker makes a tree of them, at some hundred
+/// bytes each. Each takes two tokens at least, so no window holds as many.
+pub const FREE_JSON_VALUES_MAX: usize = 256 * 1024;
+/// Bytes of a model's name in a body, which may be a path: the longest one of Linux.
+pub const MODEL_NAME_BYTES_MAX: usize = 4096;
+/// Bytes of the name of an option; ours have at most 20.
+pub const OPTION_NAME_BYTES_MAX: usize = 128;
+/// Bytes of the role of a message; templates know words of ten.
+pub const ROLE_BYTES_MAX: usize = 64;
+/// Messages, or calls of tools, that are looked through for the one that a tool's result answers. It is among the last ones.
+pub const CALLS_LOOKED_BACK_MAX: usize = 1024;
 /// Bytes of an uploaded blob, which streams to disk.
 pub const BLOB_BYTES_MAX: u64 = 1 << 40;
 /// A body must arrive within this.

@@ -3,6 +3,7 @@
 //! A dialect is a folder with one [`Dialect`] and one [`Endpoint`] for each of its paths that run a model. Which path that
 //! is stands in the table of [`crate::http`], and nowhere else.
 
+use super::json::JsonBody;
 use super::{Call, Rejection};
 use crate::types::TicketItem;
 
@@ -32,7 +33,7 @@ pub struct Endpoint {
     /// Whose it is.
     pub dialect: &'static Dialect,
     /// Reads a body. Refuses what the body alone makes wrong.
-    pub parse: fn(&[u8]) -> Result<Call, Rejection>,
+    pub parse: fn(&JsonBody<'_>) -> Result<Call, Rejection>,
     /// Writes the reply to one request.
     pub encoder: fn(&Call, Meta) -> Box<dyn Encoder>,
     /// The id of a reply, from luck; empty where replies have none.

@@ -12,6 +12,7 @@ mod answer;
 pub mod anthropic;
 mod call;
 mod endpoint;
+mod fields;
 pub mod json;
 pub mod ollama;
 pub mod openai;

@@ -13,6 +13,61 @@ use ollmlx_proto::memory::{MODEL_LIMIT_RULE, parse_model_limit};
 use serde_json::{Map, Value};
 
 use super::Rejection;
+use super::json::{JsonKind, RawJson};
+
+/// The options that are read; every other one is skipped.
+const NAMES: &[&str] = &[
+    "draft_num_predict",
+    "frequency_penalty",
+    "main_gpu",
+    "min_p",
+    "num_batch",
+    "num_ctx",
+    "num_gpu",
+    "num_keep",
+    "num_predict",
+    "num_thread",
+    "ollmlx_memory_limit",
+    "ollmlx_priority",
+    "presence_penalty",
+    "repeat_last_n",
+    "repeat_penalty",
+    "seed",
+    "stop",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "use_mmap",
+];
+
+/// The options of a request, as far as they are known. What is no option by its type alone is as empty as it can be.
+pub(super) fn read(options: Option<RawJson<'_>>) -> Result<Map<String, Value>, Rejection> {
+    let mut known = Map::new();
+    for (key, value) in options.into_iter().flat_map(RawJson::entries) {
+        let key = key.name();
+        let Some(name) = NAMES.iter().find(|name| *name.as_bytes() == *key) else { continue };
+        let value = match value.kind() {
+            JsonKind::Array if *name == "stop" => stop_strings(value.elements())?,
+            JsonKind::Array => Value::Array(Vec::new()),
+            JsonKind::Object => Value::Object(Map::new()),
+            _ => value.value()?,
+        };
+        known.insert((*name).to_owned(), value);
+    }
+    Ok(known)
+}
+
+/// Stop strings, and no more of them than it takes to see that there are too many; nothing is in the place of whatever
+/// isn't a text.
+pub(super) fn stop_strings<'a>(list: impl Iterator<Item = RawJson<'a>>) -> Result<Value, Rejection> {
+    let said = list.filter(|element| !element.is_empty_text()).take(STOP_STRINGS_MAX + 1);
+    let value = |element: RawJson<'_>| match element.kind() {
+        JsonKind::String => element.value(),
+        _ => Ok(Value::Null),
+    };
+    said.map(value).collect::<Result<_, _>>().map(Value::Array)
+}
 
 /// Options about room and effort, in range. `None` is "choose for me".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,13 +3,14 @@
 use ollmlx_proto::{ContentPart, Format, Logprobs, Role, ThinkLevel, ThinkMode};
 use serde_json::{Value, json};
 
+use super::json::JsonBody;
 use super::{Call, CallBody, Rejection, ollama, openai};
 use crate::types::KeepAlive;
 
-type Parser = fn(&[u8]) -> Result<Call, Rejection>;
+type Parser = fn(&JsonBody<'_>) -> Result<Call, Rejection>;
 
 fn read(parser: Parser, body: Value) -> Result<Call, Rejection> {
-    parser(body.to_string().as_bytes())
+    parser(&JsonBody::new(body.to_string().as_bytes()))
 }
 
 #[test]
@@ -65,8 +66,8 @@ fn refusals_have_ollamas_status_and_text() {
         let refused = read(parser, body.clone()).unwrap_err();
         assert!(refused.status == status && refused.message.starts_with(text), "{body}: {refused:?}");
     }
-    assert_eq!((ollama::CHAT.parse)(b"").unwrap_err().message, "missing request body");
-    assert_eq!((openai::CHAT.parse)(b"").unwrap_err().message, "EOF");
+    assert_eq!((ollama::CHAT.parse)(&JsonBody::new(b"")).unwrap_err().message, "missing request body");
+    assert_eq!((openai::CHAT.parse)(&JsonBody::new(b"")).unwrap_err().message, "EOF");
 }
 
 #[test]
@@ -171,4 +172,98 @@ fn completions_and_embeddings_of_openai() {
         read(openai::EMBEDDINGS.parse, json!({"input": "", "encoding_format": "BASE64", "dimensions": 3})).unwrap();
     let (inputs, dimensions) = (vec![String::new()], Some(3));
     assert_eq!(call.body, CallBody::Embed { inputs, truncate: true, dimensions, normalize: true, base64: true });
+}
+
+/// So many times the same, with commas between.
+fn many(part: &str, count: usize) -> String {
+    let mut all = format!("{part},").repeat(count);
+    all.pop();
+    all
+}
+
+#[test]
+fn row_54_what_is_costly_for_its_size_is_refused_before_it_is_made() {
+    let empty = many("{}", 100_000);
+    let result = r#"{"role":"tool","tool_call_id":"c","content":"x"}"#;
+    let name = "n".repeat(10_000);
+    let cases: [(Parser, String, u16, &str); 9] = [
+        (ollama::CHAT.parse, format!(r#"{{"messages":[{empty}]}}"#), 413, "the request has too many small parts"),
+        (
+            openai::CHAT.parse,
+            format!(
+                r#"{{"messages":[{{"tool_calls":[{{"id":"c","function":{{"name":"{name}"}}}}]}},{}]}}"#,
+                many(result, 1_000)
+            ),
+            413,
+            "the request has too many small parts",
+        ),
+        (
+            openai::CHAT.parse,
+            format!(r#"{{"messages":[{{"content":[{}]}}]}}"#, many(r#"{"type":"text","text":""}"#, 40_000)),
+            413,
+            "the request has too many small parts",
+        ),
+        (
+            ollama::GENERATE.parse,
+            format!(r#"{{"prompt":"x","images":[{}]}}"#, many("\"\"", 100_000)),
+            413,
+            "the request",
+        ),
+        (
+            ollama::GENERATE.parse,
+            format!(r#"{{"format":{{"a":[{}]}}}}"#, many("0", 300_000)),
+            413,
+            "schemas, tools and arguments have over 262144 values",
+        ),
+        (
+            ollama::GENERATE.parse,
+            format!(r#"{{"context":[{}]}}"#, many("1", 4_200_000)),
+            400,
+            "invalid context: 4200000",
+        ),
+        (ollama::EMBED.parse, format!(r#"{{"input":[{}]}}"#, many("\"a\"", 500_000)), 400, "too many inputs: 500000"),
+        (ollama::CHAT.parse, format!(r#"{{"messages":[{{"role":"{name}"}}]}}"#), 400, "the role of a message"),
+        (ollama::GENERATE.parse, format!(r#"{{"model":"{name}"}}"#), 400, "invalid model name"),
+    ];
+    for (parser, text, status, expected) in cases {
+        let refused = parser(&JsonBody::new(text.as_bytes())).unwrap_err();
+        assert!(refused.status == status && refused.message.starts_with(expected), "{text:.40}: {refused:?}");
+    }
+}
+
+#[test]
+fn row_54_what_nobody_reads_costs_nothing() {
+    let (objects, strings) = (many(r#"{"":0}"#, 100_000), many("\"a\"", 100_000));
+    let keys: String = (0..100_000).map(|key| format!("\"{key}\":1,")).collect();
+    for extra in [
+        format!(r#""a":[{objects}]"#),
+        format!(r#"{keys}"b":0"#),
+        format!(r#""options":{{{keys}"temperature":0}}"#),
+        format!(r#""options":{{"stop":[{strings}],"temperature":[{objects}]}}"#),
+        format!(r#""metadata":{{"a":[{objects}]}}"#),
+    ] {
+        let text = format!(r#"{{"model":"m","max_tokens":1,"messages":[{{"role":"user","content":"x"}}],{extra}}}"#);
+        for parser in [ollama::CHAT.parse, openai::CHAT.parse, crate::dialect::anthropic::MESSAGES.parse] {
+            let body = JsonBody::new(text.as_bytes());
+            let call = parser(&body).unwrap();
+            assert!(matches!(&call.body, CallBody::Chat { messages, .. } if messages.len() == 1));
+            assert!(body.built_bytes() < 16 * 1024, "{extra:.30}: {} bytes", body.built_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_text_of_any_kind_is_one_copy() {
+    let long = "a".repeat(8 << 20);
+    let image = "ab\\/d".repeat(1 << 20);
+    for (parser, text) in [
+        (ollama::GENERATE.parse, format!(r#"{{"prompt":"{long}"}}"#)),
+        (ollama::GENERATE.parse, format!(r#"{{"prompt":"x","images":["{image}"]}}"#)),
+        (openai::CHAT.parse, format!(r#"{{"messages":[{{"role":"user","content":"\n{long}"}}]}}"#)),
+        (ollama::EMBED.parse, format!(r#"{{"input":["{long}"]}}"#)),
+    ] {
+        let body = JsonBody::new(text.as_bytes());
+        parser(&body).unwrap();
+        assert!(body.built_bytes() < 2 * text.len(), "{text:.30}");
+    }
 }

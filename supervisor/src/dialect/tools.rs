@@ -1,57 +1,93 @@
 //! What the dialects share about tools, images and roles of messages.
 
+use std::borrow::Cow;
+
 use base64::DecodeError;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use ollmlx_proto::{JsonText, PastToolCall, Role, ToolSpec};
-use serde_json::{Map, Value};
+use ollmlx_proto::{JsonText, Message, PastToolCall, Role, ToolSpec};
 
 use super::Rejection;
-use super::json::Fields;
+use super::fields::{Fields, ObjectShape};
+use super::json::{JsonBody, JsonKind, RawJson, is_object};
+use crate::limits::{CALLS_LOOKED_BACK_MAX, ROLE_BYTES_MAX};
 
-/// Who speaks, from a client's word.
-pub(super) fn role(word: &str) -> Role {
-    match word.to_lowercase().as_str() {
+/// Messages that few models have more of.
+const MODEL_MESSAGES: usize = 16;
+
+const CALL: ObjectShape = ObjectShape { kind: "ToolCall", names: "id function" };
+const FUNCTION: ObjectShape = ObjectShape { kind: "ToolCallFunction", names: "name arguments" };
+
+/// An empty conversation with room for so many messages, and for those that a model brings: they are put before them.
+pub(super) fn conversation(count: usize, body: &JsonBody<'_>) -> Result<Vec<Message>, Rejection> {
+    body.list(count.saturating_add(MODEL_MESSAGES))
+}
+
+/// Takes who speaks.
+pub(super) fn role(fields: &mut Fields<'_>) -> Result<Role, Rejection> {
+    let word = fields.text("role")?.unwrap_or_default();
+    if word.len() > ROLE_BYTES_MAX {
+        return Err(Rejection::bad_request(format!("the role of a message has at most {ROLE_BYTES_MAX} bytes")));
+    }
+    Ok(match word.to_lowercase().as_str() {
         "system" | "developer" => Role::System,
         "user" => Role::User,
         "assistant" => Role::Assistant,
         "tool" => Role::Tool,
-        other => Role::Other(other.to_owned()),
-    }
-}
-
-/// The tools of a request in OpenAI's shape, which is Ollama's as well.
-pub(super) fn specs(tools: Vec<Value>) -> Result<Vec<ToolSpec>, Rejection> {
-    tools.into_iter().map(spec).collect()
-}
-
-fn spec(tool: Value) -> Result<ToolSpec, Rejection> {
-    let name = tool.get("function").and_then(|function| function.get("name")).and_then(Value::as_str);
-    match name {
-        Some(name) if !name.is_empty() => {
-            Ok(ToolSpec { name: name.to_owned(), definition: JsonText(tool.to_string()) })
+        other => {
+            fields.body.charge(other.len())?;
+            Role::Other(other.to_owned())
         }
-        _ => Err(Rejection::bad_request("tool without a function name")),
+    })
+}
+
+/// A tool of a request in OpenAI's shape, which is Ollama's as well.
+pub(super) fn spec(tool: RawJson<'_>) -> Result<ToolSpec, Rejection> {
+    let name = tool.get("function").and_then(|function| function.get("name"));
+    match name.filter(|name| name.kind() == JsonKind::String && !name.is_empty_text()) {
+        Some(name) => Ok(ToolSpec { name: name.string()?, definition: JsonText(tool.free_form()?) }),
+        None => Err(Rejection::bad_request("tool without a function name")),
     }
 }
 
 /// A call of an earlier turn: `{id?, function: {name, arguments}}`, arguments an object or its text.
-pub(super) fn past_call(call: Value) -> Result<PastToolCall, Rejection> {
-    let mut fields = Fields::of_value(call, "ToolCall")?;
+pub(super) fn past_call(call: RawJson<'_>) -> Result<PastToolCall, Rejection> {
+    let mut fields = Fields::of(call, &CALL)?;
     let id = fields.filled("id")?;
-    let mut function = Fields::of(fields.object("function")?, "ToolCallFunction");
+    let mut function = fields.inner("function", &FUNCTION)?;
     let name = function.string("name")?.unwrap_or_default();
+    let refused = || Rejection::bad_request("invalid tool call arguments");
     let arguments = match function.value("arguments") {
-        None => "{}".to_owned(),
-        Some(Value::String(text)) if text.trim().is_empty() => "{}".to_owned(),
-        Some(Value::String(text)) => {
-            let parsed: Result<Map<String, Value>, _> = serde_json::from_str(&text);
-            parsed.map_err(|_| Rejection::bad_request("invalid tool call arguments"))?;
-            text
+        None => no_arguments(fields.body)?,
+        Some(object) if object.kind() == JsonKind::Object => object.free_form()?,
+        Some(text) if text.kind() == JsonKind::String => {
+            let text = text.string()?;
+            if text.trim().is_empty() {
+                no_arguments(fields.body)?
+            } else if is_object(&text) {
+                fields.body.count_values(text.as_bytes())?;
+                text
+            } else {
+                return Err(refused());
+            }
         }
-        Some(object @ Value::Object(_)) => object.to_string(),
-        Some(_) => return Err(Rejection::bad_request("invalid tool call arguments")),
+        Some(_) => return Err(refused()),
     };
     Ok(PastToolCall { id, name, arguments: JsonText(arguments) })
+}
+
+/// The arguments of a call without any.
+pub(super) fn no_arguments(body: &JsonBody<'_>) -> Result<String, Rejection> {
+    body.charge(2)?;
+    Ok("{}".to_owned())
+}
+
+/// The tool that an earlier call with this id went to.
+pub(super) fn called(messages: &[Message], id: &str, body: &JsonBody<'_>) -> Result<Option<String>, Rejection> {
+    let recent = messages.iter().rev().take(CALLS_LOOKED_BACK_MAX);
+    let mut calls = recent.flat_map(|message| &message.tool_calls).take(CALLS_LOOKED_BACK_MAX);
+    let Some(call) = calls.find(|call| call.id.as_deref() == Some(id)) else { return Ok(None) };
+    body.charge(call.name.len())?;
+    Ok(Some(call.name.clone()))
 }
 
 /// The id of a call: `call_` and eight of `[a-z0-9]`, a function of the request's seed and the call's index.
@@ -74,13 +110,10 @@ pub(super) fn letters(seed: u64, index: u32, length: usize) -> String {
 }
 
 /// Standard base64 with padding; line breaks are ignored, as in Go.
-pub(super) fn base64(text: &str) -> Result<Vec<u8>, Rejection> {
-    let decoded = if text.contains(['\n', '\r']) {
-        BASE64_STANDARD.decode(text.replace(['\n', '\r'], ""))
-    } else {
-        BASE64_STANDARD.decode(text)
-    };
-    decoded.map_err(|error| {
+pub(super) fn base64(text: Cow<'_, str>, body: &JsonBody<'_>) -> Result<Vec<u8>, Rejection> {
+    let text = without_line_breaks(text);
+    body.charge(text.len().div_ceil(4) * 3)?;
+    BASE64_STANDARD.decode(&*text).map_err(|error| {
         let at = match error {
             DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
             DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len(),
@@ -89,9 +122,19 @@ pub(super) fn base64(text: &str) -> Result<Vec<u8>, Rejection> {
     })
 }
 
+/// A text with line breaks in it had escapes, so it is no part of a body, and another copy is not made.
+pub(super) fn without_line_breaks(text: Cow<'_, str>) -> Cow<'_, str> {
+    if !text.contains(['\n', '\r']) {
+        return text;
+    }
+    let mut text = text.into_owned();
+    text.retain(|letter| !matches!(letter, '\n' | '\r'));
+    Cow::Owned(text)
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -106,7 +149,8 @@ mod tests {
             (json!("{\"a\":"), None),
             (json!([1]), None),
         ] {
-            let call = past_call(json!({"function": {"name": "mul", "arguments": arguments}}));
+            let call = json!({"function": {"name": "mul", "arguments": arguments}}).to_string();
+            let call = JsonBody::new(call.as_bytes()).root("").and_then(past_call);
             assert_eq!(call.ok().map(|call| call.arguments.0).as_deref(), expected);
         }
     }
@@ -122,6 +166,8 @@ mod tests {
 
     #[test]
     fn bad_base64_names_the_byte() {
+        let body = JsonBody::new(b"");
+        let base64 = |text: &'static str| base64(text.into(), &body);
         assert_eq!(base64("aGk=").unwrap(), b"hi");
         assert_eq!(base64("aG\nk=").unwrap(), b"hi");
         assert_eq!(base64("aG!=").unwrap_err().message, "illegal base64 data at input byte 2");

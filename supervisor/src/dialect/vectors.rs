@@ -2,10 +2,10 @@
 
 use crate::limits::EMBED_INPUTS_MAX;
 use ollmlx_proto::{Embeddings, Output};
-use serde_json::Value;
 
 use super::answer::note_grant;
-use super::json::Fields;
+use super::fields::Fields;
+use super::json::{JsonKind, RawJson};
 use super::{Encoder, Meta, Rejection};
 use crate::types::TicketItem;
 
@@ -65,31 +65,29 @@ pub(super) fn unknown_model(name: &str, advice: Option<&str>) -> Rejection {
 }
 
 /// Texts to embed: one or several. `refusal` is for anything else.
-pub(super) fn inputs(value: Option<Value>, refusal: &str) -> Result<Vec<String>, Rejection> {
-    let text = |value: Value| match value {
-        Value::String(text) => Ok(text),
+pub(super) fn inputs(value: Option<RawJson<'_>>, refusal: &str) -> Result<Vec<String>, Rejection> {
+    let Some(value) = value else { return Ok(Vec::new()) };
+    let is_text = |value: RawJson<'_>| value.kind() == JsonKind::String;
+    match value.kind() {
+        JsonKind::Array if value.elements().all(is_text) => {
+            check_inputs(value.elements().count())?;
+            value.list(RawJson::string)
+        }
+        JsonKind::String => Ok(vec![value.string()?]),
         _ => Err(Rejection::bad_request(refusal)),
-    };
-    let inputs = match value {
-        None => Vec::new(),
-        Some(Value::Array(values)) => values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?,
-        Some(one) => vec![text(one)?],
-    };
-    check_inputs(&inputs)?;
-    Ok(inputs)
+    }
 }
 
 /// `dimensions`; zero and less keep all.
-pub(super) fn dimensions(fields: &mut Fields) -> Result<Option<u32>, Rejection> {
+pub(super) fn dimensions(fields: &mut Fields<'_>) -> Result<Option<u32>, Rejection> {
     Ok(fields.integer("dimensions")?.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0))
 }
 
 /// Refuses more inputs than one request may bring.
-fn check_inputs(inputs: &[String]) -> Result<(), Rejection> {
-    if inputs.len() > EMBED_INPUTS_MAX {
+fn check_inputs(count: usize) -> Result<(), Rejection> {
+    if count > EMBED_INPUTS_MAX {
         return Err(Rejection::bad_request(format!(
-            "too many inputs: {} of at most {EMBED_INPUTS_MAX}; send them in several requests",
-            inputs.len()
+            "too many inputs: {count} of at most {EMBED_INPUTS_MAX}; send them in several requests"
         )));
     }
     Ok(())

@@ -10,6 +10,7 @@ use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
 use ollmlx_proto::{Failure, FailureKind, ModelId, Output};
 use tokio::time::Instant;
 
+use super::body::Body;
 use super::metrics::pace::Pace;
 use super::plan::{Planned, plan};
 use super::refuse::{luck, model_error};
@@ -32,7 +33,7 @@ pub(super) async fn run(
     state: &Arc<AppState>,
     endpoint: &'static Endpoint,
     headers: &HeaderMap,
-    body: &[u8],
+    body: Body,
 ) -> Result<HttpReply, Rejection> {
     let started = state.handle.now();
     let deadline = deadline(headers)?;
@@ -87,10 +88,10 @@ struct Submitted {
 async fn prepare(
     state: &Arc<AppState>,
     endpoint: &'static Endpoint,
-    body: &[u8],
+    body: Body,
     started: Mono,
 ) -> Result<Prepared, Rejection> {
-    let call = (endpoint.parse)(body)?;
+    let (call, hold) = body.parse(endpoint.parse).await?;
     let resolved = state.catalog.resolve(&call.model).await;
     let model = resolved.map_err(|error| model_error(endpoint, &call.model, &error))?;
     let framing = endpoint.dialect.framing;
@@ -110,6 +111,8 @@ async fn prepare(
         plan(call, &model, (&state.config, &learned), endpoint.verb)?
     };
     let ticket = state.handle.submit(job, plan, keep_alive).await;
+    // It is in the house now, which has a limit of its own.
+    drop(hold);
     let pace = Pace::new(Arc::clone(&state.metrics), started);
     let model = model.id.clone();
     Ok(Prepared::Submitted(Box::new(Submitted { framing, ticket, model, encoder, watch, pace, streams })))

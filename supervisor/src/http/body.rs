@@ -1,39 +1,44 @@
-//! Bounded reading of request bodies: bytes, time, and all bodies together.
+//! Bounded reading of request bodies: bytes, time, and all bodies together. What is made of one takes its place.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::{BODY_BYTES_MAX, BODY_READ_TIMEOUT_MS};
+use crate::limits::{BODY_BYTES_MAX, BODY_INLINE_BYTES_MAX, BODY_READ_TIMEOUT_MS};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_ENCODING, HeaderMap};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use hyper::header::CONTENT_ENCODING;
+use hyper::http::request::Parts;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use super::body_room::{BodyHold, BodyRoom, too_slow};
+use super::crowd::Peer;
 use crate::dialect::Rejection;
+use crate::dialect::json::JsonBody;
 
-/// A whole body, and the bytes of the common budget that it holds.
+/// A whole body, and the room that it holds.
 #[derive(Debug)]
 pub(super) struct Body {
-    /// The bytes.
-    pub(super) bytes: Bytes,
-    _budget: Option<OwnedSemaphorePermit>,
+    bytes: Bytes,
+    hold: BodyHold,
 }
 
 /// Reads a body to its end.
 ///
 /// # Errors
 /// 413 for a large one, 415 for a packed one, 408 for a slow one, 503 where too many are held, 400 for a broken one.
-pub(super) async fn read(headers: &HeaderMap, incoming: Incoming, budget: &Arc<Semaphore>) -> Result<Body, Rejection> {
-    let packed = headers.get(CONTENT_ENCODING).is_some_and(|value| !value.is_empty() && value != "identity");
+pub(super) async fn read(head: &Parts, incoming: Incoming, room: &Arc<BodyRoom>) -> Result<Body, Rejection> {
+    let packed = head.headers.get(CONTENT_ENCODING).is_some_and(|value| !value.is_empty() && value != "identity");
     if packed {
         return Err(Rejection::new(415, "compressed request bodies are not supported; send plain JSON"));
     }
     if incoming.size_hint().lower() > BODY_BYTES_MAX as u64 {
         return Err(too_large());
     }
+    let (hold, ended) = room.enter(Peer::of_request(head), Instant::now());
     let timeout = Duration::from_millis(BODY_READ_TIMEOUT_MS);
-    match tokio::time::timeout(timeout, collect(incoming, budget)).await {
+    match tokio::time::timeout(timeout, collect(incoming, hold, ended)).await {
         Ok(read) => read,
         Err(_) => Err(Rejection::new(408, "the request body did not arrive in time")),
     }
@@ -43,24 +48,45 @@ fn too_large() -> Rejection {
     Rejection::new(413, format!("request body is larger than {} MB", BODY_BYTES_MAX / (1024 * 1024)))
 }
 
-async fn collect(mut incoming: Incoming, budget: &Arc<Semaphore>) -> Result<Body, Rejection> {
+async fn collect(mut incoming: Incoming, hold: BodyHold, mut ended: oneshot::Receiver<()>) -> Result<Body, Rejection> {
     let mut bytes = BytesMut::new();
-    let mut held: Option<OwnedSemaphorePermit> = None;
-    while let Some(frame) = incoming.frame().await {
+    loop {
+        let frame = tokio::select! {
+            // Both are cancel-safe.
+            _ended = &mut ended => return Err(too_slow()),
+            frame = incoming.frame() => frame,
+        };
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|_| Rejection::bad_request("the request body could not be read"))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > BODY_BYTES_MAX {
             return Err(too_large());
         }
-        let count = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let permit = Arc::clone(budget)
-            .try_acquire_many_owned(count)
-            .map_err(|_| Rejection::new(503, "server busy, please try again.  too many large requests at once"))?;
-        match &mut held {
-            Some(held) => held.merge(permit),
-            None => held = Some(permit),
-        }
+        hold.grow(data.len(), Instant::now())?;
         bytes.extend_from_slice(&data);
     }
-    Ok(Body { bytes: bytes.freeze(), _budget: held })
+    hold.complete()?;
+    Ok(Body { bytes: bytes.freeze(), hold })
+}
+
+impl Body {
+    /// Makes of it what it says, and lets the bytes go. What is held from then on is the room of what was made.
+    ///
+    /// # Errors
+    /// What is wrong with it, or 503 where there is no room.
+    pub(super) async fn parse<T: Send + 'static>(
+        self,
+        parse: fn(&JsonBody<'_>) -> Result<T, Rejection>,
+    ) -> Result<(T, BodyHold), Rejection> {
+        let Self { bytes, hold } = self;
+        let is_small = bytes.len() <= BODY_INLINE_BYTES_MAX;
+        let read = move || {
+            let body = JsonBody::new(&bytes);
+            parse(&body).map(|made| (made, body.built_bytes()))
+        };
+        let read = if is_small { Ok(read()) } else { tokio::task::spawn_blocking(read).await };
+        let (made, built_bytes) = read.map_err(|_| Rejection::internal("the request could not be read"))??;
+        hold.resize(built_bytes, Instant::now())?;
+        Ok((made, hold))
+    }
 }

@@ -7,6 +7,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::body::Body;
+use super::body_room::BodyHold;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
 use super::state::AppState;
@@ -19,15 +21,15 @@ use crate::dialect::ollama::manage::CreateRequest;
 const PROGRESS_LEN_MAX: usize = 64;
 
 /// `POST /api/create`: progress lines, or the last one only.
-pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let request = CreateRequest::parse(body)?;
+pub(super) async fn create(state: &Arc<AppState>, body: Body) -> Result<HttpReply, Rejection> {
+    let (request, hold) = body.parse(CreateRequest::parse).await?;
     if request.remote {
         return Err(Rejection::new(403, "ollama cloud is disabled: remote model is unavailable"));
     }
     let stream = request.stream;
     let (statuses, mut heard) = mpsc::channel(PROGRESS_LEN_MAX);
     // A task of its own: a client that goes away does not leave half a model.
-    let creating = tokio::spawn(creation(Arc::clone(state), spec(request), statuses));
+    let creating = tokio::spawn(creation(Arc::clone(state), spec(request), statuses, hold));
     if !stream {
         // The progress is read so that it does not hold up the work.
         while heard.recv().await.is_some() {}
@@ -59,7 +61,12 @@ fn spec(request: CreateRequest) -> CreateSpec {
     }
 }
 
-async fn creation(state: Arc<AppState>, spec: CreateSpec, statuses: mpsc::Sender<Progress>) -> Result<(), Rejection> {
+async fn creation(
+    state: Arc<AppState>,
+    spec: CreateSpec,
+    statuses: mpsc::Sender<Progress>,
+    _hold: BodyHold,
+) -> Result<(), Rejection> {
     let model = state.catalog.create(spec, statuses).await.map_err(|error| creation_error(&error))?;
     state.handle.pardon(model).await;
     Ok(())

@@ -13,6 +13,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use hyper::http::request::Parts;
+
 use crate::limits::{CONNECTIONS_PER_ADDRESS_MAX, CROWD_LOG_MS};
 
 use crate::types::Mono;
@@ -29,16 +31,23 @@ pub enum Exempt {
     Nobody,
 }
 
-/// Whose connections are counted together.
+/// Whose connections, and whose bodies, are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Peer {
+pub(super) enum Peer {
+    /// One address.
     V4(Ipv4Addr),
-    /// The first 64 bits.
+    /// The first 64 bits of all of a network.
     V6([u16; 4]),
 }
 
 impl Peer {
-    fn of(address: IpAddr) -> Self {
+    /// Who asked, as the listener noted it in the head of a request.
+    pub(super) fn of_request(head: &Parts) -> Self {
+        head.extensions.get().copied().unwrap_or(Self::V4(Ipv4Addr::UNSPECIFIED))
+    }
+
+    /// The one with this address.
+    pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::V4(address),
             IpAddr::V6(address) => {

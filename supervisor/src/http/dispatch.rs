@@ -63,12 +63,12 @@ async fn handled(
         Handler::Look(look) => look(state, segment).await,
         Handler::Upload(take) => take(state, &head.method, segment, incoming).await,
         Handler::Body(answer) => {
-            let body = body::read(&head.headers, incoming, &state.body_budget).await?;
-            answer(state, &body.bytes).await
+            let body = body::read(head, incoming, &state.body_room).await?;
+            answer(state, body).await
         }
         Handler::Run(endpoint) => {
-            let body = body::read(&head.headers, incoming, &state.body_budget).await?;
-            run(state, endpoint, &head.headers, &body.bytes).await
+            let body = body::read(head, incoming, &state.body_room).await?;
+            run(state, endpoint, &head.headers, body).await
         }
     }
 }

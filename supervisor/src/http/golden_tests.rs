@@ -11,6 +11,7 @@ use ollmlx_proto::{
 use serde_json::Value;
 
 use super::route::{Handler, find};
+use crate::dialect::json::JsonBody;
 use crate::dialect::{Endpoint, Meta};
 use crate::types::TicketItem;
 
@@ -65,7 +66,7 @@ fn item(word: &Value) -> TicketItem {
 
 fn reply(case: &Value) -> String {
     let endpoint = endpoint(case["endpoint"].as_str().expect("a case names its endpoint"));
-    let call = match (endpoint.parse)(case["request"].to_string().as_bytes()) {
+    let call = match (endpoint.parse)(&JsonBody::new(case["request"].to_string().as_bytes())) {
         Ok(call) => call,
         Err(rejection) => return format!("{} {}\n", rejection.status, rejection.message),
     };

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::crowd::Crowd;
+use super::crowd::{Crowd, Peer};
 use super::dispatch;
 use super::respond::{HttpReply, text};
 use super::state::AppState;
@@ -66,7 +66,7 @@ pub async fn serve_crowd(
                 };
                 let (state, leaving) = (Arc::clone(&state), leaving.clone());
                 connections.spawn(async move {
-                    connection(stream, state, leaving).await;
+                    connection(stream, Peer::of(address.ip()), state, leaving).await;
                     drop((permit, place));
                 });
             }
@@ -109,9 +109,10 @@ async fn accept(
     Ok((stream, address, permit))
 }
 
-async fn connection(stream: TcpStream, state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {
+async fn connection(stream: TcpStream, peer: Peer, state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {
     let door = leaving.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         let (state, door) = (Arc::clone(&state), door.clone());
         async move {
             // On the heap, so that a connection without a request does not hold the room for one.

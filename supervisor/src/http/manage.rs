@@ -8,6 +8,7 @@ use hyper::Method;
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 
+use super::body::Body;
 use super::listing::{capabilities, details};
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, empty, json};
@@ -21,8 +22,8 @@ use crate::os::wall::rfc3339_local;
 const SHOWN_ELEMENTS_MAX: usize = 5;
 
 /// `POST /api/show`.
-pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let request = ShowRequest::parse(body)?;
+pub(super) async fn show(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+    let (request, _hold) = body.parse(ShowRequest::parse).await?;
     if request.name.is_empty() {
         return Err(Rejection::no_model());
     }
@@ -39,12 +40,9 @@ pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
     };
     put("license", Some(model.licenses.join("\n")));
     put("modelfile", Some(state.catalog.modelfile(&model)));
-    put("parameters", Some(parameters(&model, &request.options)));
-    put(
-        "template",
-        request.template.clone().or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()),
-    );
-    put("system", request.system.clone().or_else(|| model.system.clone()));
+    put("parameters", Some(parameters(&model, request.options)));
+    put("template", request.template.or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()));
+    put("system", request.system.or_else(|| model.system.clone()));
     object.insert("details".into(), details(&model, true));
     if !model.messages.is_empty() {
         let messages: Vec<Value> =
@@ -86,9 +84,9 @@ fn model_info(model: &ModelRef, verbose: bool) -> Value {
 }
 
 /// One line per parameter, the key padded to 30 columns; strings in Go's quotes.
-fn parameters(model: &ModelRef, options: &Map<String, Value>) -> String {
+fn parameters(model: &ModelRef, options: Map<String, Value>) -> String {
     let mut all = model.params.clone();
-    all.extend(options.clone());
+    all.extend(options);
     let mut lines = Vec::new();
     for (key, value) in &all {
         let values = match value {
@@ -101,8 +99,8 @@ fn parameters(model: &ModelRef, options: &Map<String, Value>) -> String {
 }
 
 /// `POST /api/copy`.
-pub(super) async fn copy(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let request = CopyRequest::parse(body)?;
+pub(super) async fn copy(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+    let (request, _hold) = body.parse(CopyRequest::parse).await?;
     state.catalog.copy(&request.source, &request.destination).await.map_err(|error| match error {
         CatalogError::InvalidName(name) if name == request.source => {
             Rejection::bad_request(format!("source \"{name}\" is invalid"))
@@ -115,8 +113,8 @@ pub(super) async fn copy(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
 }
 
 /// `DELETE /api/delete`.
-pub(super) async fn delete(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let request = NameRequest::parse(body)?;
+pub(super) async fn delete(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+    let (request, _hold) = body.parse(NameRequest::parse).await?;
     if request.name.is_empty() {
         return Err(Rejection::no_model());
     }
@@ -131,8 +129,8 @@ pub(super) async fn delete(state: &AppState, body: &[u8]) -> Result<HttpReply, R
 }
 
 /// `POST /api/pull`: there is no registry client yet.
-pub(super) fn pull(body: &[u8]) -> Result<HttpReply, Rejection> {
-    let name = NameRequest::parse(body)?.name;
+pub(super) async fn pull(body: Body) -> Result<HttpReply, Rejection> {
+    let name = body.parse(NameRequest::parse).await?.0.name;
     if name.is_empty() {
         return Err(Rejection::bad_request("invalid model name"));
     }
@@ -142,8 +140,8 @@ pub(super) fn pull(body: &[u8]) -> Result<HttpReply, Rejection> {
 }
 
 /// `POST /api/push`, likewise.
-pub(super) fn push(body: &[u8]) -> Result<HttpReply, Rejection> {
-    let name = NameRequest::parse(body)?.name;
+pub(super) async fn push(body: Body) -> Result<HttpReply, Rejection> {
+    let name = body.parse(NameRequest::parse).await?.0.name;
     if name.is_empty() {
         return Err(Rejection::no_model());
     }

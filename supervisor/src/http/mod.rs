@@ -6,6 +6,7 @@
 
 mod answer;
 mod body;
+mod body_room;
 mod config;
 mod create;
 mod crowd;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::body::Body;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
 use super::state::AppState;
@@ -51,8 +52,9 @@ pub(super) async fn record(state: &AppState) -> Result<HttpReply, Rejection> {
 
 /// `POST /api/ollmlx/restart`: forgets the deaths and what was learned of its memory, ends a rest, replaces the process once
 /// its work is done.
-pub(super) async fn restart(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let model = model(state, &NameRequest::parse(body)?.name).await?;
+pub(super) async fn restart(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+    let (request, _hold) = body.parse(NameRequest::parse).await?;
+    let model = model(state, &request.name).await?;
     let process = state.handle.snapshot().of(&model.id).and_then(|view| view.pid);
     // Without a listener there is nothing to be forgotten, and one whose disk hangs is not waited for.
     let _not_forgotten = state.forget.try_send(model.id.clone());
@@ -61,8 +63,9 @@ pub(super) async fn restart(state: &AppState, body: &[u8]) -> Result<HttpReply, 
 }
 
 /// `POST /api/ollmlx/why`: the deaths of a model, newest last, and what comes next.
-pub(super) async fn why(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let model = model(state, &NameRequest::parse(body)?.name).await?;
+pub(super) async fn why(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+    let (request, _hold) = body.parse(NameRequest::parse).await?;
+    let model = model(state, &request.name).await?;
     let snapshot = state.handle.snapshot();
     let date = |at: Mono| rfc3339_local(state.handle.wall_clock_of(at));
     let view = snapshot.of(&model.id);
@@ -113,10 +116,11 @@ pub(super) async fn why(state: &AppState, body: &[u8]) -> Result<HttpReply, Reje
 
 /// `POST /api/ollmlx/logs`: what the processes of a model printed, as lines of JSON; with `follow` what they go on to
 /// print, until the client hangs up.
-pub(super) async fn logs(state: &Arc<AppState>, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let request = NameRequest::parse(body)?;
+pub(super) async fn logs(state: &Arc<AppState>, body: Body) -> Result<HttpReply, Rejection> {
+    let (request, hold) = body.parse(NameRequest::parse).await?;
     let follow = request.follow;
     let id = model(state, &request.name).await?.id.clone();
+    drop(hold);
     let mut seen = 0;
     let first = fresh(state, &id, &mut seen);
     if !follow {

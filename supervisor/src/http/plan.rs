@@ -8,7 +8,7 @@ use crate::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
 use ollmlx_proto::{Capability, Limits, LoadSpec, Request, RequestId, ResumePoint, ThinkLevel, ThinkMode, UnixSeconds};
 
 use super::config::HttpConfig;
-use super::work::work;
+use super::work::take_work;
 use crate::catalog::{Learned, Loaded, ModelRef};
 use crate::dialect::options::{Share, Window, sampling, share};
 use crate::dialect::{Call, CallBody, Rejection};
@@ -33,7 +33,7 @@ pub(super) struct Planned {
 /// # Errors
 /// What the model can't do, or an option that is no option.
 pub(super) fn plan(
-    call: Call,
+    mut call: Call,
     model: &Arc<ModelRef>,
     (config, learned): (&HttpConfig, &Learned),
     verb: &str,
@@ -56,7 +56,7 @@ pub(super) fn plan(
         shift: call.shift.unwrap_or(true) && window.num_predict != Some(-2),
         keep_tokens: window.num_keep,
     };
-    let work = match work(&call, model, think) {
+    let work = match take_work(&mut call, model, think) {
         Some(work) => work,
         None => {
             plan.terms.context_least = if stated { asked } else { asked.min(LEAST_CONTEXT_TOKENS) };

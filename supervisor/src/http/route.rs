@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use self::Handler::{Body, Look, Now, Run, Upload};
 use super::respond::{HttpReply, text};
 use super::state::AppState;
-use super::{create, fit, listing, manage, models, native, ops, probes};
+use super::{body, create, fit, listing, manage, models, native, ops, probes};
 use crate::dialect::anthropic;
 use crate::dialect::ollama::{self, OLLAMA, OLLMLX};
 use crate::dialect::openai::{self, OPENAI};
@@ -30,7 +30,7 @@ pub(super) enum Handler {
     /// Looks something up, with what the path has in the place of its placeholder. No body is read.
     Look(for<'a> fn(&'a AppState, &'a str) -> Pending<'a>),
     /// Does what a body asks for.
-    Body(for<'a> fn(&'a Arc<AppState>, &'a [u8]) -> Pending<'a>),
+    Body(for<'a> fn(&'a Arc<AppState>, body::Body) -> Pending<'a>),
     /// Gives what a body asks for to a model.
     Run(&'static Endpoint),
     /// Takes a body as it comes, of any length.
@@ -74,8 +74,8 @@ pub(super) static ROUTES: &[Route] = &[
     at("/api/copy", POST, Body(|state, body| Box::pin(manage::copy(state, body))), &OLLAMA),
     at("/api/delete", DELETE, Body(|state, body| Box::pin(manage::delete(state, body))), &OLLAMA),
     at("/api/create", POST, Body(|state, body| Box::pin(create::create(state, body))), &OLLAMA),
-    at("/api/pull", POST, Body(|_, body| Box::pin(async move { manage::pull(body) })), &OLLAMA),
-    at("/api/push", POST, Body(|_, body| Box::pin(async move { manage::push(body) })), &OLLAMA),
+    at("/api/pull", POST, Body(|_, body| Box::pin(manage::pull(body))), &OLLAMA),
+    at("/api/push", POST, Body(|_, body| Box::pin(manage::push(body))), &OLLAMA),
     at("/api/me", POST, Body(|_, _| Box::pin(async { Err(native::no_account()) })), &OLLAMA),
     at(
         "/api/blobs/{digest}",

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::limits::BODY_BYTES_TOTAL_MAX;
 use ollmlx_proto::ModelId;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
+use super::body_room::BodyRoom;
 use super::config::HttpConfig;
 use super::guard::Guard;
 use super::metrics::Metrics;
@@ -28,8 +29,8 @@ pub struct AppState {
     pub(super) upgrade: watch::Receiver<Option<String>>,
     pub(super) guard: Guard,
     pub(super) metrics: Arc<Metrics>,
-    /// Bytes of bodies that may still be held.
-    pub(super) body_budget: Arc<Semaphore>,
+    /// For bodies, and for what is made of them until it is handed in.
+    pub(super) body_room: Arc<BodyRoom>,
 }
 
 /// What others tell the handlers while they run.
@@ -49,7 +50,6 @@ impl AppState {
     pub fn new(handle: Handle, catalog: Catalog, config: HttpConfig, metrics: Arc<Metrics>, told: Told) -> Self {
         let Told { learned, forget, upgrade } = told;
         let guard = Guard::new(&config);
-        let budget = BODY_BYTES_TOTAL_MAX;
         Self {
             handle,
             catalog,
@@ -59,7 +59,7 @@ impl AppState {
             upgrade,
             guard,
             metrics,
-            body_budget: Arc::new(Semaphore::new(budget)),
+            body_room: BodyRoom::new(BODY_BYTES_TOTAL_MAX),
         }
     }
 

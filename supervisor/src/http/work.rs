@@ -5,8 +5,8 @@ use ollmlx_proto::{Chat, Complete, ContentPart, Embed, Message, Role, ThinkMode,
 use crate::catalog::ModelRef;
 use crate::dialect::{Call, CallBody};
 
-/// The work of a call; `None` where it only loads.
-pub(super) fn work(call: &Call, model: &ModelRef, think: ThinkMode) -> Option<Work> {
+/// Takes the work out of a call; `None` where it only loads. Texts are moved, since there may be many megabytes of them.
+pub(super) fn take_work(call: &mut Call, model: &ModelRef, think: ThinkMode) -> Option<Work> {
     let chat = |messages| Chat {
         messages,
         tools: Vec::new(),
@@ -18,45 +18,41 @@ pub(super) fn work(call: &Call, model: &ModelRef, think: ThinkMode) -> Option<Wo
         render_only: call.render_only,
     };
     let own_system = model.system.as_deref();
-    Some(match &call.body {
+    Some(match std::mem::replace(&mut call.body, CallBody::Load) {
         CallBody::Load | CallBody::Unload => return None,
-        CallBody::Chat { messages, tools } => {
+        CallBody::Chat { mut messages, tools } => {
             let has_system = messages.first().is_some_and(|first| first.role == Role::System);
-            let mut all: Vec<Message> = system(own_system.filter(|_| !has_system)).collect();
-            all.extend(stored(model));
-            all.extend(messages.iter().cloned());
-            Work::Chat(Chat { tools: tools.clone(), ..chat(all) })
+            let own = own_system.filter(|text| !has_system && !text.is_empty());
+            let before: Vec<Message> = own.map(own_message).into_iter().chain(stored(model)).collect();
+            messages.splice(0..0, before);
+            Work::Chat(Chat { tools, ..chat(messages) })
         }
-        CallBody::Generate { prompt, raw: true, suffix, .. } => {
-            Work::Complete(Complete { prompt: prompt.clone(), suffix: suffix.clone() })
-        }
+        CallBody::Generate { prompt, raw: true, suffix, .. } => Work::Complete(Complete { prompt, suffix }),
         CallBody::Generate { prompt, system: asked, template, suffix, context, images, .. } => {
-            let mut all: Vec<Message> = system(asked.as_deref().or(own_system)).collect();
+            let system = asked.or_else(|| own_system.map(str::to_owned)).filter(|text| !text.is_empty());
+            let mut all: Vec<Message> = system.map(|text| said(Role::System, text)).into_iter().collect();
             if context.is_empty() {
                 all.extend(stored(model));
             }
             let mut user = said(Role::User, prompt);
-            user.content.extend(images.iter().cloned().map(ContentPart::Image));
+            user.content.extend(images.into_iter().map(ContentPart::Image));
             all.push(user);
-            let (template, context, suffix) = (template.clone(), context.clone(), suffix.clone());
             Work::Chat(Chat { template, single_turn: true, context, suffix, ..chat(all) })
         }
         CallBody::Complete { prompt, suffix } => {
-            let all = system(own_system).chain(stored(model)).chain([said(Role::User, prompt)]);
-            Work::Chat(Chat { single_turn: true, suffix: suffix.clone(), ..chat(all.collect()) })
+            let own = own_system.filter(|text| !text.is_empty()).map(own_message);
+            let all = own.into_iter().chain(stored(model)).chain([said(Role::User, prompt)]);
+            Work::Chat(Chat { single_turn: true, suffix, ..chat(all.collect()) })
         }
-        CallBody::Embed { inputs, truncate, dimensions, normalize, .. } => Work::Embed(Embed {
-            inputs: inputs.clone(),
-            truncate: *truncate,
-            normalize: *normalize,
-            dimensions: *dimensions,
-        }),
+        CallBody::Embed { inputs, truncate, dimensions, normalize, .. } => {
+            Work::Embed(Embed { inputs, truncate, normalize, dimensions })
+        }
     })
 }
 
-/// The system message; none where there is no text.
-fn system(text: Option<&str>) -> impl Iterator<Item = Message> {
-    text.filter(|text| !text.is_empty()).map(|text| said(Role::System, text)).into_iter()
+/// The system message of the model.
+fn own_message(text: &str) -> Message {
+    said(Role::System, text.to_owned())
 }
 
 /// The messages that belong to the model.
@@ -67,14 +63,14 @@ fn stored(model: &ModelRef) -> impl Iterator<Item = Message> + '_ {
             "assistant" => Role::Assistant,
             _ => Role::User,
         };
-        said(role, &message.content)
+        said(role, message.content.clone())
     })
 }
 
-fn said(role: Role, text: &str) -> Message {
+fn said(role: Role, text: String) -> Message {
     Message {
         role,
-        content: vec![ContentPart::Text(text.to_owned())],
+        content: vec![ContentPart::Text(text)],
         thinking: None,
         tool_calls: Vec::new(),
         tool_name: None,

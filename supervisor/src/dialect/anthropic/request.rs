@@ -4,33 +4,47 @@
 //! `tool_result`. Blocks and fields of unknown types are dropped; server tools (`web_search…`) are not offered.
 
 use ollmlx_proto::{ContentPart, JsonText, Message, PastToolCall, Role, ThinkLevel, ThinkMode, ToolSpec};
-use serde_json::{Map, Value, json};
 
-use crate::dialect::json::{self, Fields};
+use crate::dialect::fields::{Fields, ObjectShape};
+use crate::dialect::json::{JsonBody, JsonKind, RawJson, shown};
+use crate::dialect::options::stop_strings;
 use crate::dialect::{Call, CallBody, Rejection, tools};
+
+const MESSAGES: ObjectShape = ObjectShape {
+    kind: "MessagesRequest",
+    names: "model max_tokens messages system tools tool_choice stream temperature top_p top_k stop_sequences \
+        thinking output_config",
+};
+const TURN: ObjectShape = ObjectShape { kind: "MessageParam", names: "role content" };
+const BLOCK: ObjectShape =
+    ObjectShape { kind: "ContentBlock", names: "type text source thinking id name input tool_use_id content" };
+const SOURCE: ObjectShape = ObjectShape { kind: "ImageSource", names: "type data" };
+const TOOL: ObjectShape = ObjectShape { kind: "Tool", names: "type name description input_schema" };
+const TOOL_CHOICE: ObjectShape = ObjectShape { kind: "ToolChoice", names: "type" };
+const THINKING: ObjectShape = ObjectShape { kind: "ThinkingConfig", names: "type" };
+const OUTPUT_CONFIG: ObjectShape = ObjectShape { kind: "OutputConfig", names: "effort" };
 
 /// `POST /v1/messages`.
 ///
 /// # Errors
 /// What the body alone makes wrong, always 400.
-pub fn messages(body: &[u8]) -> Result<Call, Rejection> {
-    let mut fields = json::parse(body, "MessagesRequest", "EOF")?;
-    let model = fields.filled("model")?.ok_or_else(|| Rejection::bad_request("model is required"))?;
+pub fn messages(body: &JsonBody<'_>) -> Result<Call, Rejection> {
+    let mut fields = Fields::read(body, &MESSAGES, "EOF")?;
+    let model = fields.model_name("model")?.filter(|model| !model.is_empty());
+    let model = model.ok_or_else(|| Rejection::bad_request("model is required"))?;
     let max_tokens = fields.integer("max_tokens")?.filter(|count| *count > 0);
     let max_tokens = max_tokens.ok_or_else(|| Rejection::bad_request("max_tokens is required and must be positive"))?;
-    let turns = fields.array("messages")?;
-    if turns.is_empty() {
-        return Err(Rejection::bad_request("messages is required"));
-    }
-    let mut messages = Vec::with_capacity(turns.len() + 1);
+    let turns = fields.array("messages")?.filter(|turns| turns.elements().next().is_some());
+    let turns = turns.ok_or_else(|| Rejection::bad_request("messages is required"))?;
+    let mut messages = tools::conversation(count(turns)?, fields.body)?;
     if let Some(text) = system(fields.value("system"))? {
-        messages.push(message(Role::System, vec![ContentPart::Text(text)]));
+        messages.push(message(Role::System, text_part(text, fields.body)?));
     }
-    for turn in turns {
-        append(&mut messages, Fields::of_value(turn, "MessageParam")?)?;
+    for turn in turns.elements() {
+        append(&mut messages, Fields::of(turn, &TURN)?)?;
     }
     let mut tools = specs(fields.array("tools")?)?;
-    if Fields::of(fields.object("tool_choice")?, "ToolChoice").string("type")?.as_deref() == Some("none") {
+    if fields.inner("tool_choice", &TOOL_CHOICE)?.text("type")?.as_deref() == Some("none") {
         tools.clear();
     }
     let mut call = Call::new(model, CallBody::Chat { messages, tools });
@@ -45,18 +59,19 @@ pub fn messages(body: &[u8]) -> Result<Call, Rejection> {
     if let Some(count) = fields.integer("top_k")? {
         call.options.insert("top_k".into(), count.into());
     }
-    let stop: Vec<Value> = fields.array("stop_sequences")?.into_iter().filter(Value::is_string).collect();
-    if !stop.is_empty() {
-        call.options.insert("stop".into(), stop.into());
+    let stop = fields.array("stop_sequences")?.into_iter().flat_map(RawJson::elements);
+    let mut stop = stop.filter(|value| value.kind() == JsonKind::String).peekable();
+    if stop.peek().is_some() {
+        call.options.insert("stop".into(), stop_strings(stop)?);
     }
     call.think = think(&mut fields)?;
     call.think_if_able = true;
     Ok(call)
 }
 
-fn think(fields: &mut Fields) -> Result<Option<ThinkMode>, Rejection> {
-    let thinking = Fields::of(fields.object("thinking")?, "ThinkingConfig").filled("type")?;
-    let effort = Fields::of(fields.object("output_config")?, "OutputConfig").filled("effort")?;
+fn think(fields: &mut Fields<'_>) -> Result<Option<ThinkMode>, Rejection> {
+    let thinking = fields.inner("thinking", &THINKING)?.text("type")?;
+    let effort = fields.inner("output_config", &OUTPUT_CONFIG)?.text("effort")?;
     Ok(match (thinking.as_deref(), effort.as_deref()) {
         (Some("enabled"), _) => Some(ThinkMode::On(ThinkLevel::Medium)),
         (Some("disabled"), _) => Some(ThinkMode::Off),
@@ -68,71 +83,122 @@ fn think(fields: &mut Fields) -> Result<Option<ThinkMode>, Rejection> {
     })
 }
 
+/// How many messages these turns become: one each at most, and one for each result.
+fn count(turns: RawJson<'_>) -> Result<usize, Rejection> {
+    let mut count = 1;
+    for turn in turns.elements() {
+        let content = Fields::of(turn, &TURN)?.value("content");
+        let results = content.into_iter().flat_map(RawJson::elements).filter(|block| is_a(*block, "tool_result"));
+        count += 1 + results.count();
+    }
+    Ok(count)
+}
+
 /// The system text: one, or blocks whose texts are joined.
-fn system(value: Option<Value>) -> Result<Option<String>, Rejection> {
-    let text = match value {
-        None => return Ok(None),
-        Some(Value::String(text)) => text,
-        Some(Value::Array(blocks)) => joined_text(&blocks),
-        Some(_) => return Err(Rejection::bad_request("system must be a string or an array of text blocks")),
+fn system(value: Option<RawJson<'_>>) -> Result<Option<String>, Rejection> {
+    let Some(value) = value else { return Ok(None) };
+    let text = match value.kind() {
+        JsonKind::String => value.string()?,
+        JsonKind::Array => joined_text(value)?,
+        _ => return Err(Rejection::bad_request("system must be a string or an array of text blocks")),
     };
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-fn joined_text(blocks: &[Value]) -> String {
-    blocks.iter().filter_map(|block| block.get("text").and_then(Value::as_str)).collect()
+/// The texts of all blocks that have one.
+fn joined_text(blocks: RawJson<'_>) -> Result<String, Rejection> {
+    let texts =
+        || blocks.elements().filter_map(|block| block.get("text")).filter(|text| text.kind() == JsonKind::String);
+    let most = texts().map(RawJson::size).sum();
+    blocks.body.charge(most)?;
+    let mut joined = String::with_capacity(most);
+    for text in texts() {
+        joined += &text.text()?;
+    }
+    joined.shrink_to_fit();
+    Ok(joined)
 }
 
-fn specs(values: Vec<Value>) -> Result<Vec<ToolSpec>, Rejection> {
-    let mut specs = Vec::new();
-    for value in values {
-        let mut fields = Fields::of_value(value, "Tool")?;
-        if fields.string("type")?.is_some_and(|kind| kind.starts_with("web_search")) {
+fn specs(list: Option<RawJson<'_>>) -> Result<Vec<ToolSpec>, Rejection> {
+    let Some(list) = list else { return Ok(Vec::new()) };
+    let mut specs = list.body.list(list.elements().count())?;
+    for value in list.elements() {
+        let mut fields = Fields::of(value, &TOOL)?;
+        if fields.text("type")?.is_some_and(|kind| kind.starts_with("web_search")) {
             continue;
         }
-        let name = fields.filled("name")?.ok_or_else(|| Rejection::bad_request("tool without a name"))?;
-        let mut function = Map::new();
-        function.insert("name".into(), name.as_str().into());
-        if let Some(description) = fields.filled("description")? {
-            function.insert("description".into(), description.into());
-        }
-        match fields.value("input_schema") {
-            Some(schema @ Value::Object(_)) => drop(function.insert("parameters".into(), schema)),
-            None => drop(function.insert("parameters".into(), json!({"type": "object", "properties": {}}))),
-            Some(other) => {
-                let kind = json::type_name(&other);
-                let text = format!("invalid input_schema for tool {name:?}: {kind} instead of an object");
-                return Err(Rejection::bad_request(text));
-            }
-        }
-        let definition = json!({"type": "function", "function": function});
-        specs.push(ToolSpec { name, definition: JsonText(definition.to_string()) });
+        specs.push(spec(&mut fields)?);
     }
     Ok(specs)
+}
+
+/// A tool in the shape that templates know.
+fn spec(fields: &mut Fields<'_>) -> Result<ToolSpec, Rejection> {
+    const BEFORE: &[u8] = br#"{"type":"function","function":{"name":"#;
+    const DESCRIPTION: &[u8] = br#","description":"#;
+    const PARAMETERS: &[u8] = br#","parameters":"#;
+    const NO_PARAMETERS: &[u8] = br#"{"type":"object","properties":{}}"#;
+    let mut text = |name: &'static str| match fields.value(name) {
+        Some(text) if text.kind() == JsonKind::String => Ok(Some(text).filter(|text| !text.is_empty_text())),
+        Some(_) => Err(Rejection::bad_request(format!("the {name} of a tool must be a text"))),
+        None => Ok(None),
+    };
+    let name = text("name")?.ok_or_else(|| Rejection::bad_request("tool without a name"))?;
+    let description = text("description")?;
+    let schema = fields.value("input_schema");
+    if let Some(other) = schema.filter(|schema| schema.kind() != JsonKind::Object) {
+        let (name, kind) = (name.shown(), other.kind().name());
+        let text = format!("invalid input_schema for tool {name}: {kind} instead of an object");
+        return Err(Rejection::bad_request(text));
+    }
+    let own = BEFORE.len() + DESCRIPTION.len() + PARAMETERS.len() + NO_PARAMETERS.len() + 2;
+    let sizes = [Some(name), description, schema].into_iter().flatten().map(RawJson::size).sum::<usize>();
+    let mut definition: Vec<u8> = fields.body.list(own + sizes)?;
+    definition.extend_from_slice(BEFORE);
+    name.write_to(&mut definition)?;
+    if let Some(description) = description {
+        definition.extend_from_slice(DESCRIPTION);
+        description.write_to(&mut definition)?;
+    }
+    definition.extend_from_slice(PARAMETERS);
+    match schema {
+        Some(schema) => schema.write_to(&mut definition)?,
+        None => definition.extend_from_slice(NO_PARAMETERS),
+    }
+    definition.extend_from_slice(b"}}");
+    Ok(ToolSpec { name: name.string()?, definition: JsonText(fields.body.utf8(definition)?) })
 }
 
 fn message(role: Role, content: Vec<ContentPart>) -> Message {
     Message { role, content, thinking: None, tool_calls: Vec::new(), tool_name: None, tool_call_id: None }
 }
 
-fn append(messages: &mut Vec<Message>, mut fields: Fields) -> Result<(), Rejection> {
-    let role = tools::role(&fields.string("role")?.unwrap_or_default());
+fn append(messages: &mut Vec<Message>, mut fields: Fields<'_>) -> Result<(), Rejection> {
+    let role = tools::role(&mut fields)?;
+    let body = fields.body;
     let blocks = match fields.value("content") {
-        Some(Value::String(text)) => {
-            messages.push(message(role, text_part(text)));
+        Some(text) if text.kind() == JsonKind::String => {
+            messages.push(message(role, text_part(text.string()?, body)?));
             return Ok(());
         }
-        Some(Value::Array(blocks)) => blocks,
-        None => Vec::new(),
+        Some(blocks) if blocks.kind() == JsonKind::Array => Some(blocks),
+        None => None,
         Some(_) => return Err(Rejection::bad_request("invalid message content type")),
     };
-    let only_results = !blocks.is_empty() && blocks.iter().all(|block| kind_of(block) == "tool_result");
+    let elements = || blocks.into_iter().flat_map(RawJson::elements);
+    let only_results = elements().next().is_some() && elements().all(|block| is_a(block, "tool_result"));
     let mut turn = message(role, Vec::new());
-    let (mut text, mut images) = (String::new(), Vec::new());
-    for block in blocks {
-        let mut fields = Fields::of_value(block, "ContentBlock")?;
-        match fields.string("type")?.unwrap_or_default().as_str() {
-            "text" => text += &fields.string("text")?.unwrap_or_default(),
+    turn.tool_calls = body.list(elements().filter(|block| is_a(*block, "tool_use")).count())?;
+    let mut images = body.list(elements().filter(|block| is_a(*block, "image")).count())?;
+    let mut text = String::new();
+    for block in elements() {
+        let mut fields = Fields::of(block, &BLOCK)?;
+        match &*fields.text("type")?.unwrap_or_default() {
+            "text" => {
+                let more = fields.text("text")?.unwrap_or_default();
+                body.charge(more.len())?;
+                text += &more;
+            }
             "image" => images.push(image(&mut fields)?),
             "thinking" => turn.thinking = fields.filled("thinking")?.or(turn.thinking),
             "tool_use" => turn.tool_calls.push(tool_use(&mut fields)?),
@@ -143,61 +209,80 @@ fn append(messages: &mut Vec<Message>, mut fields: Fields) -> Result<(), Rejecti
             _ => {}
         }
     }
-    turn.content = text_part(text);
-    turn.content.extend(images);
+    turn.content = content(text, images, body)?;
     if !only_results {
         messages.push(turn);
     }
     Ok(())
 }
 
-fn kind_of(block: &Value) -> &str {
-    block.get("type").and_then(Value::as_str).unwrap_or_default()
+fn is_a(block: RawJson<'_>, kind: &str) -> bool {
+    let found = block.get("type").filter(|found| found.kind() == JsonKind::String);
+    found.is_some_and(|found| *found.name() == *kind.as_bytes())
 }
 
-fn text_part(text: String) -> Vec<ContentPart> {
-    if text.is_empty() { Vec::new() } else { vec![ContentPart::Text(text)] }
+fn text_part(text: String, body: &JsonBody<'_>) -> Result<Vec<ContentPart>, Rejection> {
+    content(text, Vec::new(), body)
 }
 
-fn image(fields: &mut Fields) -> Result<ContentPart, Rejection> {
+/// A text, unless it is empty, and images.
+fn content(text: String, images: Vec<ContentPart>, body: &JsonBody<'_>) -> Result<Vec<ContentPart>, Rejection> {
+    let text = Some(text).filter(|text| !text.is_empty());
+    let mut content = body.list(usize::from(text.is_some()) + images.len())?;
+    content.extend(text.map(ContentPart::Text));
+    content.extend(images);
+    Ok(content)
+}
+
+fn image(fields: &mut Fields<'_>) -> Result<ContentPart, Rejection> {
     let refusal = || Rejection::bad_request("invalid image source");
-    let Some(Value::Object(source)) = fields.value("source") else { return Err(refusal()) };
-    let mut source = Fields::of(source, "ImageSource");
-    let kind = source.string("type")?.unwrap_or_default();
+    let source = fields.value("source").filter(|source| source.kind() == JsonKind::Object).ok_or_else(refusal)?;
+    let mut source = Fields::of(source, &SOURCE)?;
+    let kind = source.text("type")?.unwrap_or_default();
     if kind != "base64" {
+        let kind = shown(&kind);
         let text = format!("invalid image source type: {kind}. Only base64 images are supported.");
         return Err(Rejection::bad_request(text));
     }
-    let data = source.string("data")?.ok_or_else(refusal)?;
-    let decoded = tools::base64(&data);
-    let wrap = |error: Rejection| Rejection::bad_request(format!("invalid base64 image data: {}", error.message));
-    decoded.map(ContentPart::Image).map_err(wrap)
+    let data = source.text("data")?.ok_or_else(refusal)?;
+    tools::base64(data, fields.body).map(ContentPart::Image).map_err(|error| match error.status {
+        400 => Rejection::bad_request(format!("invalid base64 image data: {}", error.message)),
+        _ => error,
+    })
 }
 
-fn tool_use(fields: &mut Fields) -> Result<PastToolCall, Rejection> {
+fn tool_use(fields: &mut Fields<'_>) -> Result<PastToolCall, Rejection> {
     let missing = |name| Rejection::bad_request(format!("tool_use block missing required '{name}' field"));
     let id = fields.filled("id")?.ok_or_else(|| missing("id"))?;
     let name = fields.filled("name")?.ok_or_else(|| missing("name"))?;
-    let input = Value::Object(fields.object("input")?);
-    Ok(PastToolCall { id: Some(id), name, arguments: JsonText(input.to_string()) })
+    let input = match fields.object("input")? {
+        Some(input) => input.free_form()?,
+        None => tools::no_arguments(fields.body)?,
+    };
+    Ok(PastToolCall { id: Some(id), name, arguments: JsonText(input) })
 }
 
-fn tool_result(messages: &[Message], fields: &mut Fields) -> Result<Message, Rejection> {
+fn tool_result(messages: &[Message], fields: &mut Fields<'_>) -> Result<Message, Rejection> {
+    let body = fields.body;
     let id = fields.filled("tool_use_id")?;
     let mut result = message(Role::Tool, Vec::new());
-    match fields.value("content") {
-        None => {}
-        Some(Value::String(text)) => result.content = text_part(text),
-        Some(Value::Array(blocks)) => {
-            result.content = text_part(joined_text(&blocks));
-            for block in blocks.into_iter().filter(|block| kind_of(block) == "image") {
-                result.content.push(image(&mut Fields::of_value(block, "ContentBlock")?)?);
+    if let Some(given) = fields.value("content") {
+        result.content = match given.kind() {
+            JsonKind::String => text_part(given.string()?, body)?,
+            JsonKind::Array => {
+                let shown = || given.elements().filter(|block| is_a(*block, "image"));
+                let mut images = body.list(shown().count())?;
+                for block in shown() {
+                    images.push(image(&mut Fields::of(block, &BLOCK)?)?);
+                }
+                content(joined_text(given)?, images, body)?
             }
-        }
-        Some(other) => result.content = text_part(other.to_string()),
+            _ => text_part(given.free_form()?, body)?,
+        };
     }
-    let mut calls = messages.iter().rev().flat_map(|message| &message.tool_calls);
-    result.tool_name = calls.find(|call| id.is_some() && call.id == id).map(|call| call.name.clone());
+    if let Some(id) = &id {
+        result.tool_name = tools::called(messages, id, body)?;
+    }
     result.tool_call_id = id;
     Ok(result)
 }

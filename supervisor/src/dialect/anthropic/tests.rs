@@ -5,11 +5,12 @@ use serde_json::{Value, json};
 
 use super::request::messages;
 use super::{MessageEncoder, error_body};
+use crate::dialect::json::JsonBody;
 use crate::dialect::{Call, CallBody, Encoder, Meta, Rejection};
 use crate::types::TicketItem;
 
 fn read(body: &Value) -> Result<Call, Rejection> {
-    messages(body.to_string().as_bytes())
+    messages(&JsonBody::new(body.to_string().as_bytes()))
 }
 
 #[test]

@@ -5,7 +5,24 @@ use serde_json::{Map, Value};
 use super::request::{MISSING, message};
 use crate::catalog::model::StoredMessage;
 use crate::dialect::Rejection;
-use crate::dialect::json::{self, Fields};
+use crate::dialect::fields::{Fields, ObjectShape};
+use crate::dialect::json::{JsonBody, JsonKind, RawJson};
+use crate::limits::OPTION_NAME_BYTES_MAX;
+
+/// What an entry of a map of files takes, in both maps that it goes through.
+const FILE_BYTES: usize = 256;
+/// And one of a map of parameters, its lines in replies included.
+const PARAMETER_BYTES: usize = 512;
+
+const SHOW: ObjectShape = ObjectShape { kind: "ShowRequest", names: "model name system template verbose options" };
+const COPY: ObjectShape = ObjectShape { kind: "CopyRequest", names: "source destination" };
+const NAME: ObjectShape = ObjectShape { kind: "DeleteRequest", names: "model name stream insecure follow" };
+const FIT: ObjectShape = ObjectShape { kind: "FitRequest", names: "model name num_ctx slots kv_type" };
+const CREATE: ObjectShape = ObjectShape {
+    kind: "CreateRequest",
+    names: "model name from files adapters template license system parameters messages quantize quantization \
+        stream remote_host",
+};
 
 /// `POST /api/show`.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,14 +44,14 @@ impl ShowRequest {
     ///
     /// # Errors
     /// 400 for a body that is none.
-    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
-        let mut fields = json::parse(body, "ShowRequest", MISSING)?;
+    pub fn parse(body: &JsonBody<'_>) -> Result<Self, Rejection> {
+        let mut fields = Fields::read(body, &SHOW, MISSING)?;
         Ok(Self {
             name: name(&mut fields)?,
             system: fields.filled("system")?,
             template: fields.filled("template")?,
             verbose: fields.boolean("verbose")?.unwrap_or(false),
-            options: fields.object("options")?,
+            options: parameters(fields.object("options")?)?,
         })
     }
 }
@@ -53,11 +70,11 @@ impl CopyRequest {
     ///
     /// # Errors
     /// 400 for a body that is none.
-    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
-        let mut fields = json::parse(body, "CopyRequest", MISSING)?;
+    pub fn parse(body: &JsonBody<'_>) -> Result<Self, Rejection> {
+        let mut fields = Fields::read(body, &COPY, MISSING)?;
         Ok(Self {
-            source: fields.string("source")?.unwrap_or_default(),
-            destination: fields.string("destination")?.unwrap_or_default(),
+            source: fields.model_name("source")?.unwrap_or_default(),
+            destination: fields.model_name("destination")?.unwrap_or_default(),
         })
     }
 }
@@ -80,8 +97,8 @@ impl NameRequest {
     ///
     /// # Errors
     /// 400 for a body that is none.
-    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
-        let mut fields = json::parse(body, "DeleteRequest", MISSING)?;
+    pub fn parse(body: &JsonBody<'_>) -> Result<Self, Rejection> {
+        let mut fields = Fields::read(body, &NAME, MISSING)?;
         Ok(Self {
             name: name(&mut fields)?,
             stream: fields.boolean("stream")?.unwrap_or(true),
@@ -109,8 +126,8 @@ impl FitRequest {
     ///
     /// # Errors
     /// 400 for a body that is none, or numbers below 1.
-    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
-        let mut fields = json::parse(body, "FitRequest", MISSING)?;
+    pub fn parse(body: &JsonBody<'_>) -> Result<Self, Rejection> {
+        let mut fields = Fields::read(body, &FIT, MISSING)?;
         let mut count = |key: &'static str, most: u32| match fields.integer(key)? {
             None => Ok(None),
             Some(number) if number > 0 => Ok(Some(u32::try_from(number).unwrap_or(most).min(most))),
@@ -160,19 +177,19 @@ impl CreateRequest {
     ///
     /// # Errors
     /// 400 for a body that is none.
-    pub fn parse(body: &[u8]) -> Result<Self, Rejection> {
-        let mut fields = json::parse(body, "CreateRequest", MISSING)?;
+    pub fn parse(body: &JsonBody<'_>) -> Result<Self, Rejection> {
+        let mut fields = Fields::read(body, &CREATE, MISSING)?;
         let quantize = fields.filled("quantize")?;
         Ok(Self {
             name: name(&mut fields)?,
-            from: fields.filled("from")?,
+            from: fields.model_name("from")?.filter(|from| !from.is_empty()),
             files: digests(fields.object("files")?)?,
             adapters: digests(fields.object("adapters")?)?,
             template: fields.filled("template")?,
             license: licenses(fields.value("license"))?,
             system: fields.filled("system")?,
-            parameters: fields.object("parameters")?,
-            messages: fields.array("messages")?.into_iter().map(stored).collect::<Result<_, _>>()?,
+            parameters: parameters(fields.object("parameters")?)?,
+            messages: fields.list("messages", stored)?,
             quantize: match quantize {
                 Some(kind) => Some(kind),
                 None => fields.filled("quantization")?,
@@ -184,37 +201,54 @@ impl CreateRequest {
 }
 
 /// `model`, or else the old `name`.
-fn name(fields: &mut Fields) -> Result<String, Rejection> {
-    match fields.filled("model")? {
+fn name(fields: &mut Fields<'_>) -> Result<String, Rejection> {
+    match fields.model_name("model")?.filter(|name| !name.is_empty()) {
         Some(name) => Ok(name),
-        None => Ok(fields.string("name")?.unwrap_or_default()),
+        None => Ok(fields.model_name("name")?.unwrap_or_default()),
     }
 }
 
-fn digests(files: Map<String, Value>) -> Result<Vec<(String, String)>, Rejection> {
-    let digest = |(name, digest): (String, Value)| match digest {
-        Value::String(digest) => Ok((name, digest)),
-        other => Err(Rejection::bad_request(format!(
-            "json: cannot unmarshal {} into Go struct field CreateRequest.files of type string",
-            json::type_name(&other)
-        ))),
-    };
-    files.into_iter().map(digest).collect()
+fn digests(files: Option<RawJson<'_>>) -> Result<Vec<(String, String)>, Rejection> {
+    let mut digests = Vec::new();
+    for (name, digest) in files.into_iter().flat_map(RawJson::entries) {
+        if digest.kind() != JsonKind::String {
+            let kind = digest.kind().name();
+            let text = format!("json: cannot unmarshal {kind} into Go struct field CreateRequest.files of type string");
+            return Err(Rejection::bad_request(text));
+        }
+        name.body.charge(FILE_BYTES)?;
+        digests.push((name.string()?, digest.string()?));
+    }
+    Ok(digests)
 }
 
-fn licenses(value: Option<Value>) -> Result<Vec<String>, Rejection> {
-    let text = |value: Value| match value {
-        Value::String(text) => Ok(text),
+/// All options of an object, known or not.
+fn parameters(object: Option<RawJson<'_>>) -> Result<Map<String, Value>, Rejection> {
+    let mut parameters = Map::new();
+    for (key, value) in object.into_iter().flat_map(RawJson::entries) {
+        if key.size() > OPTION_NAME_BYTES_MAX {
+            let text = format!("the name of an option has at most {OPTION_NAME_BYTES_MAX} bytes");
+            return Err(Rejection::bad_request(text));
+        }
+        key.body.charge(PARAMETER_BYTES)?;
+        parameters.insert(key.string()?, value.value()?);
+    }
+    Ok(parameters)
+}
+
+fn licenses(value: Option<RawJson<'_>>) -> Result<Vec<String>, Rejection> {
+    let text = |value: RawJson<'_>| match value.kind() {
+        JsonKind::String => value.string(),
         _ => Err(Rejection::bad_request("license must be a string or an array of strings")),
     };
     match value {
         None => Ok(Vec::new()),
-        Some(Value::Array(values)) => values.into_iter().map(text).collect(),
+        Some(list) if list.kind() == JsonKind::Array => list.list(text),
         Some(one) => Ok(vec![text(one)?]),
     }
 }
 
-fn stored(value: Value) -> Result<StoredMessage, Rejection> {
+fn stored(value: RawJson<'_>) -> Result<StoredMessage, Rejection> {
     let message = message(value)?;
     let text = message.content.iter().filter_map(|part| match part {
         ollmlx_proto::ContentPart::Text(text) => Some(text.as_str()),
@@ -227,13 +261,17 @@ fn stored(value: Value) -> Result<StoredMessage, Rejection> {
 mod tests {
     use super::*;
 
+    fn create(body: &[u8]) -> Result<CreateRequest, Rejection> {
+        CreateRequest::parse(&JsonBody::new(body))
+    }
+
     #[test]
     fn create_reads_every_field() {
         let body =
             br#"{"name":"n","from":"f","files":{"a.gguf":"sha256:00"},"license":"MIT","system":"s","template":"t",
             "parameters":{"temperature":0},"messages":[{"role":"USER","content":"hi"}],"quantization":"q4_K_M",
             "stream":false}"#;
-        let create = CreateRequest::parse(body).unwrap();
+        let create = create(body).unwrap();
         assert_eq!((create.name.as_str(), create.from.as_deref(), create.stream), ("n", Some("f"), false));
         assert_eq!(create.files, [("a.gguf".to_owned(), "sha256:00".to_owned())]);
         assert_eq!(create.license, ["MIT"]);
@@ -244,22 +282,26 @@ mod tests {
 
     #[test]
     fn a_fit_is_asked_with_numbers_from_1_on() {
-        let fit = FitRequest::parse(br#"{"model":"m","num_ctx":8192,"slots":70000,"kv_type":"q8_0"}"#).unwrap();
+        let fit = FitRequest::parse(&JsonBody::new(br#"{"model":"m","num_ctx":8192,"slots":70000,"kv_type":"q8_0"}"#))
+            .unwrap();
         assert_eq!((fit.num_ctx, fit.slots, fit.kv_type.as_deref()), (Some(8192), Some(u16::MAX), Some("q8_0")));
-        assert_eq!(FitRequest::parse(br#"{"model":"m"}"#).unwrap().num_ctx, None);
+        assert_eq!(FitRequest::parse(&JsonBody::new(br#"{"model":"m"}"#)).unwrap().num_ctx, None);
         for body in [r#"{"model":"m","slots":0}"#, r#"{"model":"m","num_ctx":-1}"#, r#"{"model":"m","slots":"x"}"#] {
-            assert_eq!(FitRequest::parse(body.as_bytes()).unwrap_err().status, 400, "{body}");
+            assert_eq!(FitRequest::parse(&JsonBody::new(body.as_bytes())).unwrap_err().status, 400, "{body}");
         }
     }
 
     #[test]
     fn names_have_an_old_spelling() {
         for body in [r#"{"name":"x"}"#, r#"{"model":"x","name":"y"}"#, r#"{"model":"","name":"x"}"#] {
-            assert_eq!(NameRequest::parse(body.as_bytes()).unwrap().name, "x");
-            assert_eq!(ShowRequest::parse(body.as_bytes()).unwrap().name, "x");
+            assert_eq!(NameRequest::parse(&JsonBody::new(body.as_bytes())).unwrap().name, "x");
+            assert_eq!(ShowRequest::parse(&JsonBody::new(body.as_bytes())).unwrap().name, "x");
         }
-        assert_eq!(NameRequest::parse(b"").unwrap_err().message, "missing request body");
-        assert_eq!(CopyRequest::parse(br#"{"source":"a","destination":"b"}"#).unwrap().destination, "b");
-        assert_eq!(CopyRequest::parse(br#"{"source":1}"#).unwrap_err().status, 400);
+        assert_eq!(NameRequest::parse(&JsonBody::new(b"")).unwrap_err().message, "missing request body");
+        assert_eq!(
+            CopyRequest::parse(&JsonBody::new(br#"{"source":"a","destination":"b"}"#)).unwrap().destination,
+            "b"
+        );
+        assert_eq!(CopyRequest::parse(&JsonBody::new(br#"{"source":1}"#)).unwrap_err().status, 400);
     }
 }

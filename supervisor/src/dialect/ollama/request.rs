@@ -1,14 +1,31 @@
 //! Requests of the native dialect that work with a model: generate, chat, embed, embeddings.
 
 use ollmlx_proto::{ContentPart, Message, TokenId};
-use serde_json::Value;
 
 use super::values;
-use crate::dialect::json::{self, Fields};
+use crate::dialect::fields::{Fields, ObjectShape};
+use crate::dialect::json::{JsonBody, JsonKind, RawJson};
 use crate::dialect::values::logprobs;
 use crate::dialect::vectors::{dimensions, inputs};
-use crate::dialect::{Call, CallBody, Rejection, tools};
+use crate::dialect::{Call, CallBody, Rejection, options, tools};
+use crate::limits::CONTEXT_TOKENS_MAX;
 use crate::types::KeepAlive;
+
+const GENERATE: ObjectShape = ObjectShape {
+    kind: "GenerateRequest",
+    names: "model stream keep_alive options think truncate shift _debug_render_only logprobs top_logprobs format \
+        prompt system template suffix raw context images",
+};
+const CHAT: ObjectShape = ObjectShape {
+    kind: "ChatRequest",
+    names: "model stream keep_alive options think truncate shift _debug_render_only logprobs top_logprobs format \
+        messages tools",
+};
+const EMBED: ObjectShape =
+    ObjectShape { kind: "EmbedRequest", names: "model keep_alive options input truncate dimensions" };
+const EMBEDDINGS: ObjectShape = ObjectShape { kind: "EmbeddingRequest", names: "model keep_alive options prompt" };
+const MESSAGE: ObjectShape =
+    ObjectShape { kind: "Message", names: "role content images thinking tool_calls tool_name tool_call_id" };
 
 /// Ollama's text for an empty body.
 pub(super) const MISSING: &str = "missing request body";
@@ -17,8 +34,8 @@ pub(super) const MISSING: &str = "missing request body";
 ///
 /// # Errors
 /// What the body alone makes wrong.
-pub fn generate(body: &[u8]) -> Result<Call, Rejection> {
-    let mut fields = json::parse(body, "GenerateRequest", MISSING)?;
+pub fn generate(body: &JsonBody<'_>) -> Result<Call, Rejection> {
+    let mut fields = Fields::read(body, &GENERATE, MISSING)?;
     let mut call = common(&mut fields)?;
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let body = CallBody::Generate {
@@ -27,7 +44,7 @@ pub fn generate(body: &[u8]) -> Result<Call, Rejection> {
         suffix: fields.filled("suffix")?,
         raw: fields.boolean("raw")?.unwrap_or(false),
         context: context(fields.array("context")?)?,
-        images: images(fields.array("images")?)?,
+        images: fields.list("images", image)?,
         prompt,
     };
     call.body = match &body {
@@ -41,11 +58,20 @@ pub fn generate(body: &[u8]) -> Result<Call, Rejection> {
 ///
 /// # Errors
 /// What the body alone makes wrong.
-pub fn chat(body: &[u8]) -> Result<Call, Rejection> {
-    let mut fields = json::parse(body, "ChatRequest", MISSING)?;
+pub fn chat(body: &JsonBody<'_>) -> Result<Call, Rejection> {
+    let mut fields = Fields::read(body, &CHAT, MISSING)?;
     let mut call = common(&mut fields)?;
-    let messages = fields.array("messages")?.into_iter().map(message).collect::<Result<Vec<_>, _>>()?;
-    let tools = tools::specs(fields.array("tools")?)?;
+    let messages = match fields.array("messages")? {
+        Some(list) => {
+            let mut messages = tools::conversation(list.elements().count(), fields.body)?;
+            for one in list.elements() {
+                messages.push(message(one)?);
+            }
+            messages
+        }
+        None => Vec::new(),
+    };
+    let tools = fields.list("tools", tools::spec)?;
     call.body = if messages.is_empty() { load_or_unload(call.keep_alive) } else { CallBody::Chat { messages, tools } };
     Ok(call)
 }
@@ -54,10 +80,10 @@ pub fn chat(body: &[u8]) -> Result<Call, Rejection> {
 ///
 /// # Errors
 /// What the body alone makes wrong.
-pub fn embed(body: &[u8]) -> Result<Call, Rejection> {
-    let mut fields = json::parse(body, "EmbedRequest", MISSING)?;
+pub fn embed(body: &JsonBody<'_>) -> Result<Call, Rejection> {
+    let mut fields = Fields::read(body, &EMBED, MISSING)?;
     let mut call = embed_common(&mut fields)?;
-    let input = fields.value("input").filter(|input| input.as_str() != Some(""));
+    let input = fields.value("input").filter(|input| !input.is_empty_text());
     let inputs = inputs(input, "invalid input type")?;
     let truncate = fields.boolean("truncate")?.unwrap_or(true);
     call.truncate = truncate;
@@ -72,8 +98,8 @@ pub fn embed(body: &[u8]) -> Result<Call, Rejection> {
 ///
 /// # Errors
 /// What the body alone makes wrong.
-pub fn embeddings(body: &[u8]) -> Result<Call, Rejection> {
-    let mut fields = json::parse(body, "EmbeddingRequest", MISSING)?;
+pub fn embeddings(body: &JsonBody<'_>) -> Result<Call, Rejection> {
+    let mut fields = Fields::read(body, &EMBEDDINGS, MISSING)?;
     let mut call = embed_common(&mut fields)?;
     let prompt = fields.string("prompt")?.unwrap_or_default();
     call.truncate = false;
@@ -85,11 +111,11 @@ pub fn embeddings(body: &[u8]) -> Result<Call, Rejection> {
 }
 
 /// What generate and chat share.
-fn common(fields: &mut Fields) -> Result<Call, Rejection> {
-    let mut call = Call::new(fields.string("model")?.unwrap_or_default(), CallBody::Load);
+fn common(fields: &mut Fields<'_>) -> Result<Call, Rejection> {
+    let mut call = Call::new(fields.model_name("model")?.unwrap_or_default(), CallBody::Load);
     call.stream = fields.boolean("stream")?.unwrap_or(true);
     call.keep_alive = values::keep_alive(fields.value("keep_alive"))?;
-    call.options = fields.object("options")?;
+    call.options = options::read(fields.object("options")?)?;
     call.think = values::think(fields.value("think"))?;
     call.truncate = fields.boolean("truncate")?.unwrap_or(true);
     call.shift = fields.boolean("shift")?;
@@ -99,11 +125,11 @@ fn common(fields: &mut Fields) -> Result<Call, Rejection> {
     Ok(call)
 }
 
-fn embed_common(fields: &mut Fields) -> Result<Call, Rejection> {
-    let mut call = Call::new(fields.string("model")?.unwrap_or_default(), CallBody::Load);
+fn embed_common(fields: &mut Fields<'_>) -> Result<Call, Rejection> {
+    let mut call = Call::new(fields.model_name("model")?.unwrap_or_default(), CallBody::Load);
     call.stream = false;
     call.keep_alive = values::keep_alive(fields.value("keep_alive"))?;
-    call.options = fields.object("options")?;
+    call.options = options::read(fields.object("options")?)?;
     Ok(call)
 }
 
@@ -115,37 +141,49 @@ fn load_or_unload(keep_alive: Option<KeepAlive>) -> CallBody {
 }
 
 /// One message of a chat, also of a `create`.
-pub(super) fn message(value: Value) -> Result<Message, Rejection> {
-    let mut fields = Fields::of_value(value, "Message")?;
-    let role = tools::role(&fields.string("role")?.unwrap_or_default());
-    let mut content: Vec<ContentPart> = fields.filled("content")?.map(ContentPart::Text).into_iter().collect();
-    content.extend(images(fields.array("images")?)?.into_iter().map(ContentPart::Image));
+pub(super) fn message(value: RawJson<'_>) -> Result<Message, Rejection> {
+    let mut fields = Fields::of(value, &MESSAGE)?;
+    let role = tools::role(&mut fields)?;
+    let text = fields.filled("content")?;
+    let images = fields.array("images")?;
+    let count = usize::from(text.is_some()) + images.map_or(0, |images| images.elements().count());
+    let mut content = fields.body.list(count)?;
+    content.extend(text.map(ContentPart::Text));
+    for one in images.into_iter().flat_map(RawJson::elements) {
+        content.push(ContentPart::Image(image(one)?));
+    }
     Ok(Message {
         role,
         content,
         thinking: fields.filled("thinking")?,
-        tool_calls: fields.array("tool_calls")?.into_iter().map(tools::past_call).collect::<Result<_, _>>()?,
+        tool_calls: fields.list("tool_calls", tools::past_call)?,
         tool_name: fields.filled("tool_name")?,
         tool_call_id: fields.filled("tool_call_id")?,
     })
 }
 
-fn images(values: Vec<Value>) -> Result<Vec<Vec<u8>>, Rejection> {
-    let decode = |value: Value| match value {
-        Value::String(text) => tools::base64(&text),
-        other => Err(Rejection::bad_request(format!(
-            "json: cannot unmarshal {} into Go struct field .images of type api.ImageData",
-            json::type_name(&other)
-        ))),
-    };
-    values.into_iter().map(decode).collect()
+fn image(value: RawJson<'_>) -> Result<Vec<u8>, Rejection> {
+    if value.kind() != JsonKind::String {
+        let kind = value.kind().name();
+        let text = format!("json: cannot unmarshal {kind} into Go struct field .images of type api.ImageData");
+        return Err(Rejection::bad_request(text));
+    }
+    // It is a part of a message sooner or later.
+    value.body.charge(size_of::<ContentPart>())?;
+    tools::base64(value.text()?, value.body)
 }
 
-fn context(values: Vec<Value>) -> Result<Vec<TokenId>, Rejection> {
-    let token = |value: Value| {
+fn context(tokens: Option<RawJson<'_>>) -> Result<Vec<TokenId>, Rejection> {
+    let Some(tokens) = tokens else { return Ok(Vec::new()) };
+    let most = CONTEXT_TOKENS_MAX as usize;
+    let count = tokens.elements().count();
+    if count > most {
+        return Err(Rejection::bad_request(format!("invalid context: {count} tokens of at most {most}")));
+    }
+    tokens.list(|value| {
         // An engine's ids have 31 bits.
-        let id = value.as_u64().and_then(|id| TokenId::try_from(id).ok()).filter(|id| *id <= i32::MAX.unsigned_abs());
-        id.ok_or_else(|| Rejection::bad_request(format!("invalid context: {value} is not a token id")))
-    };
-    values.into_iter().map(token).collect()
+        let id = value.number().and_then(|number| number.as_u64()).and_then(|id| TokenId::try_from(id).ok());
+        let id = id.filter(|id| *id <= i32::MAX.unsigned_abs());
+        id.ok_or_else(|| Rejection::bad_request(format!("invalid context: {} is not a token id", value.shown())))
+    })
 }

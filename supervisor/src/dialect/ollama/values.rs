@@ -1,9 +1,9 @@
 //! Values with rules of their own: `keep_alive`, `think` and `format` (`docs/conformance.md`, Values).
 
 use ollmlx_proto::{Format, JsonText, ThinkLevel, ThinkMode};
-use serde_json::Value;
 
 use crate::dialect::Rejection;
+use crate::dialect::json::{JsonKind, RawJson, shown};
 use crate::dialect::values::think_level;
 use crate::types::KeepAlive;
 
@@ -11,15 +11,19 @@ use crate::types::KeepAlive;
 ///
 /// # Errors
 /// 400 with Go's text.
-pub(super) fn keep_alive(value: Option<Value>) -> Result<Option<KeepAlive>, Rejection> {
-    let seconds = match value {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Number(number)) => number.as_f64().unwrap_or(0.0),
-        Some(Value::String(text)) => duration_seconds(&text)?,
-        Some(other) => {
+pub(super) fn keep_alive(value: Option<RawJson<'_>>) -> Result<Option<KeepAlive>, Rejection> {
+    let Some(value) = value else { return Ok(None) };
+    let seconds = match value.kind() {
+        JsonKind::Null => return Ok(None),
+        JsonKind::Number => {
+            let number = value.number().and_then(|number| number.as_f64());
+            number.ok_or_else(|| Rejection::bad_request(format!("keep_alive {} is out of range", value.shown())))?
+        }
+        JsonKind::String => duration_seconds(&value.text()?)?,
+        other => {
             let kind = match other {
-                Value::Bool(_) => "bool",
-                Value::Array(_) => "[]interface {}",
+                JsonKind::Bool => "bool",
+                JsonKind::Array => "[]interface {}",
                 _ => "map[string]interface {}",
             };
             return Err(Rejection::bad_request(format!("Unsupported type: '{kind}'")));
@@ -40,7 +44,7 @@ pub(super) fn keep_alive(value: Option<Value>) -> Result<Option<KeepAlive>, Reje
 /// # Errors
 /// 400 with Go's text.
 fn duration_seconds(text: &str) -> Result<f64, Rejection> {
-    let invalid = || Rejection::bad_request(format!("time: invalid duration {text:?}"));
+    let invalid = || Rejection::bad_request(format!("time: invalid duration {:?}", shown(text)));
     let (sign, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (-1.0, &text[1..]),
         Some(b'+') => (1.0, &text[1..]),
@@ -59,7 +63,7 @@ fn duration_seconds(text: &str) -> Result<f64, Rejection> {
         rest = &rest[digits..];
         let length = rest.find(|letter: char| letter == '.' || letter.is_ascii_digit()).unwrap_or(rest.len());
         let unit = match &rest[..length] {
-            "" => return Err(Rejection::bad_request(format!("time: missing unit in duration {text:?}"))),
+            "" => return Err(Rejection::bad_request(format!("time: missing unit in duration {:?}", shown(text)))),
             "ns" => 1e-9,
             "us" | "µs" | "μs" => 1e-6,
             "ms" => 1e-3,
@@ -67,6 +71,7 @@ fn duration_seconds(text: &str) -> Result<f64, Rejection> {
             "m" => 60.0,
             "h" => 3600.0,
             unit => {
+                let (unit, text) = (shown(unit), shown(text));
                 return Err(Rejection::bad_request(format!("time: unknown unit {unit:?} in duration {text:?}")));
             }
         };
@@ -84,18 +89,20 @@ fn duration_seconds(text: &str) -> Result<f64, Rejection> {
 ///
 /// # Errors
 /// 400 with Ollama's text.
-pub(super) fn think(value: Option<Value>) -> Result<Option<ThinkMode>, Rejection> {
-    match value {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(true)) => Ok(Some(ThinkMode::On(ThinkLevel::Medium))),
-        Some(Value::Bool(false)) => Ok(Some(ThinkMode::Off)),
-        Some(Value::String(text)) => match think_level(&text) {
-            Some(level) => Ok(Some(ThinkMode::On(level))),
-            None => Err(Rejection::bad_request(format!(
-                "invalid think value: {text:?} (must be \"high\", \"medium\", \"low\", \"max\", true, or false)"
+pub(super) fn think(value: Option<RawJson<'_>>) -> Result<Option<ThinkMode>, Rejection> {
+    let Some(value) = value else { return Ok(None) };
+    match value.kind() {
+        JsonKind::Null => Ok(None),
+        JsonKind::Bool if value.is_true() => Ok(Some(ThinkMode::On(ThinkLevel::Medium))),
+        JsonKind::Bool => Ok(Some(ThinkMode::Off)),
+        JsonKind::String => match value.text()? {
+            word if think_level(&word).is_some() => Ok(think_level(&word).map(ThinkMode::On)),
+            word => Err(Rejection::bad_request(format!(
+                "invalid think value: {:?} (must be \"high\", \"medium\", \"low\", \"max\", true, or false)",
+                shown(&word)
             ))),
         },
-        Some(_) => Err(Rejection::bad_request(
+        _ => Err(Rejection::bad_request(
             "think must be a boolean or string (\"high\", \"medium\", \"low\", \"max\", true, or false)",
         )),
     }
@@ -105,24 +112,40 @@ pub(super) fn think(value: Option<Value>) -> Result<Option<ThinkMode>, Rejection
 ///
 /// # Errors
 /// 500, as Ollama has it.
-pub(super) fn format(value: Option<Value>) -> Result<Format, Rejection> {
-    let shown = match value {
-        None | Some(Value::Null) => return Ok(Format::Text),
-        Some(Value::String(word)) if word.is_empty() => return Ok(Format::Text),
-        Some(Value::String(word)) if word == "json" => return Ok(Format::Json),
-        Some(schema @ Value::Object(_)) => return Ok(Format::JsonSchema(JsonText(schema.to_string()))),
-        Some(Value::String(word)) => word,
-        Some(other) => other.to_string(),
+pub(super) fn format(value: Option<RawJson<'_>>) -> Result<Format, Rejection> {
+    let Some(value) = value else { return Ok(Format::Text) };
+    let given = match value.kind() {
+        JsonKind::Null => return Ok(Format::Text),
+        JsonKind::Object => return value.free_form().map(JsonText).map(Format::JsonSchema),
+        JsonKind::String => match value.text()? {
+            word if word.is_empty() => return Ok(Format::Text),
+            word if word == "json" => return Ok(Format::Json),
+            word => shown(&word).to_owned(),
+        },
+        _ => value.shown(),
     };
-    let shown: String = shown.chars().take(200).collect();
-    Err(Rejection::internal(format!("invalid format: {shown:?}; expected \"json\" or a valid JSON Schema object")))
+    Err(Rejection::internal(format!("invalid format: {given:?}; expected \"json\" or a valid JSON Schema object")))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::dialect::json::JsonBody;
+
+    fn read<T>(value: &Value, take: fn(Option<RawJson<'_>>) -> Result<T, Rejection>) -> Result<T, Rejection> {
+        let text = value.to_string();
+        take(Some(JsonBody::new(text.as_bytes()).root("")?))
+    }
+
+    fn think(value: Value) -> Result<Option<ThinkMode>, Rejection> {
+        read(&value, super::think)
+    }
+
+    fn format(value: Value) -> Result<Format, Rejection> {
+        read(&value, super::format)
+    }
 
     #[test]
     fn keep_alive_takes_every_spelling() {
@@ -147,26 +170,26 @@ mod tests {
             (json!("é"), Err("time: invalid duration \"é\"")),
             (json!(true), Err("Unsupported type: 'bool'")),
         ] {
-            let found = keep_alive(Some(value.clone()));
+            let found = read(&value, keep_alive);
             assert_eq!(found, expected.map_err(Rejection::bad_request), "{value}");
         }
     }
 
     #[test]
     fn think_and_format_refuse_what_ollama_refuses() {
-        assert_eq!(think(Some(json!(true))), Ok(Some(ThinkMode::On(ThinkLevel::Medium))));
-        assert_eq!(think(Some(json!("max"))), Ok(Some(ThinkMode::On(ThinkLevel::Max))));
-        assert_eq!(think(Some(json!(false))), Ok(Some(ThinkMode::Off)));
+        assert_eq!(think(json!(true)), Ok(Some(ThinkMode::On(ThinkLevel::Medium))));
+        assert_eq!(think(json!("max")), Ok(Some(ThinkMode::On(ThinkLevel::Max))));
+        assert_eq!(think(json!(false)), Ok(Some(ThinkMode::Off)));
         let text = "invalid think value: \"x\" (must be \"high\", \"medium\", \"low\", \"max\", true, or false)";
-        assert_eq!(think(Some(json!("x"))), Err(Rejection::bad_request(text)));
-        assert_eq!(think(Some(json!(1))).unwrap_err().status, 400);
-        assert_eq!(format(Some(json!(""))), Ok(Format::Text));
-        assert_eq!(format(Some(json!("json"))), Ok(Format::Json));
+        assert_eq!(think(json!("x")), Err(Rejection::bad_request(text)));
+        assert_eq!(think(json!(1)).unwrap_err().status, 400);
+        assert_eq!(format(json!("")), Ok(Format::Text));
+        assert_eq!(format(json!("json")), Ok(Format::Json));
         let schema = json!({"type": "object", "b": 1, "a": 2});
         let kept = JsonText("{\"type\":\"object\",\"b\":1,\"a\":2}".into());
-        assert_eq!(format(Some(schema)), Ok(Format::JsonSchema(kept)));
+        assert_eq!(format(schema), Ok(Format::JsonSchema(kept)));
         let text = "invalid format: \"x\"; expected \"json\" or a valid JSON Schema object";
-        assert_eq!(format(Some(json!("x"))), Err(Rejection::internal(text)));
-        assert_eq!(format(Some(json!(3))).unwrap_err().status, 500);
+        assert_eq!(format(json!("x")), Err(Rejection::internal(text)));
+        assert_eq!(format(json!(3)).unwrap_err().status, 500);
     }
 }
