@@ -17,7 +17,7 @@ use crate::limits::{LOAD_FOR_NOBODY_MS, REQUEST_BYTES_KEPT_MAX};
 use ollmlx_proto::{ModelId, Request, RequestId};
 
 use super::suspicion::Suspicion;
-use crate::types::{Job, KeepAlive, LoadPlan, Mono};
+use crate::types::{Client, Job, KeepAlive, LoadPlan, Mono};
 
 /// What a request is kept as: one prompt, however often it is granted.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub(super) struct Waiting {
     pub(super) job: Kept,
     pub(super) plan: Box<LoadPlan>,
     pub(super) keep_alive: Option<KeepAlive>,
+    /// Who asks.
+    pub(super) client: Client,
     pub(super) arrived: Mono,
     /// When it has waited too long.
     pub(super) deadline: Mono,

@@ -56,7 +56,7 @@ pub use config::SchedulerConfig;
 pub use effect::{Effect, Outbox, Push};
 pub use event::Event;
 
-use crate::types::{Cause, Fate, Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, Totals, WishedLoad};
+use crate::types::{Cause, Client, Fate, Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, Totals, WishedLoad};
 use history::Rng;
 use ledger::Ledger;
 use life::{Action, DrainReason, Input, Rung, State};
@@ -119,7 +119,9 @@ impl Scheduler {
     pub fn step(&mut self, now: Mono, event: Event, out: &mut Outbox) {
         self.now = self.now.max(now);
         match event {
-            Event::Arrived { request, job, plan, keep_alive } => self.arrived(request, job, plan, keep_alive, out),
+            Event::Arrived { request, job, plan, keep_alive, client } => {
+                self.arrived(request, job, plan, (keep_alive, client), out);
+            }
             Event::Left { request } => self.left(request, out),
             Event::Unload { model } => self.unload(&model, out),
             Event::Pardoned { model } => self.pardoned(&model, out),
@@ -222,7 +224,7 @@ impl Scheduler {
         request: RequestId,
         job: Job,
         plan: Box<LoadPlan>,
-        keep_alive: Option<KeepAlive>,
+        (keep_alive, client): (Option<KeepAlive>, Client),
         out: &mut Outbox,
     ) {
         if self.requests.has(request) {
@@ -239,7 +241,7 @@ impl Scheduler {
         let (arrived, deadline) = (self.now, self.now.plus_ms(self.config.queue_wait_ms));
         self.requests.insert(request, model.id.clone(), bytes);
         let (job, suspicion, came_back) = (Kept::new(job), Suspicion::default(), false);
-        model.line.push(Waiting { request, job, plan, keep_alive, arrived, deadline, came_back, suspicion });
+        model.line.push(Waiting { request, job, plan, keep_alive, client, arrived, deadline, came_back, suspicion });
     }
 
     /// Why it is turned away at once.
@@ -523,7 +525,7 @@ impl Scheduler {
             let Kept::Run(request) = granted.job.clone() else {
                 return out.never(format!("{} is a load that waits for a slot", granted.request));
             };
-            model.stay.keep_alive = granted.keep_alive.unwrap_or(model.stay.keep_alive);
+            model.stay.asked(&granted.client, granted.keep_alive);
             model.stay.priority = granted.plan.terms.priority;
             model.stay.last_used = self.now;
             self.totals.resumed += u64::from(granted.came_back);
@@ -544,7 +546,7 @@ impl Scheduler {
         }
         for waiting in loads {
             self.requests.remove(waiting.request);
-            model.stay.keep_alive = waiting.keep_alive.unwrap_or(model.stay.keep_alive);
+            model.stay.asked(&waiting.client, waiting.keep_alive);
             model.stay.priority = waiting.plan.terms.priority;
             out.push(Effect::Loaded { request: waiting.request, worker: model.worker() });
         }
