@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use crate::limits;
-use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, UnixSeconds};
+use ollmlx_proto::{CacheSalt, Failure, FailureKind, ModelId, RequestId, UnixSeconds};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -118,6 +118,7 @@ impl Handle {
         if let Job::Run(run) = &mut job {
             run.id = request;
             run.asked_at = UnixSeconds(self.clock.unix_seconds());
+            run.cache_salt = CacheSalt(client.key.as_ref().map_or(0, |key| self.salt.word(key)));
         }
         // Here, where a long prompt keeps nobody else waiting.
         let identity = match &job {

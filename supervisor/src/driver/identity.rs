@@ -94,7 +94,7 @@ impl Identity {
 
 #[cfg(test)]
 mod tests {
-    use ollmlx_proto::{Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds};
+    use ollmlx_proto::{CacheSalt, Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds};
 
     use super::*;
 
@@ -108,6 +108,7 @@ mod tests {
             limits: Limits { max_tokens: None, context_tokens: 9, truncate: true, shift: false, keep_tokens: 0 },
             logprobs: None,
             asked_at: UnixSeconds::default(),
+            cache_salt: CacheSalt::default(),
             progress: ResumePoint::default(),
         }
     }

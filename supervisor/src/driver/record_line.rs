@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ollmlx_proto::{
-    Complete, Failure, Format, Limits, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId, Ready, Request,
-    RequestId, ResumePoint, Sampling, UnixSeconds, Work, WorkerId,
+    CacheSalt, Complete, Failure, Format, Limits, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId, Ready,
+    Request, RequestId, ResumePoint, Sampling, UnixSeconds, Work, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -289,6 +289,7 @@ fn stand_in(id: RequestId, identity: String) -> Request {
         limits: Limits { max_tokens: None, context_tokens: 0, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
         asked_at: UnixSeconds::default(),
+        cache_salt: CacheSalt::default(),
         progress: ResumePoint::default(),
     }
 }
