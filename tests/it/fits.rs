@@ -6,7 +6,7 @@ use std::sync::Arc;
 use harness::script::{Misfortune, Script};
 use ollmlx_proto::{FailureKind, KvCells, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 use ollmlx_supervisor::catalog::{Correction, Learned, Loaded, ModelRef};
-use ollmlx_supervisor::config::Rules;
+use ollmlx_supervisor::config::{Keys, Rules};
 use ollmlx_supervisor::http::fit::Question;
 use ollmlx_supervisor::http::{HttpConfig, learn};
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
@@ -319,7 +319,8 @@ fn http_config(slots: u16) -> HttpConfig {
         address: ([127, 0, 0, 1], 0).into(),
         origins: Vec::new(),
         version: String::new(),
-        api_key: None,
+        allowed_hosts: Vec::new(),
+        keys: Keys::default(),
         context_tokens: 800,
         slots,
         kv_type: "f16".to_owned(),

@@ -10,6 +10,7 @@ use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
 use ollmlx_proto::{Failure, FailureKind, ModelId, Output};
 use tokio::time::Instant;
 
+use super::asker::Asker;
 use super::metrics::pace::Pace;
 use super::plan::{Planned, plan};
 use super::refuse::{luck, model_error};
@@ -29,14 +30,14 @@ const TIMEOUT: &str = "x-ollmlx-timeout";
 
 /// Serves one request to a model.
 pub(super) async fn run(
-    state: &Arc<AppState>,
+    (state, asker): (&Arc<AppState>, &Asker),
     endpoint: &'static Endpoint,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<HttpReply, Rejection> {
     let started = state.handle.now();
     let deadline = deadline(headers)?;
-    let prepared = prepare(state, endpoint, body, started);
+    let prepared = prepare((state, asker), endpoint, body, started);
     let prepared = match deadline {
         None => prepared.await,
         Some(at) => {
@@ -85,18 +86,19 @@ struct Submitted {
 }
 
 async fn prepare(
-    state: &Arc<AppState>,
+    (state, asker): (&Arc<AppState>, &Asker),
     endpoint: &'static Endpoint,
     body: &[u8],
     started: Mono,
 ) -> Result<Prepared, Rejection> {
     let call = (endpoint.parse)(body)?;
-    let resolved = state.catalog.resolve(&call.model).await;
+    let resolved = asker.resolve(state, &call.model).await;
     let model = resolved.map_err(|error| model_error(endpoint, &call.model, &error))?;
     let framing = endpoint.dialect.framing;
     let mut encoder = (endpoint.encoder)(&call, meta(endpoint, &call));
     let watch = Stopwatch::new(state.handle.clone(), started, framing);
     if matches!(call.body, CallBody::Unload) {
+        asker.may_unload(state, &model.id)?;
         state.handle.unload(model.id.clone()).await;
         watch.set(encoder.as_mut());
         encoder.push(&TicketItem::Unloaded);
@@ -109,7 +111,7 @@ async fn prepare(
         let learned = state.learned.borrow();
         plan(call, &model, (&state.config, &learned), endpoint.verb)?
     };
-    let ticket = state.handle.submit(job, plan, keep_alive).await;
+    let ticket = state.handle.submit_for(asker.client(state), job, plan, keep_alive).await;
     let pace = Pace::new(Arc::clone(&state.metrics), started);
     let model = model.id.clone();
     Ok(Prepared::Submitted(Box::new(Submitted { framing, ticket, model, encoder, watch, pace, streams })))

@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::asker::Asker;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
 use super::state::AppState;
@@ -19,11 +20,12 @@ use crate::dialect::ollama::manage::CreateRequest;
 const PROGRESS_LEN_MAX: usize = 64;
 
 /// `POST /api/create`: progress lines, or the last one only.
-pub(super) async fn create(state: &Arc<AppState>, body: &[u8]) -> Result<HttpReply, Rejection> {
+pub(super) async fn create(state: &Arc<AppState>, asker: &Asker, body: &[u8]) -> Result<HttpReply, Rejection> {
     let request = CreateRequest::parse(body)?;
     if request.remote {
         return Err(Rejection::new(403, "ollama cloud is disabled: remote model is unavailable"));
     }
+    asker.must_not_be_path(request.from.as_deref().unwrap_or_default()).map_err(|error| catalog_error(&error))?;
     let stream = request.stream;
     let (statuses, mut heard) = mpsc::channel(PROGRESS_LEN_MAX);
     // A task of its own: a client that goes away does not leave half a model.

@@ -31,14 +31,15 @@ pub enum Exempt {
 
 /// Whose connections are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Peer {
+pub(super) enum Peer {
+    /// All of it.
     V4(Ipv4Addr),
     /// The first 64 bits.
     V6([u16; 4]),
 }
 
 impl Peer {
-    fn of(address: IpAddr) -> Self {
+    pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::V4(address),
             IpAddr::V6(address) => {

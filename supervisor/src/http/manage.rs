@@ -8,6 +8,7 @@ use hyper::Method;
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 
+use super::asker::Asker;
 use super::listing::{capabilities, details};
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, empty, json};
@@ -21,12 +22,12 @@ use crate::os::wall::rfc3339_local;
 const SHOWN_ELEMENTS_MAX: usize = 5;
 
 /// `POST /api/show`.
-pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
+pub(super) async fn show(state: &AppState, asker: &Asker, body: &[u8]) -> Result<HttpReply, Rejection> {
     let request = ShowRequest::parse(body)?;
     if request.name.is_empty() {
         return Err(Rejection::no_model());
     }
-    let model = state.catalog.resolve(&request.name).await.map_err(|error| match error {
+    let model = asker.resolve(state, &request.name).await.map_err(|error| match error {
         CatalogError::NotFound(_) => Rejection::unknown_model(&tagged(&request.name), None),
         CatalogError::NotCached { advice, .. } => Rejection::unknown_model(&tagged(&request.name), Some(&advice)),
         other => catalog_error(&other),
@@ -38,7 +39,7 @@ pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
         }
     };
     put("license", Some(model.licenses.join("\n")));
-    put("modelfile", Some(state.catalog.modelfile(&model)));
+    put("modelfile", Some(asker.modelfile(state, &model)));
     put("parameters", Some(parameters(&model, &request.options)));
     put(
         "template",

@@ -5,6 +5,7 @@
 //! ticket, is dropped, which cancels the request.
 
 mod answer;
+mod asker;
 mod body;
 mod config;
 mod create;
@@ -14,6 +15,7 @@ pub mod fit;
 #[cfg(test)]
 mod golden_tests;
 mod guard;
+mod host;
 pub mod learn;
 pub mod listener;
 mod listing;
@@ -22,6 +24,7 @@ pub mod metrics;
 mod models;
 mod native;
 mod ops;
+mod origin;
 mod plan;
 mod probes;
 mod refuse;

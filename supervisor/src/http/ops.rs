@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::asker::Asker;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
 use super::state::AppState;
@@ -16,7 +17,7 @@ use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::NameRequest;
 use crate::os::wall::rfc3339_local;
-use crate::types::Mono;
+use crate::types::{KeyName, Mono};
 
 /// Lines on their way to a client.
 const LINES_LEN_MAX: usize = 64;
@@ -25,20 +26,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Lines of a death's log that are shown.
 const DEATH_LINES_MAX: usize = 20;
 
-pub(super) async fn model(state: &AppState, name: &str) -> Result<Arc<ModelRef>, Rejection> {
+pub(super) async fn model(state: &AppState, asker: &Asker, name: &str) -> Result<Arc<ModelRef>, Rejection> {
     if name.is_empty() {
         return Err(Rejection::no_model());
     }
-    state.catalog.resolve(name).await.map_err(|error| catalog_error(&error))
+    asker.resolve(state, name).await.map_err(|error| catalog_error(&error))
 }
 
-/// `GET /api/ollmlx/server`: which process answers, and why its last upgrade failed.
+/// `GET /api/ollmlx/server`: which process answers, why its last upgrade failed, and whether anybody may ask.
 pub(super) fn server(state: &AppState) -> HttpReply {
     let body = json!({
         "pid": std::process::id(),
         "version": state.config.version,
         "started_at": rfc3339_local(state.handle.wall_clock_of(Mono(0))),
         "upgrade_error": *state.upgrade.borrow(),
+        "exposure": state.config.exposure(),
     });
     json_reply(200, body.to_string())
 }
@@ -51,8 +53,8 @@ pub(super) async fn record(state: &AppState) -> Result<HttpReply, Rejection> {
 
 /// `POST /api/ollmlx/restart`: forgets the deaths and what was learned of its memory, ends a rest, replaces the process once
 /// its work is done.
-pub(super) async fn restart(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let model = model(state, &NameRequest::parse(body)?.name).await?;
+pub(super) async fn restart(state: &AppState, asker: &Asker, body: &[u8]) -> Result<HttpReply, Rejection> {
+    let model = model(state, asker, &NameRequest::parse(body)?.name).await?;
     let process = state.handle.snapshot().of(&model.id).and_then(|view| view.pid);
     // Without a listener there is nothing to be forgotten, and one whose disk hangs is not waited for.
     let _not_forgotten = state.forget.try_send(model.id.clone());
@@ -61,8 +63,8 @@ pub(super) async fn restart(state: &AppState, body: &[u8]) -> Result<HttpReply, 
 }
 
 /// `POST /api/ollmlx/why`: the deaths of a model, newest last, and what comes next.
-pub(super) async fn why(state: &AppState, body: &[u8]) -> Result<HttpReply, Rejection> {
-    let model = model(state, &NameRequest::parse(body)?.name).await?;
+pub(super) async fn why(state: &AppState, asker: &Asker, body: &[u8]) -> Result<HttpReply, Rejection> {
+    let model = model(state, asker, &NameRequest::parse(body)?.name).await?;
     let snapshot = state.handle.snapshot();
     let date = |at: Mono| rfc3339_local(state.handle.wall_clock_of(at));
     let view = snapshot.of(&model.id);
@@ -105,6 +107,7 @@ pub(super) async fn why(state: &AppState, body: &[u8]) -> Result<HttpReply, Reje
         "in_flight": view.map_or(0, |view| view.in_flight),
         "queued": view.map_or(0, |view| view.queued),
         "next_attempt": view.and_then(|view| view.rests_until).map(date),
+        "key": view.and_then(|view| view.key.as_ref()).map(KeyName::as_str),
         "death_count": deaths.map_or(0, |deaths| deaths.count),
         "deaths": records,
     });
@@ -113,10 +116,10 @@ pub(super) async fn why(state: &AppState, body: &[u8]) -> Result<HttpReply, Reje
 
 /// `POST /api/ollmlx/logs`: what the processes of a model printed, as lines of JSON; with `follow` what they go on to
 /// print, until the client hangs up.
-pub(super) async fn logs(state: &Arc<AppState>, body: &[u8]) -> Result<HttpReply, Rejection> {
+pub(super) async fn logs(state: &Arc<AppState>, asker: &Asker, body: &[u8]) -> Result<HttpReply, Rejection> {
     let request = NameRequest::parse(body)?;
     let follow = request.follow;
-    let id = model(state, &request.name).await?.id.clone();
+    let id = model(state, asker, &request.name).await?.id.clone();
     let mut seen = 0;
     let first = fresh(state, &id, &mut seen);
     if !follow {

@@ -50,7 +50,7 @@ mod view;
 use std::collections::BTreeMap;
 
 use crate::limits;
-use ollmlx_proto::{Failure, Incarnation, MemoryReport, ModelId, Ready, RequestId, WorkerId};
+use ollmlx_proto::{Failure, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 
 pub use config::SchedulerConfig;
 pub use effect::{Effect, Outbox, Push};
@@ -231,7 +231,7 @@ impl Scheduler {
             return out.never(format!("{request} arrived twice"));
         }
         let bytes = job.bytes();
-        if let Err(failure) = self.admit(&job, &plan, bytes) {
+        if let Err(failure) = self.admit((&job, bytes), &plan, &client) {
             return out.push(Effect::Fail { request, failure });
         }
         let at = self.models.place_of(&plan.model, self.config.default_keep_alive);
@@ -239,13 +239,13 @@ impl Scheduler {
         let model = &mut self.models[at];
         model.model = plan.model.clone();
         let (arrived, deadline) = (self.now, self.now.plus_ms(self.config.queue_wait_ms));
-        self.requests.insert(request, model.id.clone(), bytes);
+        self.requests.insert(request, model.id.clone(), (bytes, &client));
         let (job, suspicion, came_back) = (Kept::new(job), Suspicion::default(), false);
         model.line.push(Waiting { request, job, plan, keep_alive, client, arrived, deadline, came_back, suspicion });
     }
 
     /// Why it is turned away at once.
-    fn admit(&self, job: &Job, plan: &LoadPlan, bytes: usize) -> Result<(), Failure> {
+    fn admit(&self, (job, bytes): (&Job, usize), plan: &LoadPlan, client: &Client) -> Result<(), Failure> {
         if self.leaving {
             return Err(failures::shutting_down());
         }
@@ -255,8 +255,8 @@ impl Scheduler {
             return Err(failures::known_poison(until, self.now));
         }
         let known = self.models.find(&plan.model.id).map(|at| &self.models[at]);
-        admission::admit(self.view(), known, plan)?;
-        if self.requests.has_room(bytes) { Ok(()) } else { Err(failures::queue_full()) }
+        admission::admit(self.view(), known, plan, client)?;
+        if self.requests.has_room(bytes, client) { Ok(()) } else { Err(failures::queue_full()) }
     }
 
     fn left(&mut self, request: RequestId, out: &mut Outbox) {
@@ -686,10 +686,7 @@ impl Scheduler {
             }
         }
         let model = &mut self.models[at];
-        model.incarnation = Incarnation(model.incarnation.0.saturating_add(1));
-        model.stay.priority = plan.as_ref().map_or(0, |plan| plan.terms.priority);
-        model.stay.last_used = self.now;
-        model.process = Process { plan, started: self.now, ..Process::default() };
+        model.begin(plan, self.config.default_keep_alive, self.now);
         if let Some(class) = model.history.died.take() {
             model.history.restarts = model.history.restarts.saturating_add(1);
             *self.restarts.entry(class).or_default() += 1;

@@ -74,12 +74,17 @@ pub(super) struct Stay {
 }
 
 impl Stay {
-    /// A request of this client is served; it may have said how long the model stays after it.
+    /// A request of this client is served; it may have said how long the model stays after it. Nobody shortens what another key
+    /// has asked for.
     pub(super) fn asked(&mut self, client: &Client, keep_alive: Option<KeepAlive>) {
+        let asked = keep_alive.unwrap_or(self.keep_alive);
+        if self.client.key != client.key && asked.ms() < self.keep_alive.ms() {
+            return;
+        }
         if keep_alive.is_some() || self.keep_alive != KeepAlive::Forever {
             self.client = client.clone();
         }
-        self.keep_alive = keep_alive.unwrap_or(self.keep_alive);
+        self.keep_alive = asked;
     }
 }
 
@@ -124,6 +129,17 @@ impl Model {
 
     pub(super) fn worker(&self) -> WorkerId {
         WorkerId { model: self.id.clone(), incarnation: self.incarnation }
+    }
+
+    /// A new process with this plan. Nobody's word holds but that of whoever is next, where nobody wants it to stay longer.
+    pub(super) fn begin(&mut self, plan: Option<Box<LoadPlan>>, default: KeepAlive, now: Mono) {
+        self.incarnation = Incarnation(self.incarnation.0.saturating_add(1));
+        if let Some(next) = self.line.head().filter(|_| self.stay.keep_alive == default) {
+            self.stay.client = next.client.clone();
+        }
+        self.stay.priority = plan.as_ref().map_or(0, |plan| plan.terms.priority);
+        self.stay.last_used = now;
+        self.process = Process { plan, started: now, ..Process::default() };
     }
 
     /// Bytes that its present process may take, where it has a limit of its own.

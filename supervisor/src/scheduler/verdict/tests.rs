@@ -101,7 +101,8 @@ fn plan() -> Box<LoadPlan> {
     Box::new(LoadPlan { model, spec, memory, terms })
 }
 
-fn waiting(id: u64, suspicion: Suspicion) -> Waiting {
+/// One that waits, of nobody in particular.
+pub(in crate::scheduler) fn waiting(id: u64, suspicion: Suspicion) -> Waiting {
     Waiting {
         request: RequestId(id),
         job: Kept::Load,
