@@ -33,6 +33,86 @@ impl Failure {
         self.detail = detail.into();
         self
     }
+
+    /// The same with files in the public text named without their folders, which are no client's business; the whole text is
+    /// kept for the log. What a failure says of the request's own content is left as it is.
+    #[must_use]
+    pub fn without_folders(mut self) -> Self {
+        let of_content = matches!(
+            self.kind,
+            FailureKind::InvalidRequest
+                | FailureKind::InvalidOption
+                | FailureKind::ContextExceeded
+                | FailureKind::TemplateFailed
+                | FailureKind::GrammarFailed
+        );
+        if of_content {
+            return self;
+        }
+        let public = without_folders(&self.public);
+        if public != self.public {
+            let whole = std::mem::replace(&mut self.public, public);
+            self.detail = if self.detail.is_empty() { whole } else { format!("{whole}: {}", self.detail) };
+        }
+        self
+    }
+}
+
+/// A text in which each absolute path of two parts and more has become its last part.
+#[must_use]
+pub fn without_folders(text: &str) -> String {
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('/') {
+        let (before, path) = rest.split_at(at);
+        told.push_str(before);
+        let begins = told.chars().next_back().is_none_or(|c| c.is_whitespace() || "\"'`(=:[,<".contains(c));
+        let quote = told.chars().next_back().filter(|c| matches!(c, '"' | '\'' | '`'));
+        // In quotes a path may have spaces.
+        let ends = |c: char| quote.map_or_else(|| c.is_whitespace() || "\"'`),;]>".contains(c), |quote| c == quote);
+        let end = path.find(ends).unwrap_or(path.len());
+        let (path, after) = path.split_at(end);
+        match path.trim_end_matches('/').rsplit_once('/') {
+            Some((folder, file)) if begins && !folder.is_empty() && !path.starts_with("//") => told.push_str(file),
+            _ => told.push_str(path),
+        }
+        rest = after;
+    }
+    told.push_str(rest);
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_named_and_their_folders_are_not() {
+        for (text, told) in [
+            ("/home/joe/m.gguf: too short", "m.gguf: too short"),
+            ("can't open '/home/joe smith/m.gguf' (2)", "can't open 'm.gguf' (2)"),
+            ("a \"/x/y\", b=/x/z;c:/x/w", "a \"y\", b=z;c:w"),
+            ("in /var/lib/ollmlx/", "in ollmlx"),
+            ("two /a/b and /c/d", "two b and d"),
+            ("see https://example.com/a/b", "see https://example.com/a/b"),
+            ("model owner/name/x is gone", "model owner/name/x is gone"),
+            ("</think> and /no_think", "</think> and /no_think"),
+            ("12 tokens/s, and/or", "12 tokens/s, and/or"),
+            ("/", "/"),
+            ("", ""),
+            ("\u{fc} /\u{fc}/\u{e9}", "\u{fc} \u{e9}"),
+        ] {
+            assert_eq!(without_folders(text), told, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_log_keeps_the_whole_text_and_content_stays_as_it_is() {
+        let failure = Failure::new(FailureKind::LoadFailed, "no /a/b").with_detail("more").without_folders();
+        assert_eq!((failure.public.as_str(), failure.detail.as_str()), ("no b", "no /a/b: more"));
+        let schema = Failure::new(FailureKind::GrammarFailed, "at /properties/x");
+        assert_eq!(schema.clone().without_folders(), schema);
+    }
 }
 
 impl fmt::Display for Failure {

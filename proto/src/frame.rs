@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::control::{FromWorker, ToWorker};
 use crate::ids::{RequestId, TokenId};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES};
-use crate::request::{Format, Limits, Logprobs, Request, ResumePoint, Sampling, UnixSeconds, Work};
+use crate::request::{CacheSalt, Format, Limits, Logprobs, Request, ResumePoint, Sampling, UnixSeconds, Work};
 
 /// What a frame carries. Numbers are the wire; never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,8 +215,8 @@ pub fn encode<M: WireMessage>(message: &M, out: &mut Vec<u8>) -> Result<(), Fram
 /// # Errors
 /// As [`encode`].
 pub fn encode_run(request: &Request, progress: &ResumePoint, out: &mut Vec<u8>) -> Result<(), FrameError> {
-    let Request { id, work, sampling, stop, format, limits, logprobs, asked_at, progress: _ } = request;
-    let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, asked_at, progress };
+    let Request { id, work, sampling, stop, format, limits, logprobs, asked_at, cache_salt, progress: _ } = request;
+    let borrowed = Borrowed { id, work, sampling, stop, format, limits, logprobs, asked_at, cache_salt, progress };
     // It may be many megabytes, of which a list that grows by doubling makes copies.
     out.reserve(request.bytes() + progress.produced.len() * size_of::<TokenId>());
     // A variant of an enum travels as its number and then its fields.
@@ -237,6 +237,7 @@ struct Borrowed<'a> {
     limits: &'a Limits,
     logprobs: &'a Option<Logprobs>,
     asked_at: &'a UnixSeconds,
+    cache_salt: &'a CacheSalt,
     progress: &'a ResumePoint,
 }
 

@@ -26,7 +26,7 @@ mod protocol_doc;
 
 pub use card::{Capability, ModelCard, TensorInfo};
 pub use control::{FlashAttention, FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
-pub use error::{Failure, FailureKind, Retry};
+pub use error::{Failure, FailureKind, Retry, without_folders};
 pub use ids::{Incarnation, ModelId, RequestId, SlotId, TokenId, WorkerId};
 pub use memory::{KvCells, MemoryModel, Unfused};
 pub use output::{
@@ -34,6 +34,6 @@ pub use output::{
     Usage,
 };
 pub use request::{
-    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message, PastToolCall, Request,
+    CacheSalt, Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message, PastToolCall, Request,
     ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, UnixSeconds, Work,
 };

@@ -12,8 +12,8 @@ use crate::output::{
     Usage,
 };
 use crate::request::{
-    Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message as Turn, PastToolCall, Request,
-    ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, UnixSeconds, Work,
+    CacheSalt, Chat, Complete, ContentPart, Embed, Format, JsonText, Limits, Logprobs, Message as Turn, PastToolCall,
+    Request, ResumePoint, Role, Sampling, ThinkLevel, ThinkMode, ToolSpec, UnixSeconds, Work,
 };
 
 const MARK: &str = "## Byte dumps";
@@ -40,6 +40,7 @@ fn request(work: Work) -> Request {
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: Some(Logprobs { top: 2 }),
         asked_at: UnixSeconds(1_700_000_000),
+        cache_salt: CacheSalt(6),
         progress: ResumePoint { produced: vec![7, 300], said_after: 1, replay_exact_ms: 4000 },
     }
 }

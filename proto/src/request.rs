@@ -31,6 +31,8 @@ pub struct Request {
     pub logprobs: Option<Logprobs>,
     /// When it was asked: the date that its template may say, the same on every worker that computes it.
     pub asked_at: UnixSeconds,
+    /// Whose caches it shares.
+    pub cache_salt: CacheSalt,
     /// What earlier incarnations got done of it.
     pub progress: ResumePoint,
 }
@@ -38,6 +40,11 @@ pub struct Request {
 /// A wall clock's time, in seconds since 1970 in UTC. It dates things and decides nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixSeconds(pub i64);
+
+/// Requests of the same salt may use each other's computed prompts; others share nothing, since how fast a prompt is computed
+/// would tell what somebody else has asked. It says nothing of who asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheSalt(pub u64);
 
 /// How far a request got on the workers before this one. Nothing, for a fresh request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ollmlx_proto::frame::{Decoder, encode};
 use ollmlx_proto::version::choose;
 use ollmlx_proto::{
-    Complete, Format, FromWorker, Incarnation, Limits, LoadSpec, ModelId, Output, Request, RequestId, ResumePoint,
-    Sampling, ToWorker, UnixSeconds, Work, WorkerId,
+    CacheSalt, Complete, Format, FromWorker, Incarnation, Limits, LoadSpec, ModelId, Output, Request, RequestId,
+    ResumePoint, Sampling, ToWorker, UnixSeconds, Work, WorkerId,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -94,6 +94,7 @@ impl Worker {
             },
             logprobs: None,
             asked_at: UnixSeconds::default(),
+            cache_salt: CacheSalt::default(),
             progress: ResumePoint::default(),
         })))?;
         let (mut first, mut last, mut count) = (None, None, 0);

@@ -16,6 +16,12 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const CONNECTIONS_PER_ADDRESS_MAX: usize = 1_024;
 /// Between two lines of the log about connections that were closed for that.
 pub const CROWD_LOG_MS: u64 = 10_000;
+/// Keys of the keys file: each request is compared with all of them.
+pub const KEYS_MAX: usize = 1_024;
+/// Bytes of the keys file: as many of the longest lines that make sense.
+pub const KEYS_FILE_BYTES_MAX: u64 = 1 << 20;
+/// A key's name, which stands in every line of the log that is about its requests.
+pub const KEY_NAME_CHARS_MAX: usize = 64;
 /// Bytes of a JSON request body (images are base64 in it).
 pub const BODY_BYTES_MAX: usize = 64 * MIB;
 /// Bytes of all bodies held at once, so that a crowd of large ones can't exhaust the supervisor.
@@ -75,8 +81,13 @@ pub const TOP_LOGPROBS_MAX: u8 = 20;
 // --- the waiting room ---
 /// Requests waiting over all models (`OLLAMA_MAX_QUEUE`).
 pub const QUEUE_LEN_MAX: usize = 512;
+/// Clients of one model whose last turns are remembered, so that all have them in turn; half of them, the latest, when
+/// there are more.
+pub const CLIENTS_REMEMBERED_MAX: usize = 1_024;
 /// Bytes of all requests in the house: each is kept until its end, so that it can go on after its worker's death.
 pub const REQUEST_BYTES_KEPT_MAX: usize = 512 * MIB;
+/// Of them nobody has more than so many times what is left for others: there is always a part for whoever comes next.
+pub const REQUEST_BYTES_SHARE: usize = 3;
 /// Longest wait for a grant.
 pub const QUEUE_WAIT_MS_MAX: u64 = 30 * 60_000;
 /// Requests in the house at once, waiting, running or not yet let go by their clients.

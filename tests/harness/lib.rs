@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ollmlx_proto::{
-    Capability, Chat, ContentPart, Format, Limits, LoadSpec, MemoryModel, MemoryReport, Message, ModelCard, ModelId,
-    Request, RequestId, ResumePoint, Role, Sampling, ThinkMode, UnixSeconds, Work,
+    CacheSalt, Capability, Chat, ContentPart, Format, Limits, LoadSpec, MemoryModel, MemoryReport, Message, ModelCard,
+    ModelId, Request, RequestId, ResumePoint, Role, Sampling, ThinkMode, UnixSeconds, Work,
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
 use ollmlx_supervisor::driver::DriverConfig;
@@ -116,6 +116,7 @@ pub fn request(id: u64, text: &str) -> Box<Request> {
         limits: Limits { max_tokens: None, context_tokens: 4096, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
         asked_at: UnixSeconds::default(),
+        cache_salt: CacheSalt::default(),
         progress: ResumePoint::default(),
     })
 }

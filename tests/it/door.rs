@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use harness::toy::Weights;
 use ollmlx_supervisor::catalog::{Catalog, CatalogConfig, Learned};
-use ollmlx_supervisor::config::Rules;
+use ollmlx_supervisor::config::{Keys, Rules};
 use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle};
 use ollmlx_supervisor::http::{self, AppState, Crowd, HttpConfig, Told, metrics};
 use serde_json::Value;
@@ -43,6 +43,16 @@ impl Ground {
 
     /// The same with a rule for the connections of one address.
     pub(crate) async fn open_for(&self, fault: Option<String>, crowd: Crowd) -> Door {
+        self.open_with(fault, crowd, |_| {}).await
+    }
+
+    /// The same with other settings of the door.
+    pub(crate) async fn open_with(
+        &self,
+        fault: Option<String>,
+        crowd: Crowd,
+        change: impl FnOnce(&mut HttpConfig),
+    ) -> Door {
         let folder = self.folder.path().to_owned();
         let mut config = DriverConfig {
             worker_dir: Some(folder.clone()),
@@ -60,7 +70,9 @@ impl Ground {
         let (forget, _) = mpsc::channel(1);
         let metrics = Arc::new(metrics::Metrics::new(deaths));
         let told = Told { learned, forget, upgrade };
-        let state = AppState::new(handle.clone(), catalog(folder), http_config(address), metrics, told);
+        let mut door = http_config(address);
+        change(&mut door);
+        let state = AppState::new(handle.clone(), catalog(folder), door, metrics, told);
         let (closing, closed) = watch::channel(http::Door::Open);
         tokio::spawn(http::serve_crowd(listener, Arc::new(state), closed, crowd));
         Door { address, handle, driver, _closing: closing }
@@ -84,7 +96,8 @@ fn http_config(address: SocketAddr) -> HttpConfig {
         address,
         origins: Vec::new(),
         version: "test".to_owned(),
-        api_key: None,
+        allowed_hosts: Vec::new(),
+        keys: Keys::default(),
         context_tokens: 4096,
         slots: 4,
         kv_type: "f16".to_owned(),
@@ -112,13 +125,15 @@ impl Door {
     }
 
     async fn exchange(&self, path: &str, body: String) -> Reply {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
+        self.say(&head, &body).await
+    }
+
+    /// Sends a head of these lines and a body as they are, and reads to the end of the connection.
+    pub(crate) async fn say(&self, head: &str, body: &str) -> Reply {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            self.address,
-            body.len()
-        );
-        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        let head = format!("{head}Content-Length: {}\r\n\r\n", body.len());
+        stream.write_all((head + body).as_bytes()).await.unwrap();
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).await.unwrap();
         Reply::parse(&bytes)

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use harness::script::{Misfortune, Script};
 use ollmlx_proto::{FailureKind, KvCells, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 use ollmlx_supervisor::catalog::{Correction, Learned, Loaded, ModelRef};
-use ollmlx_supervisor::config::Rules;
+use ollmlx_supervisor::config::{Keys, Rules};
 use ollmlx_supervisor::http::fit::Question;
 use ollmlx_supervisor::http::{HttpConfig, learn};
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
-use ollmlx_supervisor::types::{Job, KeepAlive, LoadPlan, LoadWish, Mono, Shrink};
+use ollmlx_supervisor::types::{Client, Job, KeepAlive, LoadPlan, LoadWish, Mono, Shrink};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -75,7 +75,8 @@ impl Desk {
     fn load(&mut self, plan: &LoadPlan, keep_alive: Option<KeepAlive>) {
         let request = RequestId(self.next_request);
         self.next_request += 1;
-        self.tell(Event::Arrived { request, job: Job::Load, plan: Box::new(plan.clone()), keep_alive });
+        let (plan, client) = (Box::new(plan.clone()), Client::default());
+        self.tell(Event::Arrived { request, job: Job::Load, plan, keep_alive, client });
     }
 
     fn loaded(&self) -> Vec<String> {
@@ -318,7 +319,8 @@ fn http_config(slots: u16) -> HttpConfig {
         address: ([127, 0, 0, 1], 0).into(),
         origins: Vec::new(),
         version: String::new(),
-        api_key: None,
+        allowed_hosts: Vec::new(),
+        keys: Keys::default(),
         context_tokens: 800,
         slots,
         kv_type: "f16".to_owned(),
@@ -499,7 +501,8 @@ fn what_is_held_elsewhere_is_in_no_group_s_ceiling() {
     let mut out = Outbox::default();
     scheduler.step(Mono(1), Event::ElsewhereHeld { bytes: 500 }, &mut out);
     let plan = Box::new(plan("m", 1, 800, 800));
-    scheduler.step(Mono(2), Event::Arrived { request: RequestId(1), job: Job::Load, plan, keep_alive: None }, &mut out);
+    let (request, client) = (RequestId(1), Client::default());
+    scheduler.step(Mono(2), Event::Arrived { request, job: Job::Load, plan, keep_alive: None, client }, &mut out);
     let ceilings = out.0.iter().filter_map(|effect| match effect {
         Effect::Spawn { ceiling_bytes, .. } => Some(*ceiling_bytes),
         _ => None,
@@ -516,6 +519,7 @@ fn a_replaced_server_keeps_no_model_for_later() {
         job: Job::Run(harness::request(77, "")),
         plan: Box::new(plan("busy", 1, 800, 800)),
         keep_alive: Some(KeepAlive::Forever),
+        client: Client::default(),
     };
     desk.tell(busy);
     desk.tell(Event::Replaced);

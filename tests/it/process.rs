@@ -294,7 +294,7 @@ async fn a_load_that_fails_once_is_tried_again_for_those_who_wait() {
 async fn row_40_a_missing_program_is_named() {
     let house = House::open(|config| config.worker_dir = Some(PathBuf::from("/nonexistent"))).await;
     let answer = house.run(&house.plan("none", &Script::default())).await;
-    assert!(answer.public().contains("no worker program at /nonexistent/ollmlx-worker-gguf"), "{}", answer.public());
+    assert!(answer.public().contains("its program ollmlx-worker-gguf is not installed"), "{}", answer.public());
     house.close().await;
 }
 

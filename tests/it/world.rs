@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 use ollmlx_supervisor::limits;
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Push, Scheduler, SchedulerConfig};
-use ollmlx_supervisor::types::{Cause, Job, KeepAlive, LoadPlan, Mono, Snapshot, Step, WorkerView};
+use ollmlx_supervisor::types::{Cause, Client, Job, KeepAlive, LoadPlan, Mono, Snapshot, Step, WorkerView};
 
 use crate::together::Together;
 
@@ -142,6 +142,8 @@ pub(crate) struct World {
     pub(crate) reports: Option<u64>,
     /// What requests say; where it is empty, each says something else.
     pub(crate) text: String,
+    /// Who they are from.
+    pub(crate) client: Client,
     /// What the next request to arrive is answered.
     pub(crate) next_answer: Answer,
     workers_max: usize,
@@ -179,6 +181,7 @@ impl World {
             slots: 2,
             reports: None,
             text: String::new(),
+            client: Client::default(),
             next_answer: Answer::default(),
             incarnations: BTreeMap::new(),
             next_pid: 100,
@@ -423,7 +426,7 @@ impl World {
         self.wishes.insert(request, plan.clone());
         let text = if self.text.is_empty() { request.to_string() } else { self.text.clone() };
         let job = if load_only { Job::Load } else { Job::Run(harness::request(request.0, &text)) };
-        self.tell(Event::Arrived { request, job, plan: Box::new(plan), keep_alive });
+        self.tell(Event::Arrived { request, job, plan: Box::new(plan), keep_alive, client: self.client.clone() });
         request
     }
 

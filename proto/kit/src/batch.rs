@@ -252,7 +252,8 @@ impl<E: Engine> Batcher<E> {
         let mut job = Job::new(&request, prompt, grammar, at);
         job.paused = paused;
         let (ending, missing) = replay(&mut job, &request, &mut tokens, &self.vocab)?;
-        let Some(placement) = place(&self.slots, &tokens) else {
+        let salt = request.cache_salt;
+        let Some(placement) = place(&self.slots, &tokens, salt) else {
             return Err(Failure::new(FailureKind::Internal, "no slot is free"));
         };
         let slot = placement.slot;
@@ -271,7 +272,8 @@ impl<E: Engine> Batcher<E> {
         let slid = tokens.len() != prompt_tokens + produced.len();
         let exact = *replay_exact_ms > 0 && !produced.is_empty() && !slid;
         let replay = exact.then(|| Replay::new(prompt_tokens, Duration::from_millis(u64::from(*replay_exact_ms))));
-        self.slots[slot] = Slot { tokens, computed, exact: usize::MAX, used: self.uses, job: Some(job), replay };
+        let used = self.uses;
+        self.slots[slot] = Slot { tokens, computed, exact: usize::MAX, salt, used, job: Some(job), replay };
         if let Some(ending) = ending {
             self.finish(slot, ending, out);
         }

@@ -306,6 +306,7 @@ fn verdict(subject: &Subject, status: ExitStatus, answer: &[u8]) -> Result<Model
         Some(0) => serde_json::from_slice(answer).map_err(|error| internal(subject, &error)),
         Some(2) => {
             let failure: Failure = serde_json::from_slice(answer).map_err(|error| internal(subject, &error))?;
+            let failure = failure.without_folders();
             Err(if failure.public.contains(&subject.label) {
                 failure
             } else {

@@ -68,6 +68,15 @@ pub struct ModelRef {
 }
 
 impl ModelRef {
+    /// Its name for whoever did not ask for it: of one that is known by its path, the file's name alone.
+    #[must_use]
+    pub fn public_name(&self) -> &str {
+        match self.name.trim_end_matches('/').rsplit_once('/') {
+            Some((_, file)) if self.name.starts_with('/') => file,
+            _ => &self.name,
+        }
+    }
+
     /// Whether it can.
     #[must_use]
     pub fn can(&self, capability: Capability) -> bool {

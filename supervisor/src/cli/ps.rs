@@ -29,7 +29,13 @@ pub async fn run(client: &Client, args: args::PsArgs) -> Result<(), CliError> {
     }
     // A server of another make has no such page, and was not upgraded.
     let server = client.get("/api/ollmlx/server").await.unwrap_or_default();
-    print(&format!("{}\n{}{}", workers(&answer, prefix), ledger(&answer, prefix), upgrade(&server)))
+    let told = [upgrade(&server), exposure(&server)].concat();
+    print(&format!("{}\n{}{told}", workers(&answer, prefix), ledger(&answer, prefix)))
+}
+
+/// Who may ask, where that is anybody.
+fn exposure(server: &Value) -> String {
+    server["exposure"].as_str().map_or_else(String::new, |exposure| format!("warning: {exposure}\n"))
 }
 
 /// Why the last upgrade failed, if it did.
@@ -125,6 +131,7 @@ fn total(memory: &Value) -> String {
 /// The processes: also those of models that are not loaded now, since they rest after a death.
 fn workers(answer: &Value, prefix: &str) -> String {
     let key = if answer["workers"].is_array() { "workers" } else { "models" };
+    let is_keyed = rows(answer, key, prefix).any(|row| row["key"].is_string());
     let rows: Vec<Vec<String>> = rows(answer, key, prefix)
         .map(|row| {
             let text = |name: &str| match &row[name] {
@@ -136,7 +143,7 @@ fn workers(answer: &Value, prefix: &str) -> String {
                 (Some(busy), Some(slots)) => format!("{busy}/{slots}"),
                 _ => text("slots"),
             };
-            vec![
+            let mut cells = vec![
                 text("name"),
                 text("backend"),
                 text("state"),
@@ -148,10 +155,12 @@ fn workers(answer: &Value, prefix: &str) -> String {
                 text("last_death"),
                 row["size"].as_u64().map_or_else(|| "-".to_owned(), human::bytes),
                 text("rests_until"),
-            ]
+            ];
+            cells.extend(is_keyed.then(|| text("key")));
+            cells
         })
         .collect();
-    let header = [
+    let mut header = vec![
         "NAME",
         "BACKEND",
         "STATE",
@@ -164,6 +173,7 @@ fn workers(answer: &Value, prefix: &str) -> String {
         "MEMORY",
         "RESTS UNTIL",
     ];
+    header.extend(is_keyed.then_some("KEY"));
     text_table::with_header(&header, &rows)
 }
 
@@ -259,13 +269,16 @@ mod tests {
         let server = json!({"pid": 7, "upgrade_error": "the new server did not start: line 2"});
         assert_eq!(upgrade(&server), "the last upgrade failed: the new server did not start: line 2\n");
         assert_eq!(upgrade(&json!({"pid": 7, "upgrade_error": null})) + &upgrade(&Value::Null), "");
+        assert_eq!(exposure(&json!({"exposure": "whoever"})), "warning: whoever\n");
+        assert_eq!(exposure(&json!({"exposure": null})) + &exposure(&Value::Null), "");
     }
 
     #[test]
     fn the_processes_tell_of_deaths() {
         let answer = json!({"models": [], "workers": [{"name": "m:latest", "backend": "gguf", "state": "backoff", "pid": null,
-            "in_flight": 0, "slots": 4, "queued": 1, "device": "CPU", "restarts": 2, "last_death": "killed by signal 9 SIGKILL"}]});
+            "in_flight": 0, "slots": 4, "queued": 1, "device": "CPU", "restarts": 2, "key": "anna", "last_death": "killed by signal 9 SIGKILL"}]});
         let text = workers(&answer, "");
         assert!(text.contains("m:latest    gguf       backoff    -      0/4      1         CPU       2           killed by signal 9 SIGKILL"), "{text}");
+        assert!(text.lines().next().is_some_and(|header| header.trim_end().ends_with("KEY")) && text.contains("anna"));
     }
 }

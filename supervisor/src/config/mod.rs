@@ -7,6 +7,7 @@
 //! Decision: a server that takes over from another one (`ollmlx upgrade`) refuses a settings file with a line that makes no
 //! sense. The old one goes on with what it has, so nothing is lost, and whoever changed the file is there to be told.
 
+pub mod keys;
 pub mod manager;
 pub mod memory_limit;
 pub mod raw;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use ollmlx_proto::FlashAttention;
 use thiserror::Error;
 
+pub use keys::{Key, Keys, KeysError, Right};
 pub use manager::Manager;
 pub use memory_limit::{EffectiveLimit, Machine, MemoryLimit};
 pub use raw::{Complaint, Origin, Raw, SettingsFile, Sources};
@@ -186,8 +188,12 @@ pub struct Config {
     pub wired_limit_bytes: Option<u64>,
     /// Origins beside the built-in ones.
     pub origins: Vec<String>,
+    /// Further names in the `Host` header; where there are any, no others are answered on any address.
+    pub allowed_hosts: Vec<String>,
     /// The key that clients must send.
     pub api_key: Option<String>,
+    /// Where further keys are.
+    pub api_keys_file: Option<PathBuf>,
     /// Keep unused blobs.
     pub noprune: bool,
     /// Keep no history.
@@ -259,7 +265,9 @@ impl Config {
             rules: Rules::read(sources, &mut reader.complaints),
             wired_limit_bytes: reader.optional(&table::MLX_WIRED_LIMIT, value::parse_bytes)?,
             origins: reader.read(&table::ORIGINS, |text| Ok(list(text)))?,
+            allowed_hosts: reader.read(&table::ALLOWED_HOSTS, |text| Ok(list(text)))?,
             api_key: reader.optional(&table::API_KEY, |text| Ok(text.to_owned()))?,
+            api_keys_file: Some(reader.path(&table::API_KEYS_FILE)?).filter(|path| !path.as_os_str().is_empty()),
             noprune: reader.read(&table::NOPRUNE, |text| Ok(value::parse_bool(text)))?,
             nohistory: reader.read(&table::NOHISTORY, |text| Ok(value::parse_bool(text)))?,
             fault: reader.fault()?,

@@ -114,7 +114,7 @@ pub const MAX_QUEUE: Knob = knob(
     [
         "512",
         "requests",
-        "Requests that may wait; more are refused with 503, but for models with less than an even part of the line",
+        "Requests that may wait; more are refused with 503, but for keys, addresses or models with less than an even part",
     ],
 );
 /// Patience with a load.
@@ -208,6 +208,18 @@ pub const ORIGINS: Knob = knob(
     Some("OLLAMA_ORIGINS"),
     ["", "list", "Further origins whose web pages may call the server, separated by commas"],
 );
+/// Names.
+pub const ALLOWED_HOSTS: Knob = knob(
+    "allowed_hosts",
+    "OLLMLX_ALLOWED_HOSTS",
+    None,
+    [
+        "",
+        "list",
+        "Further names (.example.com is all below it) that requests may call the server; where set, other names are refused \
+         on every address, else on loopback only",
+    ],
+);
 /// Access.
 pub const API_KEY: Knob = Knob {
     secret: true,
@@ -218,6 +230,17 @@ pub const API_KEY: Knob = Knob {
         ["", "text", "Key that clients must send as a bearer token; empty lets everybody in who can connect"],
     )
 };
+/// Access of several.
+pub const API_KEYS_FILE: Knob = knob(
+    "api_keys_file",
+    "OLLMLX_API_KEYS_FILE",
+    None,
+    [
+        "",
+        "file",
+        "Private file of further keys, a line each: its name, use or manage, and the key or sha256: and its hash",
+    ],
+);
 /// Pruning.
 pub const NOPRUNE: Knob = knob(
     "noprune",
@@ -270,7 +293,9 @@ pub const KNOBS: &[&Knob] = &[
     &MEMORY_SHRINK,
     &MLX_WIRED_LIMIT,
     &ORIGINS,
+    &ALLOWED_HOSTS,
     &API_KEY,
+    &API_KEYS_FILE,
     &NOPRUNE,
     &NOHISTORY,
     &FAULT,

@@ -1,6 +1,7 @@
 //! What the rest of the supervisor holds of the driver.
 
 use std::future::Future as _;
+use std::hash::Hash;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use crate::limits;
-use ollmlx_proto::{Failure, FailureKind, ModelId, RequestId, UnixSeconds};
+use ollmlx_proto::{CacheSalt, Failure, FailureKind, ModelId, RequestId, UnixSeconds};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -16,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::identity::{Identity, Salt};
 use super::record::Record;
 use crate::os::clock::Clock;
-use crate::types::{Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, TicketItem, WishedLoad};
+use crate::types::{Client, Job, KeepAlive, KeyName, LoadPlan, Mono, Outlook, Snapshot, TicketItem, WishedLoad};
 use crate::worker::log_book::LogBook;
 
 /// What handles tell the driver.
@@ -26,7 +27,10 @@ pub(super) enum DriverCommand {
         job: Job,
         plan: Box<LoadPlan>,
         keep_alive: Option<KeepAlive>,
-        client: mpsc::Sender<TicketItem>,
+        /// Who asks.
+        client: Client,
+        /// Where the answer goes.
+        answer: mpsc::Sender<TicketItem>,
         /// For the record; `None` for what is no request.
         identity: Option<Identity>,
     },
@@ -98,33 +102,52 @@ pub(super) fn pair(clock: Clock, first: Snapshot, salt: Salt) -> (Handle, Inbox)
 impl Handle {
     /// Hands in a job. The request's id inside `Job::Run` is replaced by the driver's own. Never waits for more
     /// than room in the driver's queue; refusals arrive as `TicketItem::Failed`.
-    pub async fn submit(&self, mut job: Job, plan: LoadPlan, keep_alive: Option<KeepAlive>) -> Ticket {
+    pub async fn submit(&self, job: Job, plan: LoadPlan, keep_alive: Option<KeepAlive>) -> Ticket {
+        self.submit_for(Client::default(), job, plan, keep_alive).await
+    }
+
+    /// The same for one client among others.
+    pub async fn submit_for(
+        &self,
+        client: Client,
+        mut job: Job,
+        plan: LoadPlan,
+        keep_alive: Option<KeepAlive>,
+    ) -> Ticket {
         let request = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
         if let Job::Run(run) = &mut job {
             run.id = request;
             run.asked_at = UnixSeconds(self.clock.unix_seconds());
+            run.cache_salt = CacheSalt(client.key.as_ref().map_or(0, |key| self.salt.word(key)));
         }
         // Here, where a long prompt keeps nobody else waiting.
         let identity = match &job {
             Job::Run(run) => Some(Identity::of(run, self.salt)),
             Job::Load => None,
         };
-        let (client, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
+        let (answer, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
         let dropped = match self.dropped.clone().try_reserve_owned() {
             Ok(place) => Some(Dropped::ClientPlace(place)),
             Err(TrySendError::Full(_)) => {
                 let text = "server busy, please try again.  too many requests are not done yet";
                 // The only item of a new channel.
-                let _fits = client.try_send(TicketItem::Failed(Failure::new(FailureKind::Busy, text)));
+                let _fits = answer.try_send(TicketItem::Failed(Failure::new(FailureKind::Busy, text)));
                 return Ticket { request, items, dropped: None, ended: false, deadline: None };
             }
             // The driver is gone; the ticket says so itself, here and below.
             Err(TrySendError::Closed(_)) => None,
         };
         let ticket = Ticket { request, items, dropped, ended: false, deadline: None };
-        let submit = DriverCommand::Submit { request, job, plan: Box::new(plan), keep_alive, client, identity };
+        let plan = Box::new(plan);
+        let submit = DriverCommand::Submit { request, job, plan, keep_alive, client, answer, identity };
         let _driver_gone = self.commands.send(submit).await;
         ticket
+    }
+
+    /// Somebody who asks from this address, which is told to nobody.
+    #[must_use]
+    pub fn client(&self, key: Option<KeyName>, address: &impl Hash) -> Client {
+        Client { key, address: self.salt.word(address) }
     }
 
     /// Unload as soon as nothing runs. Returns at once; unknown models are fine.

@@ -2,7 +2,7 @@
 //! the server, and says nothing to whoever does not know its salt.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 
 use ollmlx_proto::{Chat, ContentPart, Message, Request, Work};
@@ -21,6 +21,16 @@ impl fmt::Display for Identity {
 /// Keeps a short prompt from being guessed by its word. Never written down.
 #[derive(Clone, Copy)]
 pub(super) struct Salt(pub(super) u64);
+
+impl Salt {
+    /// The same for the same value within one run of the server.
+    pub(super) fn word(self, value: &impl Hash) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.0);
+        value.hash(&mut hasher);
+        hasher.finish()
+    }
+}
 
 impl fmt::Debug for Salt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,7 +94,7 @@ impl Identity {
 
 #[cfg(test)]
 mod tests {
-    use ollmlx_proto::{Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds};
+    use ollmlx_proto::{CacheSalt, Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds};
 
     use super::*;
 
@@ -98,6 +108,7 @@ mod tests {
             limits: Limits { max_tokens: None, context_tokens: 9, truncate: true, shift: false, keep_tokens: 0 },
             logprobs: None,
             asked_at: UnixSeconds::default(),
+            cache_salt: CacheSalt::default(),
             progress: ResumePoint::default(),
         }
     }

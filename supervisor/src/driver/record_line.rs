@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ollmlx_proto::{
-    Complete, Failure, Format, Limits, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId, Ready, Request,
-    RequestId, ResumePoint, Sampling, UnixSeconds, Work, WorkerId,
+    CacheSalt, Complete, Failure, Format, Limits, LoadSpec, MemoryModel, MemoryReport, ModelCard, ModelId, Ready,
+    Request, RequestId, ResumePoint, Sampling, UnixSeconds, Work, WorkerId,
 };
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
 use crate::catalog::{Backend, Correction, Details, ModelRef};
 use crate::scheduler::{Effect, Event};
-use crate::types::{Cause, Job, KeepAlive, LoadPlan, Terms};
+use crate::types::{Cause, Client, Job, KeepAlive, KeyName, LoadPlan, Terms};
 
 /// One event, when it came, and what followed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub(super) struct RecordLine {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum EventLine {
-    Arrived { request: RequestId, job: JobLine, plan: Box<PlanLine>, keep_alive: Option<KeepAliveLine> },
+    Arrived(ArrivalLine),
     Left { request: RequestId },
     Unload { model: ModelId },
     Pardoned { model: ModelId },
@@ -59,6 +59,26 @@ pub(super) enum EventLine {
     ElsewhereHeld { bytes: u64 },
     ShutdownAsked,
     ShutdownForced,
+}
+
+/// [`Event::Arrived`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ArrivalLine {
+    request: RequestId,
+    job: JobLine,
+    plan: Box<PlanLine>,
+    keep_alive: Option<KeepAliveLine>,
+    #[serde(default)]
+    client: ClientLine,
+}
+
+/// [`Client`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientLine {
+    key: Option<String>,
+    address: u64,
 }
 
 /// [`Job`]; of a request, which work it is.
@@ -159,17 +179,28 @@ impl KeepAliveLine {
     }
 }
 
+impl ClientLine {
+    fn of(client: &Client) -> Self {
+        Self { key: client.key.as_ref().map(KeyName::to_string), address: client.address }
+    }
+
+    fn client(self) -> Client {
+        Client { key: self.key.as_deref().map(KeyName::new), address: self.address }
+    }
+}
+
 impl EventLine {
     /// `identity` is that of the request that arrives.
     pub(super) fn of(event: &Event, identity: Option<Identity>) -> Self {
         let name = WorkerId::clone;
         match event {
-            Event::Arrived { request, job, plan, keep_alive } => Self::Arrived {
+            Event::Arrived { request, job, plan, keep_alive, client } => Self::Arrived(ArrivalLine {
                 request: *request,
                 job: JobLine::of(job, *request, identity),
                 plan: Box::new(PlanLine::of(plan)),
                 keep_alive: keep_alive.map(KeepAliveLine::of),
-            },
+                client: ClientLine::of(client),
+            }),
             Event::Left { request } => Self::Left { request: *request },
             Event::Unload { model } => Self::Unload { model: model.clone() },
             Event::Pardoned { model } => Self::Pardoned { model: model.clone() },
@@ -210,11 +241,12 @@ impl EventLine {
     /// An event that the same follows from.
     pub(super) fn event(self) -> Event {
         match self {
-            Self::Arrived { request, job, plan, keep_alive } => Event::Arrived {
+            Self::Arrived(ArrivalLine { request, job, plan, keep_alive, client }) => Event::Arrived {
                 request,
                 job: job.job(request),
                 plan: Box::new(plan.plan()),
                 keep_alive: keep_alive.map(KeepAliveLine::keep_alive),
+                client: client.client(),
             },
             Self::Left { request } => Event::Left { request },
             Self::Unload { model } => Event::Unload { model },
@@ -257,6 +289,7 @@ fn stand_in(id: RequestId, identity: String) -> Request {
         limits: Limits { max_tokens: None, context_tokens: 0, truncate: true, shift: false, keep_tokens: 0 },
         logprobs: None,
         asked_at: UnixSeconds::default(),
+        cache_salt: CacheSalt::default(),
         progress: ResumePoint::default(),
     }
 }

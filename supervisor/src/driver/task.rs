@@ -22,8 +22,7 @@ use crate::os::clock::Clock;
 use crate::os::process::Exit;
 use crate::os::{memory, process};
 use crate::scheduler::{Effect, Event, Outbox, Scheduler};
-use crate::types::TicketItem;
-use crate::types::{Cause, Mono};
+use crate::types::{Cause, KeyName, Mono, TicketItem};
 use crate::worker::link::{self, LINK_QUEUE_LEN_MAX, LinkCommand, LinkMessage, LinkReader, Phase};
 use crate::worker::reap::GroupSignal;
 use crate::worker::sink::{ClientSink, Summary};
@@ -70,6 +69,8 @@ pub(super) struct Link {
 /// One request as the shell knows it, until its end.
 pub(super) struct KnownRequest {
     pub(super) place: ClientPlace,
+    /// On whose key, for the log.
+    pub(super) key: Option<KeyName>,
     pub(super) arrived: Mono,
     /// The first time.
     pub(super) granted: Option<Mono>,
@@ -274,12 +275,12 @@ impl Task {
     fn commanded(&mut self, command: DriverCommand) {
         match command {
             // Its client left before this was read, and was not known then.
-            DriverCommand::Submit { client, .. } if client.is_closed() => {}
-            DriverCommand::Submit { request, job, plan, keep_alive, client, identity } => {
-                let place = ClientPlace::Here(client);
-                let record = KnownRequest { place, arrived: self.now(), granted: None, identity, worker: None };
+            DriverCommand::Submit { answer, .. } if answer.is_closed() => {}
+            DriverCommand::Submit { request, job, plan, keep_alive, client, answer, identity } => {
+                let (place, key) = (ClientPlace::Here(answer), client.key.clone());
+                let record = KnownRequest { place, key, arrived: self.now(), granted: None, identity, worker: None };
                 self.requests.insert(request, record);
-                self.step(Event::Arrived { request, job, plan, keep_alive });
+                self.step(Event::Arrived { request, job, plan, keep_alive, client });
             }
             DriverCommand::Unload(model) => self.step(Event::Unload { model }),
             DriverCommand::Pardon(model) => self.step(Event::Pardoned { model }),
@@ -505,6 +506,7 @@ impl Task {
             request_id = %request,
             model = worker.map(|worker| tracing::field::display(worker.model.clone())),
             incarnation = worker.map(|worker| worker.incarnation.0),
+            key = record.key.as_ref().map(tracing::field::display),
             queue_ms = granted.unwrap_or(now).since(record.arrived) / 1_000_000,
             ttft_ms = summary.first_token_ns.map(|first_ns| Mono(first_ns).since(record.arrived) / 1_000_000),
             total_ms = now.since(record.arrived) / 1_000_000,

@@ -10,6 +10,7 @@ use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
 use ollmlx_proto::{Failure, FailureKind, ModelId, Output};
 use tokio::time::Instant;
 
+use super::asker::Asker;
 use super::body::Body;
 use super::metrics::pace::Pace;
 use super::plan::{Planned, plan};
@@ -30,14 +31,14 @@ const TIMEOUT: &str = "x-ollmlx-timeout";
 
 /// Serves one request to a model.
 pub(super) async fn run(
-    state: &Arc<AppState>,
+    (state, asker): (&Arc<AppState>, &Asker),
     endpoint: &'static Endpoint,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<HttpReply, Rejection> {
     let started = state.handle.now();
     let deadline = deadline(headers)?;
-    let prepared = prepare(state, endpoint, body, started);
+    let prepared = prepare((state, asker), endpoint, body, started);
     let prepared = match deadline {
         None => prepared.await,
         Some(at) => {
@@ -86,18 +87,19 @@ struct Submitted {
 }
 
 async fn prepare(
-    state: &Arc<AppState>,
+    (state, asker): (&Arc<AppState>, &Asker),
     endpoint: &'static Endpoint,
     body: Body,
     started: Mono,
 ) -> Result<Prepared, Rejection> {
     let (call, hold) = body.parse(endpoint.parse).await?;
-    let resolved = state.catalog.resolve(&call.model).await;
+    let resolved = asker.resolve(state, &call.model).await;
     let model = resolved.map_err(|error| model_error(endpoint, &call.model, &error))?;
     let framing = endpoint.dialect.framing;
     let mut encoder = (endpoint.encoder)(&call, meta(endpoint, &call));
     let watch = Stopwatch::new(state.handle.clone(), started, framing);
     if matches!(call.body, CallBody::Unload) {
+        asker.may_unload(state, &model.id)?;
         state.handle.unload(model.id.clone()).await;
         watch.set(encoder.as_mut());
         encoder.push(&TicketItem::Unloaded);
@@ -110,7 +112,7 @@ async fn prepare(
         let learned = state.learned.borrow();
         plan(call, &model, (&state.config, &learned), endpoint.verb)?
     };
-    let ticket = state.handle.submit(job, plan, keep_alive).await;
+    let ticket = state.handle.submit_for(asker.client(state), job, plan, keep_alive).await;
     // It is in the house now, which has a limit of its own.
     drop(hold);
     let pace = Pace::new(Arc::clone(&state.metrics), started);

@@ -28,7 +28,12 @@ pub(super) struct Body {
 ///
 /// # Errors
 /// 413 for a large one, 415 for a packed one, 408 for a slow one, 503 where too many are held, 400 for a broken one.
-pub(super) async fn read(head: &Parts, incoming: Incoming, room: &Arc<BodyRoom>) -> Result<Body, Rejection> {
+pub(super) async fn read(
+    head: &Parts,
+    peer: Peer,
+    incoming: Incoming,
+    room: &Arc<BodyRoom>,
+) -> Result<Body, Rejection> {
     let packed = head.headers.get(CONTENT_ENCODING).is_some_and(|value| !value.is_empty() && value != "identity");
     if packed {
         return Err(Rejection::new(415, "compressed request bodies are not supported; send plain JSON"));
@@ -36,7 +41,7 @@ pub(super) async fn read(head: &Parts, incoming: Incoming, room: &Arc<BodyRoom>)
     if incoming.size_hint().lower() > BODY_BYTES_MAX as u64 {
         return Err(too_large());
     }
-    let (hold, ended) = room.enter(Peer::of_request(head), Instant::now());
+    let (hold, ended) = room.enter(peer, Instant::now());
     let timeout = Duration::from_millis(BODY_READ_TIMEOUT_MS);
     match tokio::time::timeout(timeout, collect(incoming, hold, ended)).await {
         Ok(read) => read,

@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::asker::Asker;
 use super::body::Body;
 use super::body_room::BodyHold;
 use super::refuse::catalog_error;
@@ -21,11 +22,12 @@ use crate::dialect::ollama::manage::CreateRequest;
 const PROGRESS_LEN_MAX: usize = 64;
 
 /// `POST /api/create`: progress lines, or the last one only.
-pub(super) async fn create(state: &Arc<AppState>, body: Body) -> Result<HttpReply, Rejection> {
+pub(super) async fn create(state: &Arc<AppState>, asker: &Asker, body: Body) -> Result<HttpReply, Rejection> {
     let (request, hold) = body.parse(CreateRequest::parse).await?;
     if request.remote {
         return Err(Rejection::new(403, "ollama cloud is disabled: remote model is unavailable"));
     }
+    asker.must_not_be_path(request.from.as_deref().unwrap_or_default()).map_err(|error| catalog_error(&error))?;
     let stream = request.stream;
     let (statuses, mut heard) = mpsc::channel(PROGRESS_LEN_MAX);
     // A task of its own: a client that goes away does not leave half a model.

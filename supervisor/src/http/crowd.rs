@@ -13,10 +13,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use hyper::http::request::Parts;
-
 use crate::limits::{CONNECTIONS_PER_ADDRESS_MAX, CROWD_LOG_MS};
-
 use crate::types::Mono;
 
 /// Addresses without a connection are forgotten when so many are known, or twice as many as were left the last time.
@@ -41,11 +38,6 @@ pub(super) enum Peer {
 }
 
 impl Peer {
-    /// Who asked, as the listener noted it in the head of a request.
-    pub(super) fn of_request(head: &Parts) -> Self {
-        head.extensions.get().copied().unwrap_or(Self::V4(Ipv4Addr::UNSPECIFIED))
-    }
-
     /// The one with this address.
     pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {

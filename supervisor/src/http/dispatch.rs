@@ -1,5 +1,6 @@
 //! From a request's head to its reply: the guard, the row of its path, and whoever answers there.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -8,7 +9,9 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request};
 
 use super::answer::run;
+use super::asker::Asker;
 use super::body;
+use super::crowd::Peer;
 use super::guard::{Clearance, mark};
 use super::refuse::{add_retry_after, refuse};
 use super::respond::{HttpReply, empty, text};
@@ -20,29 +23,36 @@ use crate::dialect::Rejection;
 type Found<'a> = (&'static Route, &'a str);
 
 /// The reply to a request.
-pub(super) async fn serve(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
+pub(super) async fn serve(state: Arc<AppState>, request: Request<Incoming>, address: IpAddr) -> HttpReply {
     let (head, incoming) = request.into_parts();
     let found = find(head.uri.path());
-    let mut reply = guarded(&state, &head, found, incoming).await;
+    let mut reply = guarded(&state, (&head, address), found, incoming).await;
     add_retry_after(&mut reply, || state.handle.snapshot().retry_after_s());
     state.metrics.answered(found.and_then(|(route, _)| route.counter()), reply.status().as_u16());
     reply
 }
 
-async fn guarded(state: &Arc<AppState>, head: &Parts, found: Option<Found<'_>>, incoming: Incoming) -> HttpReply {
+async fn guarded(
+    state: &Arc<AppState>,
+    (head, address): (&Parts, IpAddr),
+    found: Option<Found<'_>>,
+    incoming: Incoming,
+) -> HttpReply {
     let path = head.uri.path();
-    let origin = match state.guard.check(&head.method, &head.headers, head.uri.host()) {
+    let (origin, asker) = match state.guard.check(head, address) {
         Clearance::Answer(reply) => return reply,
-        Clearance::Pass(origin) => origin,
-        Clearance::Unauthorized if found.is_some_and(|(route, _)| !route.needs_key) => None,
-        Clearance::Unauthorized => {
-            let rejection = Rejection::new(401, "unauthorized: this server wants its key as a bearer token");
+        Clearance::Pass(origin, Some(asker)) => (origin, asker),
+        Clearance::Pass(_, None) if found.is_some_and(|(route, _)| route.needs.is_none()) => {
+            (None, Asker::nobody(address))
+        }
+        Clearance::Pass(_, None) => {
+            let rejection = Rejection::new(401, "unauthorized: this server wants a key as a bearer token");
             return refuse(dialect_of(path), &rejection);
         }
     };
     let mut reply = match found {
         Some((route, segment)) if route.methods.contains(&head.method) => {
-            let handled = handled(state, (route, segment), head, incoming).await;
+            let handled = handled((state, &asker), (route, segment), head, incoming).await;
             handled.unwrap_or_else(|rejection| refuse(route.dialect, &rejection))
         }
         Some((route, _)) => not_allowed(route.methods),
@@ -53,22 +63,26 @@ async fn guarded(state: &Arc<AppState>, head: &Parts, found: Option<Found<'_>>, 
 }
 
 async fn handled(
-    state: &Arc<AppState>,
+    (state, asker): (&Arc<AppState>, &Asker),
     (route, segment): Found<'_>,
     head: &Parts,
     incoming: Incoming,
 ) -> Result<HttpReply, Rejection> {
+    if let Some(right) = route.needs {
+        asker.must(right)?;
+    }
+    let peer = Peer::of(asker.address);
     match route.handler {
-        Handler::Now(reply) => Ok(reply(state)),
-        Handler::Look(look) => look(state, segment).await,
+        Handler::Now(reply) => Ok(reply(state, asker)),
+        Handler::Look(look) => look(state, asker, segment).await,
         Handler::Upload(take) => take(state, &head.method, segment, incoming).await,
         Handler::Body(answer) => {
-            let body = body::read(head, incoming, &state.body_room).await?;
-            answer(state, body).await
+            let body = body::read(head, peer, incoming, &state.body_room).await?;
+            answer(state, asker, body).await
         }
         Handler::Run(endpoint) => {
-            let body = body::read(head, incoming, &state.body_room).await?;
-            run(state, endpoint, &head.headers, body).await
+            let body = body::read(head, peer, incoming, &state.body_room).await?;
+            run((state, asker), endpoint, &head.headers, body).await
         }
     }
 }

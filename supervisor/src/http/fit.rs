@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::limits::{CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, SLOTS_MAX};
 use serde_json::{Value, json};
 
+use super::asker::Asker;
 use super::body::Body;
 use super::config::HttpConfig;
 use super::ops;
@@ -23,9 +24,9 @@ use crate::os::wall::rfc3339_local;
 use crate::types::{LoadPlan, LoadWish, Outlook, Prospect, Snapshot, WishedLoad, WorkerView};
 
 /// `POST /api/ollmlx/fit`.
-pub(super) async fn fit(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+pub(super) async fn fit(state: &AppState, asker: &Asker, body: Body) -> Result<HttpReply, Rejection> {
     let (request, _hold) = body.parse(FitRequest::parse).await?;
-    let model = ops::model(state, &request.name).await?;
+    let model = ops::model(state, asker, &request.name).await?;
     let ask = LoadWish { context_tokens: request.num_ctx, slots: request.slots, kv_type: request.kv_type };
     let question = Question::new(&model, &state.config, &state.learned.borrow(), ask)?;
     let Some(outlook) = state.handle.outlook(question.wished()).await else {
@@ -156,7 +157,7 @@ fn wish(model: &Arc<ModelRef>, config: &HttpConfig, ask: &LoadWish) -> Result<Wi
 
 fn holder(view: &WorkerView) -> Value {
     json!({
-        "name": view.model.name,
+        "name": view.model.public_name(),
         "bytes": view.memory_bytes,
         "state": view.state,
         "pinned": view.pinned,

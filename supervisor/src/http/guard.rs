@@ -1,20 +1,25 @@
-//! Who may talk to the door: origins (CORS), hosts (DNS rebinding) and the key (`docs/conformance.md`, Who may call).
+//! Who may talk to the door: hosts (DNS rebinding), origins (CORS) and keys (`docs/conformance.md`, Who may call).
 //!
-//! A refusal is 403 with an empty body and has no effect; the request's body is not even read.
+//! A refusal of a page or of a name is 403 with an empty body and has no effect; the request's body is not even read. Whoever
+//! passes is an [`Asker`], and what that may do is asked by the row of its path.
 
 use std::net::IpAddr;
 
 use hyper::Method;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
-    AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
+    AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, VARY,
 };
+use hyper::http::request::Parts;
 
+use super::asker::Asker;
 use super::config::HttpConfig;
-use super::respond::{HttpReply, empty};
+use super::host::{self, Authority, Host};
+use super::origin::{Allowed, Origin};
+use super::respond::{HttpReply, empty, text};
+use crate::config::{Keys, Right};
+use crate::types::KeyName;
 
-const SCHEMES: [&str; 5] = ["app://*", "file://*", "tauri://*", "vscode-webview://*", "vscode-file://*"];
-const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "0.0.0.0"];
 const METHODS: &str = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS";
 const HEADERS: &str = "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,OpenAI-Beta,X-Api-Key,\
     Anthropic-Version,Anthropic-Beta,x-stainless-arch,x-stainless-async,x-stainless-custom-poll-interval,\
@@ -26,93 +31,102 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The rules, made once.
 #[derive(Debug)]
 pub(super) struct Guard {
-    origins: Vec<String>,
-    any_origin: bool,
+    origins: Allowed,
     checks_host: bool,
     host_name: String,
-    key: Option<String>,
+    hosts: Vec<String>,
+    keys: Keys,
 }
 
 /// What the guard says of a request.
 #[derive(Debug)]
 pub(super) enum Clearance {
-    /// It may go on; its reply gets this origin.
-    Pass(Option<HeaderValue>),
+    /// It may go on as this asker; its reply gets this origin. Nobody, where a key is missing or wrong.
+    Pass(Option<HeaderValue>, Option<Asker>),
     /// This is the reply.
     Answer(HttpReply),
-    /// The key is missing or wrong.
-    Unauthorized,
 }
 
 impl Guard {
     pub(super) fn new(config: &HttpConfig) -> Self {
-        let mut origins = config.origins.clone();
-        for host in LOCAL_HOSTS {
-            for scheme in ["http", "https"] {
-                origins.push(format!("{scheme}://{host}"));
-                origins.push(format!("{scheme}://{host}:*"));
-            }
-        }
-        origins.extend(SCHEMES.iter().map(|&scheme| scheme.to_owned()));
         let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        let hosts: Vec<String> = config.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect();
         Self {
-            any_origin: config.origins.iter().any(|origin| origin == "*"),
-            origins,
-            checks_host: config.address.ip().is_loopback(),
-            host_name,
-            key: config.api_key.clone().filter(|key| !key.is_empty()),
+            origins: Allowed::new(&config.origins),
+            checks_host: config.address.ip().is_loopback() || !hosts.is_empty(),
+            host_name: host_name.to_ascii_lowercase(),
+            hosts,
+            keys: config.keys.clone(),
         }
     }
 
-    /// Judges a request by its head.
-    pub(super) fn check(&self, method: &Method, headers: &HeaderMap, uri_host: Option<&str>) -> Clearance {
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or(uri_host).unwrap_or_default();
-        let allowed_origin = match headers.get(ORIGIN) {
-            Some(origin) if !self.is_own(origin, host) => {
-                if !self.allows(origin) {
-                    return Clearance::Answer(empty(403));
-                }
-                let value = if self.any_origin { HeaderValue::from_static("*") } else { origin.clone() };
-                Some(value)
-            }
-            _ => None,
+    /// Judges a request by its head and by the address that it comes from.
+    pub(super) fn check(&self, head: &Parts, address: IpAddr) -> Clearance {
+        let asked = match host::asked(head.version, &head.headers, &head.uri) {
+            Ok(asked) => asked,
+            Err(wrong) => return Clearance::Answer(text(400, wrong)),
         };
-        if self.checks_host && !self.knows_host(host) {
+        let allowed_origin = match Origin::of(&head.headers, asked.as_ref()) {
+            Origin::Own => None,
+            _ if self.origins.any() => Some(HeaderValue::from_static("*")),
+            Origin::Other(origin) if self.origins.has(&origin) => HeaderValue::from_str(&origin).ok(),
+            Origin::Other(_) | Origin::Unnamed => return Clearance::Answer(empty(403)),
+        };
+        let is_known = self.knows_host(asked.as_ref());
+        if self.checks_host && !is_known {
             return Clearance::Answer(empty(403));
         }
-        if method == Method::OPTIONS {
+        if head.method == Method::OPTIONS {
             if let Some(origin) = allowed_origin {
                 return Clearance::Answer(preflight(origin));
             }
-            if strip_port(host).parse::<IpAddr>().is_err() {
+            if !matches!(asked, Some(Authority { host: Host::Address(_), .. })) {
                 return Clearance::Answer(empty(204));
             }
         }
-        if self.key.as_deref().is_some_and(|key| !brings(headers, key)) {
-            return Clearance::Unauthorized;
-        }
-        Clearance::Pass(allowed_origin)
+        let asker = if self.keys.is_empty() {
+            // A page that a name server leads here asks from this machine as well, but under a name of its own.
+            let is_here = address.to_canonical().is_loopback() && is_known;
+            Some(Asker { key: None, right: Right::Manage, names_paths: is_here, address })
+        } else {
+            self.brings(&head.headers).map(|(name, right)| {
+                let names_paths = right >= Right::Manage;
+                Asker { key: Some(name), right, names_paths, address }
+            })
+        };
+        Clearance::Pass(allowed_origin, asker)
     }
 
-    fn is_own(&self, origin: &HeaderValue, host: &str) -> bool {
-        let origin = origin.as_bytes();
-        !host.is_empty() && origin.strip_prefix(b"http://").is_some_and(|rest| rest == host.as_bytes())
+    /// Whether a name, or its absence, is one of this machine's or network's own, or of the settings.
+    fn knows_host(&self, asked: Option<&Authority>) -> bool {
+        let Some(Authority { host, .. }) = asked else { return true };
+        let name = match host {
+            Host::Address(ip) => {
+                let written = ip.to_string();
+                return is_near(*ip) || self.hosts.contains(&written) || is_own_address(*ip);
+            }
+            Host::Name(name) => name,
+        };
+        let is_below = |suffix: &str| name.ends_with(suffix) && name.len() > suffix.len();
+        let further = |host: &String| if host.starts_with('.') { is_below(host) } else { host == name };
+        name == "localhost"
+            || *name == self.host_name
+            || [".localhost", ".local", ".internal"].into_iter().any(is_below)
+            || self.hosts.iter().any(further)
     }
 
-    fn allows(&self, origin: &HeaderValue) -> bool {
-        let Ok(origin) = origin.to_str() else { return false };
-        self.any_origin || self.origins.iter().any(|allowed| matches(allowed, origin))
-    }
-
-    fn knows_host(&self, host: &str) -> bool {
-        let name = strip_port(host).to_ascii_lowercase();
-        if name.is_empty() || name == "localhost" || name == self.host_name.to_ascii_lowercase() {
-            return true;
-        }
-        if let Ok(ip) = name.parse::<IpAddr>() {
-            return is_near(ip) || is_own_address(ip);
-        }
-        [".localhost", ".local", ".internal"].iter().any(|suffix| name.ends_with(suffix))
+    /// The key that a request brings. Every credential must be the same one, so that none can hide another.
+    fn brings(&self, headers: &HeaderMap) -> Option<(KeyName, Right)> {
+        let bearer = headers.get_all(AUTHORIZATION).iter().map(|value| {
+            let value = value.as_bytes();
+            let is_bearer = value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer ");
+            if is_bearer { &value[7..] } else { &[] }
+        });
+        let direct = headers.get_all(API_KEY).iter().map(HeaderValue::as_bytes);
+        let mut given = bearer.chain(direct).map(|given| self.keys.find(given));
+        let first = given.next()??;
+        let is_same = given.all(|other| other.is_some_and(|other| other.name() == first.name()));
+        is_same.then(|| (KeyName::new(first.name()), first.right()))
     }
 }
 
@@ -138,30 +152,6 @@ fn preflight(origin: HeaderValue) -> HttpReply {
     reply
 }
 
-/// One `*` per entry; `:*` is digits only, so that it can't be made to span a host name.
-fn matches(allowed: &str, origin: &str) -> bool {
-    let Some((before, after)) = allowed.split_once('*') else { return allowed.eq_ignore_ascii_case(origin) };
-    let fits = origin.len() >= before.len() + after.len()
-        && origin.is_char_boundary(before.len())
-        && origin[..before.len()].eq_ignore_ascii_case(before)
-        && origin.ends_with(after);
-    if !fits {
-        return false;
-    }
-    let between = &origin[before.len()..origin.len() - after.len()];
-    !before.ends_with(':') || before.ends_with("//") || between.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-fn strip_port(host: &str) -> &str {
-    if let Some(rest) = host.strip_prefix('[') {
-        return rest.split_once(']').map_or(rest, |(address, _)| address);
-    }
-    match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    }
-}
-
 fn is_near(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_private() || ip.is_unspecified(),
@@ -178,38 +168,22 @@ fn is_own_address(ip: IpAddr) -> bool {
     })
 }
 
-/// Every credential that a request brings must be the right one, so that none can hide another.
-fn brings(headers: &HeaderMap, key: &str) -> bool {
-    let bearer = headers.get_all(AUTHORIZATION).iter().map(|value| {
-        let value = value.as_bytes();
-        let is_bearer = value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer ");
-        if is_bearer { &value[7..] } else { &[] }
-    });
-    let direct = headers.get_all(API_KEY).iter().map(HeaderValue::as_bytes);
-    let mut any = false;
-    let mut all = true;
-    for given in bearer.chain(direct) {
-        any = true;
-        all &= equal_in_constant_time(given, key.as_bytes());
-    }
-    any && all
-}
-
-fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
-    let difference = a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b));
-    a.len() == b.len() && difference == 0
-}
-
 #[cfg(test)]
 mod tests {
+    use hyper::Request;
+
     use super::*;
 
-    fn guard(origins: &[&str], key: Option<&str>) -> Guard {
+    const HERE: &str = "127.0.0.1";
+    const ELSEWHERE: &str = "192.0.2.7";
+
+    fn guard(bind: &str, allowed_hosts: &[&str], keys: &str) -> Guard {
         Guard::new(&HttpConfig {
-            address: "127.0.0.1:11434".parse().unwrap(),
-            origins: origins.iter().map(|&origin| origin.to_owned()).collect(),
+            address: bind.parse().unwrap(),
+            origins: Vec::new(),
+            allowed_hosts: allowed_hosts.iter().map(|&host| host.to_owned()).collect(),
             version: String::new(),
-            api_key: key.map(str::to_owned),
+            keys: if keys.is_empty() { Keys::default() } else { Keys::parse(keys).unwrap() },
             context_tokens: 1,
             slots: 1,
             kv_type: String::new(),
@@ -221,73 +195,130 @@ mod tests {
         })
     }
 
-    fn status(guard: &Guard, method: Method, pairs: &[(&'static str, &str)]) -> u16 {
-        let mut headers = HeaderMap::new();
+    fn local() -> Guard {
+        guard("127.0.0.1:11434", &[], "")
+    }
+
+    fn clearance(guard: &Guard, method: Method, pairs: &[(&'static str, &str)], from: &str) -> Clearance {
+        let mut head = Request::builder().method(method).uri("/api/tags").body(()).unwrap().into_parts().0;
         for (name, value) in pairs {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+            head.headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
-        match guard.check(&method, &headers, None) {
-            Clearance::Pass(_) => 200,
+        guard.check(&head, from.parse().unwrap())
+    }
+
+    fn status(guard: &Guard, method: Method, pairs: &[(&'static str, &str)]) -> u16 {
+        match clearance(guard, method, pairs, HERE) {
+            Clearance::Pass(_, Some(_)) => 200,
+            Clearance::Pass(_, None) => 401,
             Clearance::Answer(reply) => reply.status().as_u16(),
-            Clearance::Unauthorized => 401,
         }
     }
 
     #[test]
     fn s09_foreign_origins_are_refused() {
-        let guard = guard(&[], None);
-        for evil in [
-            "null",
-            "https://evil.example",
-            "http://localhost.evil.example",
-            "http://127.0.0.1.evil.example",
-            "http://localhost:1.evil.example",
-            "http://localhost:@evil.example",
-        ] {
-            assert_eq!(status(&guard, Method::POST, &[("host", "localhost:11434"), ("origin", evil)]), 403, "{evil}");
+        for evil in ["null", "", "https://evil.example", "http://localhost:@evil.example", "http://a,http://localhost"]
+        {
+            let head = [("host", "localhost:11434"), ("origin", evil)];
+            assert_eq!(status(&local(), Method::POST, &head), 403, "{evil}");
+            assert_eq!(status(&local(), Method::OPTIONS, &head), 403, "{evil}");
         }
+        let two = [("host", "localhost"), ("origin", "http://localhost:3000"), ("origin", "http://evil.example")];
+        assert_eq!(status(&local(), Method::POST, &two), 403);
         for fine in ["http://localhost:3000", "https://127.0.0.1", "app://x", "vscode-webview://abc"] {
-            assert_eq!(status(&guard, Method::POST, &[("host", "localhost:11434"), ("origin", fine)]), 200, "{fine}");
+            assert_eq!(status(&local(), Method::POST, &[("host", "localhost:11434"), ("origin", fine)]), 200, "{fine}");
         }
     }
 
     #[test]
-    fn row_57_foreign_hosts_are_refused_on_loopback() {
-        let guard = guard(&[], None);
-        for (host, expect) in [
-            ("evil.example", 403),
-            ("evil.example:11434", 403),
-            ("foo.local", 200),
-            ("192.168.1.5", 200),
-            ("localhost:11434", 200),
-            ("[::1]:11434", 200),
-            ("8.8.8.8", 403),
+    fn row_57_a_host_is_checked_on_loopback_and_where_the_settings_say_so() {
+        let open = guard("0.0.0.0:11434", &[], "");
+        let closed = guard("0.0.0.0:11434", &["ollama", ".example.com", "8.8.8.8"], "");
+        for (host, on_loopback, on_all, with_names) in [
+            ("localhost:11434", 200, 200, 200),
+            ("LOCALHOST.", 200, 200, 200),
+            ("[::1]:11434", 200, 200, 200),
+            ("[::ffff:127.0.0.1]", 200, 200, 200),
+            ("192.168.1.5", 200, 200, 200),
+            ("foo.local", 200, 200, 200),
+            ("host.docker.internal:11434", 200, 200, 200),
+            ("ollama.localhost", 200, 200, 200),
+            ("", 200, 200, 200),
+            ("ollama:11434", 403, 200, 200),
+            ("ai.example.com", 403, 200, 200),
+            ("8.8.8.8", 403, 200, 200),
+            ("8.8.4.4", 403, 200, 403),
+            ("example.com", 403, 200, 403),
+            ("evil.example", 403, 200, 403),
+            ("evil.example:11434", 403, 200, 403),
+            ("local", 403, 200, 403),
+            ("internal", 403, 200, 403),
+            ("notlocalhost", 403, 200, 403),
+            ("localhost.evil.example", 403, 200, 403),
+            ("127.0.0.1.evil.example", 403, 200, 403),
+            ("127.1", 400, 400, 400),
+            ("2130706433", 400, 400, 400),
+            ("::1", 400, 400, 400),
+            ("localhost:80:80", 400, 400, 400),
+            ("user@localhost", 400, 400, 400),
+            (".local", 400, 400, 400),
+            ("localhost%00.evil.example", 400, 400, 400),
         ] {
-            assert_eq!(status(&guard, Method::GET, &[("host", host)]), expect, "{host}");
+            let of = |guard: &Guard| status(guard, Method::GET, &[("host", host)]);
+            assert_eq!((of(&local()), of(&open), of(&closed)), (on_loopback, on_all, with_names), "{host}");
+        }
+        for guard in [local(), open, closed] {
+            assert_eq!(status(&guard, Method::GET, &[]), 400);
+            assert_eq!(status(&guard, Method::GET, &[("host", "localhost"), ("host", "localhost")]), 400);
         }
     }
 
     #[test]
     fn preflights_are_answered() {
-        let guard = guard(&[], None);
         let head = [("host", "localhost"), ("origin", "http://localhost:3000")];
-        assert_eq!(status(&guard, Method::OPTIONS, &head), 204);
-        assert_eq!(status(&guard, Method::OPTIONS, &[("host", "localhost")]), 204);
+        assert_eq!(status(&local(), Method::OPTIONS, &head), 204);
+        assert_eq!(status(&local(), Method::OPTIONS, &[("host", "localhost")]), 204);
+        assert_eq!(status(&local(), Method::OPTIONS, &[("host", "127.0.0.1")]), 200, "the table of paths answers");
     }
 
     #[test]
-    fn s11_one_rule_for_every_way_to_bring_the_key() {
-        let guard = guard(&[], Some("right"));
+    fn s11_one_rule_for_every_way_to_bring_a_key() {
+        let guard = guard("127.0.0.1:11434", &[], "anna use right\nbert manage other");
         for (pairs, expect) in [
             (&[("authorization", "Bearer right")][..], 200),
             (&[("authorization", "bearer right")], 200),
             (&[("x-api-key", "right")], 200),
+            (&[("x-api-key", "right"), ("authorization", "Bearer right")], 200),
             (&[("authorization", "Bearer wrong"), ("x-api-key", "right")], 401),
             (&[("authorization", "Bearer right"), ("x-api-key", "wrong")], 401),
+            (&[("authorization", "Bearer right"), ("x-api-key", "other")], 401),
+            (&[("authorization", "Bearer right"), ("authorization", "Bearer other")], 401),
             (&[("authorization", "right")], 401),
+            (&[("x-api-key", "")], 401),
             (&[], 401),
         ] {
-            assert_eq!(status(&guard, Method::POST, pairs), expect, "{pairs:?}");
+            let head = [&[("host", "localhost")], pairs].concat();
+            assert_eq!(status(&guard, Method::POST, &head), expect, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_name_paths_is_on_this_machine_or_has_a_key_for_it() {
+        let rights = |guard: &Guard, pairs: &[(&'static str, &str)], from: &str| {
+            let Clearance::Pass(_, Some(asker)) = clearance(guard, Method::POST, pairs, from) else {
+                panic!("{pairs:?}")
+            };
+            (asker.right, asker.names_paths)
+        };
+        let open = guard("0.0.0.0:11434", &[], "");
+        assert_eq!(rights(&open, &[("host", "localhost")], HERE), (Right::Manage, true));
+        assert_eq!(rights(&open, &[("host", "localhost")], "::ffff:127.0.0.1"), (Right::Manage, true));
+        assert_eq!(rights(&open, &[("host", "localhost")], ELSEWHERE), (Right::Manage, false));
+        assert_eq!(rights(&open, &[("host", "evil.example")], HERE), (Right::Manage, false), "a page led here by name");
+        let keyed = guard("0.0.0.0:11434", &[], "anna use a\nbert manage b");
+        for from in [HERE, ELSEWHERE] {
+            assert_eq!(rights(&keyed, &[("host", "h"), ("x-api-key", "a")], from), (Right::Use, false));
+            assert_eq!(rights(&keyed, &[("host", "h"), ("x-api-key", "b")], from), (Right::Manage, true));
         }
     }
 }

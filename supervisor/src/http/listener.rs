@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::crowd::{Crowd, Peer};
+use super::crowd::Crowd;
 use super::dispatch;
 use super::respond::{HttpReply, text};
 use super::state::AppState;
@@ -66,7 +66,7 @@ pub async fn serve_crowd(
                 };
                 let (state, leaving) = (Arc::clone(&state), leaving.clone());
                 connections.spawn(async move {
-                    connection(stream, Peer::of(address.ip()), state, leaving).await;
+                    connection((stream, address.ip()), state, leaving).await;
                     drop((permit, place));
                 });
             }
@@ -109,14 +109,13 @@ async fn accept(
     Ok((stream, address, permit))
 }
 
-async fn connection(stream: TcpStream, peer: Peer, state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {
+async fn connection((stream, address): (TcpStream, IpAddr), state: Arc<AppState>, mut leaving: watch::Receiver<Door>) {
     let door = leaving.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
+    let service = service_fn(move |request: Request<Incoming>| {
         let (state, door) = (Arc::clone(&state), door.clone());
         async move {
             // On the heap, so that a connection without a request does not hold the room for one.
-            let mut reply = Box::pin(answer(state, request)).await;
+            let mut reply = Box::pin(answer(state, request, address)).await;
             if *door.borrow() != Door::Open {
                 reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -152,8 +151,8 @@ async fn connection(stream: TcpStream, peer: Peer, state: Arc<AppState>, mut lea
 }
 
 /// A panic in a handler is the end of that request only.
-async fn answer(state: Arc<AppState>, request: Request<Incoming>) -> HttpReply {
-    let handled = futures_catch(dispatch::serve(state, request)).await;
+async fn answer(state: Arc<AppState>, request: Request<Incoming>, address: IpAddr) -> HttpReply {
+    let handled = futures_catch(dispatch::serve(state, request, address)).await;
     handled.unwrap_or_else(|| text(500, "internal server error"))
 }
 

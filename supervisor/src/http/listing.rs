@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 use ollmlx_proto::MemoryReport;
 use serde_json::{Map, Value, json};
 
+use super::asker::Asker;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, json};
 use super::state::AppState;
 use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
 use crate::os::wall::{rfc3339_local, wall_now};
-use crate::types::WorkerView;
+use crate::types::{KeyName, WorkerView};
 
 /// "For ever" as Ollama shows it: the largest Go duration, some 292 years.
 const FOREVER: Duration = Duration::from_secs(9_223_372_036);
@@ -61,7 +62,7 @@ fn row(model: &ModelRef) -> Value {
 }
 
 /// `GET /api/ps`. Never waits for anyone. `workers` has those that wait for a process or rest after a death as well.
-pub(super) fn ps(state: &AppState) -> HttpReply {
+pub(super) fn ps(state: &AppState, asker: &Asker) -> HttpReply {
     let snapshot = state.handle.snapshot();
     let now = wall_now();
     let mut rows: Vec<(SystemTime, Value)> = snapshot
@@ -69,7 +70,7 @@ pub(super) fn ps(state: &AppState) -> HttpReply {
         .iter()
         .map(|view| {
             let expires_at = expiry(state, view, now);
-            (expires_at, resident(state, view, expires_at))
+            (expires_at, resident((state, asker), view, expires_at))
         })
         .collect();
     rows.sort_by_key(|(expires_at, _)| std::cmp::Reverse(*expires_at));
@@ -109,11 +110,12 @@ fn account(view: &WorkerView) -> Value {
     })
 }
 
-fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Value {
+fn resident((state, asker): (&AppState, &Asker), view: &WorkerView, expires_at: SystemTime) -> Value {
     let model = &view.model;
+    let name = asker.name_of(model);
     json!({
-        "name": model.name,
-        "model": model.name,
+        "name": name,
+        "model": name,
         "size": view.memory_bytes,
         "digest": model.digest,
         "details": details(model, false),
@@ -131,6 +133,7 @@ fn resident(state: &AppState, view: &WorkerView, expires_at: SystemTime) -> Valu
         "last_death": view.last_death,
         "cpu_level": view.cpu_level,
         "priority": view.priority,
+        "key": view.key.as_ref().map(KeyName::as_str),
         "memory": account(view),
         "rests_until": view.rests_until.map(|at| rfc3339_local(state.handle.wall_clock_of(at))),
     })

@@ -8,6 +8,7 @@ use hyper::Method;
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 
+use super::asker::Asker;
 use super::body::Body;
 use super::listing::{capabilities, details};
 use super::refuse::catalog_error;
@@ -22,12 +23,12 @@ use crate::os::wall::rfc3339_local;
 const SHOWN_ELEMENTS_MAX: usize = 5;
 
 /// `POST /api/show`.
-pub(super) async fn show(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+pub(super) async fn show(state: &AppState, asker: &Asker, body: Body) -> Result<HttpReply, Rejection> {
     let (request, _hold) = body.parse(ShowRequest::parse).await?;
     if request.name.is_empty() {
         return Err(Rejection::no_model());
     }
-    let model = state.catalog.resolve(&request.name).await.map_err(|error| match error {
+    let model = asker.resolve(state, &request.name).await.map_err(|error| match error {
         CatalogError::NotFound(_) => Rejection::unknown_model(&tagged(&request.name), None),
         CatalogError::NotCached { advice, .. } => Rejection::unknown_model(&tagged(&request.name), Some(&advice)),
         other => catalog_error(&other),
@@ -39,7 +40,7 @@ pub(super) async fn show(state: &AppState, body: Body) -> Result<HttpReply, Reje
         }
     };
     put("license", Some(model.licenses.join("\n")));
-    put("modelfile", Some(state.catalog.modelfile(&model)));
+    put("modelfile", Some(asker.modelfile(state, &model)));
     put("parameters", Some(parameters(&model, request.options)));
     put("template", request.template.or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()));
     put("system", request.system.or_else(|| model.system.clone()));

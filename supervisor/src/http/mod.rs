@@ -5,6 +5,7 @@
 //! ticket, is dropped, which cancels the request.
 
 mod answer;
+mod asker;
 mod body;
 mod body_room;
 mod config;
@@ -15,6 +16,7 @@ pub mod fit;
 #[cfg(test)]
 mod golden_tests;
 mod guard;
+mod host;
 pub mod learn;
 pub mod listener;
 mod listing;
@@ -23,6 +25,7 @@ pub mod metrics;
 mod models;
 mod native;
 mod ops;
+mod origin;
 mod plan;
 mod probes;
 mod refuse;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::asker::Asker;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, json};
 use super::state::AppState;
@@ -17,8 +18,8 @@ pub(super) async fn list(state: &AppState) -> Result<HttpReply, Rejection> {
 }
 
 /// `GET /v1/models/{id}`.
-pub(super) async fn one(state: &AppState, id: &str) -> Result<HttpReply, Rejection> {
-    let model = state.catalog.resolve(id).await.map_err(|error| match error {
+pub(super) async fn one(state: &AppState, asker: &Asker, id: &str) -> Result<HttpReply, Rejection> {
+    let model = asker.resolve(state, id).await.map_err(|error| match error {
         CatalogError::NotFound(_) | CatalogError::InvalidName(_) => Rejection::unknown_model(id, None),
         other => catalog_error(&other),
     })?;

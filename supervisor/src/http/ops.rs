@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::asker::Asker;
 use super::body::Body;
 use super::refuse::catalog_error;
 use super::respond::{HttpReply, NDJSON, Reply, json as json_reply, reply, whole};
@@ -17,7 +18,7 @@ use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
 use crate::dialect::ollama::manage::NameRequest;
 use crate::os::wall::rfc3339_local;
-use crate::types::Mono;
+use crate::types::{KeyName, Mono};
 
 /// Lines on their way to a client.
 const LINES_LEN_MAX: usize = 64;
@@ -26,20 +27,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Lines of a death's log that are shown.
 const DEATH_LINES_MAX: usize = 20;
 
-pub(super) async fn model(state: &AppState, name: &str) -> Result<Arc<ModelRef>, Rejection> {
+pub(super) async fn model(state: &AppState, asker: &Asker, name: &str) -> Result<Arc<ModelRef>, Rejection> {
     if name.is_empty() {
         return Err(Rejection::no_model());
     }
-    state.catalog.resolve(name).await.map_err(|error| catalog_error(&error))
+    asker.resolve(state, name).await.map_err(|error| catalog_error(&error))
 }
 
-/// `GET /api/ollmlx/server`: which process answers, and why its last upgrade failed.
+/// `GET /api/ollmlx/server`: which process answers, why its last upgrade failed, and whether anybody may ask.
 pub(super) fn server(state: &AppState) -> HttpReply {
     let body = json!({
         "pid": std::process::id(),
         "version": state.config.version,
         "started_at": rfc3339_local(state.handle.wall_clock_of(Mono(0))),
         "upgrade_error": *state.upgrade.borrow(),
+        "exposure": state.config.exposure(),
     });
     json_reply(200, body.to_string())
 }
@@ -52,9 +54,9 @@ pub(super) async fn record(state: &AppState) -> Result<HttpReply, Rejection> {
 
 /// `POST /api/ollmlx/restart`: forgets the deaths and what was learned of its memory, ends a rest, replaces the process once
 /// its work is done.
-pub(super) async fn restart(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+pub(super) async fn restart(state: &AppState, asker: &Asker, body: Body) -> Result<HttpReply, Rejection> {
     let (request, _hold) = body.parse(NameRequest::parse).await?;
-    let model = model(state, &request.name).await?;
+    let model = model(state, asker, &request.name).await?;
     let process = state.handle.snapshot().of(&model.id).and_then(|view| view.pid);
     // Without a listener there is nothing to be forgotten, and one whose disk hangs is not waited for.
     let _not_forgotten = state.forget.try_send(model.id.clone());
@@ -63,9 +65,9 @@ pub(super) async fn restart(state: &AppState, body: Body) -> Result<HttpReply, R
 }
 
 /// `POST /api/ollmlx/why`: the deaths of a model, newest last, and what comes next.
-pub(super) async fn why(state: &AppState, body: Body) -> Result<HttpReply, Rejection> {
+pub(super) async fn why(state: &AppState, asker: &Asker, body: Body) -> Result<HttpReply, Rejection> {
     let (request, _hold) = body.parse(NameRequest::parse).await?;
-    let model = model(state, &request.name).await?;
+    let model = model(state, asker, &request.name).await?;
     let snapshot = state.handle.snapshot();
     let date = |at: Mono| rfc3339_local(state.handle.wall_clock_of(at));
     let view = snapshot.of(&model.id);
@@ -108,6 +110,7 @@ pub(super) async fn why(state: &AppState, body: Body) -> Result<HttpReply, Rejec
         "in_flight": view.map_or(0, |view| view.in_flight),
         "queued": view.map_or(0, |view| view.queued),
         "next_attempt": view.and_then(|view| view.rests_until).map(date),
+        "key": view.and_then(|view| view.key.as_ref()).map(KeyName::as_str),
         "death_count": deaths.map_or(0, |deaths| deaths.count),
         "deaths": records,
     });
@@ -116,10 +119,10 @@ pub(super) async fn why(state: &AppState, body: Body) -> Result<HttpReply, Rejec
 
 /// `POST /api/ollmlx/logs`: what the processes of a model printed, as lines of JSON; with `follow` what they go on to
 /// print, until the client hangs up.
-pub(super) async fn logs(state: &Arc<AppState>, body: Body) -> Result<HttpReply, Rejection> {
+pub(super) async fn logs(state: &Arc<AppState>, asker: &Asker, body: Body) -> Result<HttpReply, Rejection> {
     let (request, hold) = body.parse(NameRequest::parse).await?;
     let follow = request.follow;
-    let id = model(state, &request.name).await?.id.clone();
+    let id = model(state, asker, &request.name).await?.id.clone();
     drop(hold);
     let mut seen = 0;
     let first = fresh(state, &id, &mut seen);

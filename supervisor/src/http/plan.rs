@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use crate::limits::{CONTEXT_TOKENS_MAX, SLOTS_MAX};
-use ollmlx_proto::{Capability, Limits, LoadSpec, Request, RequestId, ResumePoint, ThinkLevel, ThinkMode, UnixSeconds};
+use ollmlx_proto::{
+    CacheSalt, Capability, Limits, LoadSpec, Request, RequestId, ResumePoint, ThinkLevel, ThinkMode, UnixSeconds,
+};
 
 use super::config::HttpConfig;
 use super::work::take_work;
@@ -72,6 +74,7 @@ pub(super) fn plan(
         limits,
         logprobs: call.logprobs,
         asked_at: UnixSeconds::default(),
+        cache_salt: CacheSalt::default(),
         progress: ResumePoint::default(),
     };
     plan.terms.context_least = if stated { asked } else { asked.min(needed_context(&request)) };

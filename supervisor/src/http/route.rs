@@ -1,8 +1,12 @@
 //! Which URL goes where: the table of all paths. Whatever depends on a path (its methods, who answers, in which dialect its
-//! errors are told, what it is called in metrics, whether it needs the key) stands in its row and nowhere else.
+//! errors are told, what it is called in metrics, which right it needs) stands in its row and nowhere else.
 //!
 //! A path that runs a model needs an [`Endpoint`] of a dialect and a row made by [`run`]; any other needs a function and a
 //! row made by [`at`]. What a request goes through on its way to its row is in [`super::dispatch`].
+//!
+//! Rights: whoever may use models may ask them and see what there is; that counts say how much others ask is no secret among
+//! those who share a server, and whoever collects them should not need a key that deletes models. Whatever changes the store,
+//! ends processes, or shows what workers print or what was decided for others, is for whoever manages them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,9 +15,11 @@ use hyper::Method;
 use hyper::body::Incoming;
 
 use self::Handler::{Body, Look, Now, Run, Upload};
+use super::asker::Asker;
 use super::respond::{HttpReply, text};
 use super::state::AppState;
 use super::{body, create, fit, listing, manage, models, native, ops, probes};
+use crate::config::Right;
 use crate::dialect::anthropic;
 use crate::dialect::ollama::{self, OLLAMA, OLLMLX};
 use crate::dialect::openai::{self, OPENAI};
@@ -26,11 +32,11 @@ pub(super) type Pending<'a> = Pin<Box<dyn Future<Output = Result<HttpReply, Reje
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Handler {
     /// Says what is known. No body is read.
-    Now(fn(&AppState) -> HttpReply),
+    Now(fn(&AppState, &Asker) -> HttpReply),
     /// Looks something up, with what the path has in the place of its placeholder. No body is read.
-    Look(for<'a> fn(&'a AppState, &'a str) -> Pending<'a>),
+    Look(for<'a> fn(&'a AppState, &'a Asker, &'a str) -> Pending<'a>),
     /// Does what a body asks for.
-    Body(for<'a> fn(&'a Arc<AppState>, body::Body) -> Pending<'a>),
+    Body(for<'a> fn(&'a Arc<AppState>, &'a Asker, body::Body) -> Pending<'a>),
     /// Gives what a body asks for to a model.
     Run(&'static Endpoint),
     /// Takes a body as it comes, of any length.
@@ -50,8 +56,9 @@ pub(super) struct Route {
     pub(super) dialect: &'static Dialect,
     /// What it is called in metrics.
     pub(super) label: &'static str,
-    /// Whether its requests must bring the key, where there is one.
-    pub(super) needs_key: bool,
+    /// What its requests must have a right to, where there are keys; nothing, for probes, which have no key and learn
+    /// nothing but that somebody lives.
+    pub(super) needs: Option<Right>,
 }
 
 const POST: &[Method] = &[Method::POST];
@@ -60,26 +67,31 @@ const DELETE: &[Method] = &[Method::DELETE];
 const GET: &[Method] = &[Method::GET];
 const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
 
+const NOTHING: Option<Right> = None;
+const USE: Option<Right> = Some(Right::Use);
+const MANAGE: Option<Right> = Some(Right::Manage);
+
 /// What all paths for operators of this server are called in metrics.
 const OPERATORS: &str = "/api/ollmlx/";
 
 /// All paths. Metrics list them in this order; a path of none is told its errors as the first one of its folder.
 pub(super) static ROUTES: &[Route] = &[
-    at("/", GET_HEAD, Now(|_| text(200, "Ollama is running")), &OLLAMA),
-    at("/api/version", GET_HEAD, Now(native::version), &OLLAMA),
-    at("/api/status", GET, Now(|_| native::status()), &OLLAMA),
-    at("/api/tags", GET_HEAD, Look(|state, _| Box::pin(listing::tags(state))), &OLLAMA),
-    at("/api/ps", GET, Now(listing::ps), &OLLAMA),
-    at("/api/show", POST, Body(|state, body| Box::pin(manage::show(state, body))), &OLLAMA),
-    at("/api/copy", POST, Body(|state, body| Box::pin(manage::copy(state, body))), &OLLAMA),
-    at("/api/delete", DELETE, Body(|state, body| Box::pin(manage::delete(state, body))), &OLLAMA),
-    at("/api/create", POST, Body(|state, body| Box::pin(create::create(state, body))), &OLLAMA),
-    at("/api/pull", POST, Body(|_, body| Box::pin(manage::pull(body))), &OLLAMA),
-    at("/api/push", POST, Body(|_, body| Box::pin(manage::push(body))), &OLLAMA),
-    at("/api/me", POST, Body(|_, _| Box::pin(async { Err(native::no_account()) })), &OLLAMA),
+    at("/", GET_HEAD, USE, Now(|_, _| text(200, "Ollama is running")), &OLLAMA),
+    at("/api/version", GET_HEAD, USE, Now(|state, _| native::version(state)), &OLLAMA),
+    at("/api/status", GET, USE, Now(|_, _| native::status()), &OLLAMA),
+    at("/api/tags", GET_HEAD, USE, Look(|state, _, _| Box::pin(listing::tags(state))), &OLLAMA),
+    at("/api/ps", GET, USE, Now(listing::ps), &OLLAMA),
+    at("/api/show", POST, USE, Body(|state, asker, body| Box::pin(manage::show(state, asker, body))), &OLLAMA),
+    at("/api/copy", POST, MANAGE, Body(|state, _, body| Box::pin(manage::copy(state, body))), &OLLAMA),
+    at("/api/delete", DELETE, MANAGE, Body(|state, _, body| Box::pin(manage::delete(state, body))), &OLLAMA),
+    at("/api/create", POST, MANAGE, Body(|state, asker, body| Box::pin(create::create(state, asker, body))), &OLLAMA),
+    at("/api/pull", POST, MANAGE, Body(|_, _, body| Box::pin(manage::pull(body))), &OLLAMA),
+    at("/api/push", POST, MANAGE, Body(|_, _, body| Box::pin(manage::push(body))), &OLLAMA),
+    at("/api/me", POST, USE, Body(|_, _, _| Box::pin(async { Err(native::no_account()) })), &OLLAMA),
     at(
         "/api/blobs/{digest}",
         POST_HEAD,
+        MANAGE,
         Upload(|state, method, digest, incoming| Box::pin(manage::blob(state, method, digest, incoming))),
         &OLLAMA,
     ),
@@ -90,39 +102,40 @@ pub(super) static ROUTES: &[Route] = &[
     run("/v1/chat/completions", &openai::CHAT),
     run("/v1/completions", &openai::COMPLETIONS),
     run("/v1/embeddings", &openai::EMBEDDINGS),
-    at("/v1/models", GET, Look(|state, _| Box::pin(models::list(state))), &OPENAI),
-    at("/v1/models/{model}", GET, Look(|state, id| Box::pin(models::one(state, id))), &OPENAI),
+    at("/v1/models", GET, USE, Look(|state, _, _| Box::pin(models::list(state))), &OPENAI),
+    at("/v1/models/{model}", GET, USE, Look(|state, asker, id| Box::pin(models::one(state, asker, id))), &OPENAI),
     run("/v1/messages", &anthropic::MESSAGES),
-    at("/metrics", GET, Now(|state| probes::metrics(state, labels())), &OLLMLX),
-    at("/healthz", GET_HEAD, Now(|_| probes::healthz()), &OLLMLX).without_key(),
-    at("/readyz", GET_HEAD, Now(probes::readyz), &OLLMLX).without_key(),
-    at("/api/ollmlx/server", GET, Now(ops::server), &OLLMLX).labelled(OPERATORS),
-    at("/api/ollmlx/record", GET, Look(|state, _| Box::pin(ops::record(state))), &OLLMLX).labelled(OPERATORS),
-    at("/api/ollmlx/why", POST, Body(|state, body| Box::pin(ops::why(state, body))), &OLLMLX).labelled(OPERATORS),
-    at("/api/ollmlx/fit", POST, Body(|state, body| Box::pin(fit::fit(state, body))), &OLLMLX).labelled(OPERATORS),
-    at("/api/ollmlx/logs", POST, Body(|state, body| Box::pin(ops::logs(state, body))), &OLLMLX).labelled(OPERATORS),
-    at("/api/ollmlx/restart", POST, Body(|state, body| Box::pin(ops::restart(state, body))), &OLLMLX)
-        .labelled(OPERATORS),
+    at("/metrics", GET, USE, Now(|state, _| probes::metrics(state, labels())), &OLLMLX),
+    at("/healthz", GET_HEAD, NOTHING, Now(|_, _| probes::healthz()), &OLLMLX),
+    at("/readyz", GET_HEAD, NOTHING, Now(|state, _| probes::readyz(state)), &OLLMLX),
+    operate("/api/ollmlx/server", GET, MANAGE, Now(|state, _| ops::server(state))),
+    operate("/api/ollmlx/record", GET, MANAGE, Look(|state, _, _| Box::pin(ops::record(state)))),
+    operate("/api/ollmlx/why", POST, MANAGE, Body(|state, asker, body| Box::pin(ops::why(state, asker, body)))),
+    operate("/api/ollmlx/fit", POST, USE, Body(|state, asker, body| Box::pin(fit::fit(state, asker, body)))),
+    operate("/api/ollmlx/logs", POST, MANAGE, Body(|state, asker, body| Box::pin(ops::logs(state, asker, body)))),
+    operate("/api/ollmlx/restart", POST, MANAGE, Body(|state, asker, body| Box::pin(ops::restart(state, asker, body)))),
 ];
 
-const fn at(pattern: &'static str, methods: &'static [Method], handler: Handler, dialect: &'static Dialect) -> Route {
-    Route { pattern, methods, handler, dialect, label: pattern, needs_key: true }
+const fn at(
+    pattern: &'static str,
+    methods: &'static [Method],
+    needs: Option<Right>,
+    handler: Handler,
+    dialect: &'static Dialect,
+) -> Route {
+    Route { pattern, methods, needs, handler, dialect, label: pattern }
 }
 
 const fn run(pattern: &'static str, endpoint: &'static Endpoint) -> Route {
-    at(pattern, POST, Run(endpoint), endpoint.dialect)
+    at(pattern, POST, USE, Run(endpoint), endpoint.dialect)
+}
+
+/// For operators of this server.
+const fn operate(pattern: &'static str, methods: &'static [Method], needs: Option<Right>, handler: Handler) -> Route {
+    Route { label: OPERATORS, ..at(pattern, methods, needs, handler, &OLLMLX) }
 }
 
 impl Route {
-    const fn labelled(self, label: &'static str) -> Self {
-        Self { label, ..self }
-    }
-
-    /// For probes, which have no key, and learn nothing but that somebody lives.
-    const fn without_key(self) -> Self {
-        Self { needs_key: false, ..self }
-    }
-
     /// The row of [`labels`] that its requests are counted in: the first one of its label.
     pub(super) fn counter(&self) -> Option<usize> {
         ROUTES.iter().position(|first| first.label == self.label)
@@ -175,6 +188,31 @@ mod tests {
         {
             assert_eq!(pattern(nothing), None, "{nothing}");
         }
+    }
+
+    /// The table of `docs/operating.md`, row by row: a path that is added there must be given a right here.
+    #[test]
+    fn every_row_needs_the_right_that_the_docs_say() {
+        let docs = include_str!("../../../docs/operating.md");
+        let rows = docs.lines().filter(|line| line.starts_with("| `/"));
+        let told: Vec<(&str, &str)> = rows
+            .map(|line| {
+                let mut cells = line.split('|').map(str::trim).skip(1);
+                (cells.next().unwrap_or_default().trim_matches('`'), cells.next().unwrap_or_default())
+            })
+            .collect();
+        let held: Vec<(&str, &str)> = ROUTES
+            .iter()
+            .map(|route| {
+                let right = match route.needs {
+                    None => "no key",
+                    Some(Right::Use) => "use",
+                    Some(Right::Manage) => "manage",
+                };
+                (route.pattern, right)
+            })
+            .collect();
+        assert_eq!(told, held);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use ollmlx_proto::{Failure, MemoryReport, ModelId, RequestId, WorkerId};
 
-use crate::types::{Cause, Job, KeepAlive, LoadPlan};
+use crate::types::{Cause, Client, Job, KeepAlive, LoadPlan};
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,8 @@ pub enum Event {
         plan: Box<LoadPlan>,
         /// `None` where the client said nothing: the last one said for this worker, or the default, holds.
         keep_alive: Option<KeepAlive>,
+        /// Who asks.
+        client: Client,
     },
     /// The client is gone (its ticket was dropped).
     Left {

@@ -1,7 +1,7 @@
 //! The failures that clients get from the scheduler, in words.
 
 use ollmlx_proto::memory::{bytes_allowed, bytes_needed};
-use ollmlx_proto::{Failure, FailureKind, Retry};
+use ollmlx_proto::{Failure, FailureKind, Retry, without_folders};
 
 use crate::types::{Cause, Mono, too_large};
 
@@ -12,7 +12,8 @@ const HOLDERS_NAMED_MAX: usize = 3;
 
 fn last_line(log_tail: &str) -> Option<String> {
     let line = log_tail.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-    Some(line.chars().filter(|c| !c.is_control()).take(LAST_LINE_CHARS_MAX).collect())
+    let line: String = line.chars().filter(|c| !c.is_control()).collect();
+    Some(without_folders(&line).chars().take(LAST_LINE_CHARS_MAX).collect())
 }
 
 fn with_tail(mut text: String, log_tail: &str) -> String {
@@ -183,6 +184,8 @@ mod tests {
         assert_eq!(failure.kind, FailureKind::WorkerDied);
         assert!(failure.public.ends_with("for details: killed by SIGKILL: ggml: out of memory"), "{failure}");
         assert_eq!(died_running(&Cause::Silent, "").kind, FailureKind::WorkerHung);
+        let failure = died_running(&Cause::Silent, "can't map /home/joe/m.gguf");
+        assert!(failure.public.ends_with(": can't map m.gguf"), "{failure}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Who waits, who runs, who is refused.
 //!
-//! Each model has one line: first in, first out, all joined to one load. Those whose worker died come back to the front, the
-//! most suspicious first. Whoever holds a slot stays in the line's book until its worker confirms the end, since it may
+//! Each model has one line, all joined to one load: first in, first out for whoever asks alone. Where several ask, whoever
+//! holds fewest slots is next, and of equals the one whose last turn is longest ago: keys first, then the addresses that
+//! use one key. Those whose worker died come back to the front, the most suspicious first. Whoever holds a slot stays in the line's book until its worker confirms the end, since it may
 //! come back.
 //!
 //! A suspect is run with nobody but those above suspicion, and nobody joins it; one that was present at
@@ -13,11 +14,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::limits::{LOAD_FOR_NOBODY_MS, REQUEST_BYTES_KEPT_MAX};
+use crate::limits::{CLIENTS_REMEMBERED_MAX, LOAD_FOR_NOBODY_MS, REQUEST_BYTES_KEPT_MAX, REQUEST_BYTES_SHARE};
 use ollmlx_proto::{ModelId, Request, RequestId};
 
 use super::suspicion::Suspicion;
-use crate::types::{Job, KeepAlive, LoadPlan, Mono};
+use crate::types::{Client, Job, KeepAlive, KeyName, LoadPlan, Mono};
 
 /// What a request is kept as: one prompt, however often it is granted.
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ pub(super) struct Waiting {
     pub(super) job: Kept,
     pub(super) plan: Box<LoadPlan>,
     pub(super) keep_alive: Option<KeepAlive>,
+    /// Who asks.
+    pub(super) client: Client,
     pub(super) arrived: Mono,
     /// When it has waited too long.
     pub(super) deadline: Mono,
@@ -62,10 +65,35 @@ pub(super) struct Running {
     pub(super) cancel_deadline: Option<Mono>,
 }
 
+/// When each of several got its last slot, as a number that rises; of those that had none for long it isn't known.
+#[derive(Clone, Debug, Default)]
+struct Turns {
+    last: u64,
+    keys: BTreeMap<Option<KeyName>, u64>,
+    clients: BTreeMap<Client, u64>,
+}
+
+impl Turns {
+    fn take(&mut self, client: &Client) {
+        self.last += 1;
+        self.keys.insert(client.key.clone(), self.last);
+        self.clients.insert(client.clone(), self.last);
+        if self.clients.len() > CLIENTS_REMEMBERED_MAX {
+            let is_recent = |turn: &u64| self.last - turn < CLIENTS_REMEMBERED_MAX as u64 / 2;
+            self.keys.retain(|_, turn| is_recent(turn));
+            self.clients.retain(|_, turn| is_recent(turn));
+        }
+    }
+}
+
 /// Those that want one model.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Line {
+    /// Those that came back, then the others as they came.
     waiting: VecDeque<Waiting>,
+    /// Which of them is next.
+    next: usize,
+    turns: Turns,
     /// Who holds a slot. In step with the state's count, except while a lost link lingers.
     running: BTreeMap<RequestId, Running>,
     /// When somebody left it last.
@@ -85,13 +113,15 @@ impl Line {
 
     pub(super) fn push(&mut self, waiting: Waiting) {
         self.waiting.push_back(waiting);
+        self.choose();
     }
 
-    /// Puts one whose worker died before all that are less suspicious or came later.
+    /// Puts one whose worker died before all that are new, less suspicious or came later.
     pub(super) fn readmit(&mut self, waiting: Waiting) {
-        let rank = |one: &Waiting| (Reverse(one.suspicion.deaths), one.arrived, one.request);
+        let rank = |one: &Waiting| (!one.came_back, Reverse(one.suspicion.deaths), one.arrived, one.request);
         let index = self.waiting.iter().position(|other| rank(other) >= rank(&waiting)).unwrap_or(self.waiting.len());
         self.waiting.insert(index, waiting);
+        self.choose();
     }
 
     /// When the first of them has waited too long. Those that never ran wait equally long, and so the first of them is
@@ -101,8 +131,28 @@ impl Line {
         self.waiting.iter().take(first_new + 1).map(|waiting| waiting.deadline).min()
     }
 
+    /// Who is next.
     pub(super) fn head(&self) -> Option<&Waiting> {
-        self.waiting.front()
+        self.waiting.get(self.next)
+    }
+
+    /// Finds out who is next, after every change.
+    fn choose(&mut self) {
+        self.next = 0;
+        if self.waiting.front().is_none_or(|first| first.came_back) {
+            return;
+        }
+        let (mut keys, mut clients) = (BTreeMap::new(), BTreeMap::new());
+        for Running { waiting, .. } in self.running.values() {
+            *keys.entry(&waiting.client.key).or_insert(0_usize) += 1;
+            *clients.entry(&waiting.client).or_insert(0_usize) += 1;
+        }
+        let rank = |(_, waiting): &(usize, &Waiting)| {
+            let client = &waiting.client;
+            let of_key = (keys.get(&client.key).copied(), self.turns.keys.get(&client.key).copied());
+            (of_key, clients.get(client).copied(), self.turns.clients.get(client).copied())
+        };
+        self.next = self.waiting.iter().enumerate().min_by_key(rank).map_or(0, |(index, _)| index);
     }
 
     pub(super) fn waiting(&self) -> impl Iterator<Item = &Waiting> {
@@ -128,29 +178,37 @@ impl Line {
         self.waiting.iter_mut().find(|waiting| waiting.request == request)
     }
 
-    /// The first one gets a slot.
+    /// The next one gets a slot.
     pub(super) fn grant(&mut self, now: Mono) -> Option<&Waiting> {
-        let waiting = self.waiting.pop_front()?;
+        let waiting = self.waiting.remove(self.next)?;
         let request = waiting.request;
+        self.turns.take(&waiting.client);
         self.running.insert(request, Running { waiting, granted: now, cancel_deadline: None });
+        self.choose();
         self.running.get(&request).map(|running| &running.waiting)
     }
 
     /// One that ran has ended.
     pub(super) fn end(&mut self, request: RequestId) -> Option<Running> {
-        self.running.remove(&request)
+        let ended = self.running.remove(&request);
+        self.choose();
+        ended
     }
 
     /// Nobody runs any more.
     pub(super) fn stop(&mut self) -> BTreeMap<RequestId, Running> {
-        std::mem::take(&mut self.running)
+        let stopped = std::mem::take(&mut self.running);
+        self.choose();
+        stopped
     }
 
     /// Takes one out that waits, since its client left. Returns whether it did.
     pub(super) fn leave(&mut self, request: RequestId, now: Mono) -> bool {
         let Some(index) = self.waiting.iter().position(|waiting| waiting.request == request) else { return false };
         self.left_at = Some(now);
-        self.waiting.remove(index).is_some()
+        let left = self.waiting.remove(index).is_some();
+        self.choose();
+        left
     }
 
     /// The client of one that runs left. Returns whether that is news.
@@ -177,6 +235,7 @@ impl Line {
             }
         }
         self.waiting = stay;
+        self.choose();
         gone
     }
 
@@ -208,12 +267,12 @@ impl Line {
         }
     }
 
-    /// How to load for those that wait, as far as they are of the first one's kind: with the largest window that anyone asks
+    /// How to load for those that wait, as far as they are of the next one's kind: with the largest window that anyone asks
     /// for, and on the terms of whoever asks for it. It can't do without what any of them can't do without, which may be
     /// more than these terms allow.
     pub(super) fn plan(&self) -> Option<Box<LoadPlan>> {
         let wider = |one: &LoadPlan, other: &LoadPlan| one.spec.context_tokens > other.spec.context_tokens;
-        let head = &self.waiting.front()?.plan;
+        let head = &self.head()?.plan;
         let alike = || self.waiting.iter().map(|waiting| &waiting.plan).filter(|plan| same_kind(head, plan));
         let needed = alike().map(|plan| plan.terms.context_least.min(plan.spec.context_tokens)).max();
         let mut plan = alike().reduce(|best, plan| if wider(plan, best) { plan } else { best }).cloned()?;
@@ -239,11 +298,13 @@ fn same_kind(one: &LoadPlan, other: &LoadPlan) -> bool {
 }
 
 /// Where each living request is, and how many bytes all of them take: each is kept until its end, so that it can go on
-/// after a death, and the sum is bounded by [`REQUEST_BYTES_KEPT_MAX`].
+/// after a death, and the sum is bounded by [`REQUEST_BYTES_KEPT_MAX`]. Of those a key, or an address without one, may have no
+/// more than [`REQUEST_BYTES_SHARE`] times what is left for others after it: three quarters where it is alone.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    of: BTreeMap<RequestId, (ModelId, usize)>,
+    of: BTreeMap<RequestId, (ModelId, usize, Client)>,
     bytes: usize,
+    shares: BTreeMap<Client, usize>,
 }
 
 impl Requests {
@@ -253,7 +314,7 @@ impl Requests {
 
     /// The model that it wants.
     pub(super) fn model_of(&self, request: RequestId) -> Option<&ModelId> {
-        self.of.get(&request).map(|(model, _)| model)
+        self.of.get(&request).map(|(model, ..)| model)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -261,36 +322,126 @@ impl Requests {
     }
 
     /// Whether one of so many bytes may be kept as well.
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes.saturating_add(bytes) <= REQUEST_BYTES_KEPT_MAX
+    pub(super) fn has_room(&self, bytes: usize, client: &Client) -> bool {
+        let left = REQUEST_BYTES_KEPT_MAX.checked_sub(self.bytes.saturating_add(bytes));
+        let own = self.shares.get(&holder(client)).copied().unwrap_or(0);
+        left.is_some_and(|left| own + bytes <= left * REQUEST_BYTES_SHARE)
     }
 
-    pub(super) fn insert(&mut self, request: RequestId, model: ModelId, bytes: usize) {
-        self.of.insert(request, (model, bytes));
+    pub(super) fn insert(&mut self, request: RequestId, model: ModelId, (bytes, client): (usize, &Client)) {
+        let holder = holder(client);
+        *self.shares.entry(holder.clone()).or_default() += bytes;
+        self.of.insert(request, (model, bytes, holder));
         self.bytes += bytes;
     }
 
     pub(super) fn remove(&mut self, request: RequestId) {
-        if let Some((_, bytes)) = self.of.remove(&request) {
-            self.bytes -= bytes;
+        let Some((_, bytes, holder)) = self.of.remove(&request) else { return };
+        self.bytes -= bytes;
+        if let Some(share) = self.shares.get_mut(&holder) {
+            *share -= bytes;
+            if *share == 0 {
+                self.shares.remove(&holder);
+            }
         }
     }
+}
+
+/// All addresses that use a key are one.
+fn holder(client: &Client) -> Client {
+    Client { key: client.key.clone(), address: if client.key.is_some() { 0 } else { client.address } }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    use crate::scheduler::verdict::tests::waiting;
+
+    /// A line of requests with these ids, of a key and an address.
+    fn line(clients: &[(u64, &str, u64)]) -> Line {
+        let mut line = Line::default();
+        for (id, key, address) in clients {
+            let client = Client { key: (!key.is_empty()).then(|| KeyName::new(key)), address: *address };
+            line.push(Waiting { client, ..waiting(*id, Suspicion::default()) });
+        }
+        line
+    }
+
+    /// The order in which they are served in one slot.
+    fn served(line: &mut Line) -> Vec<u64> {
+        let next = |line: &mut Line| {
+            let request = line.grant(Mono(0)).map(|granted| granted.request)?;
+            line.end(request);
+            Some(request.0)
+        };
+        std::iter::from_fn(|| next(line)).collect()
+    }
+
+    #[test]
+    fn one_client_is_served_as_it_came() {
+        assert_eq!(served(&mut line(&[(1, "", 7), (2, "", 7), (3, "", 7)])), [1, 2, 3]);
+    }
+
+    #[test]
+    fn keys_have_turns_and_within_a_key_its_addresses() {
+        let flood = [(1, "a", 1), (2, "a", 1), (3, "a", 1), (4, "a", 2), (5, "b", 1), (6, "b", 1), (7, "", 1)];
+        assert_eq!(served(&mut line(&flood)), [1, 5, 7, 4, 6, 2, 3]);
+    }
+
+    #[test]
+    fn whoever_holds_fewest_slots_is_next() {
+        let mut line = line(&[(1, "a", 1), (2, "a", 1), (3, "a", 1)]);
+        line.grant(Mono(0));
+        line.grant(Mono(0));
+        let late = Client { key: Some(KeyName::new("b")), address: 1 };
+        line.push(Waiting { client: late, ..waiting(9, Suspicion::default()) });
+        assert_eq!(line.head().map(|head| head.request.0), Some(9));
+        let left = line.leave(RequestId(9), Mono(0));
+        assert_eq!((left, line.head().map(|head| head.request.0)), (true, Some(3)));
+    }
+
+    #[test]
+    fn one_that_came_back_is_before_whoever_has_had_less() {
+        let mut line = line(&[(2, "b", 1), (3, "", 1)]);
+        let back = Client { key: Some(KeyName::new("a")), address: 1 };
+        line.readmit(Waiting { client: back, came_back: true, ..waiting(9, Suspicion::default()) });
+        assert_eq!(served(&mut line), [9, 2, 3]);
+    }
+
+    #[test]
+    fn turns_of_a_crowd_are_forgotten_and_the_latest_are_not() {
+        let (mut line, crowd) = (Line::default(), CLIENTS_REMEMBERED_MAX as u64 + 1);
+        for address in 0..crowd {
+            line.push(Waiting { client: Client { key: None, address }, ..waiting(address, Suspicion::default()) });
+            line.grant(Mono(0));
+            line.end(RequestId(address));
+            assert!(line.turns.clients.len() <= CLIENTS_REMEMBERED_MAX);
+        }
+        assert_eq!(line.turns.clients.len(), CLIENTS_REMEMBERED_MAX / 2);
+        assert!(line.turns.clients.contains_key(&Client { key: None, address: crowd - 1 }));
+    }
+
     #[test]
     fn the_last_byte_is_kept_and_one_more_is_not() {
         let mut requests = Requests::default();
         let model = ModelId("m".to_owned());
-        requests.insert(RequestId(1), model.clone(), REQUEST_BYTES_KEPT_MAX - 1);
-        assert!(requests.has_room(1) && !requests.has_room(2));
+        let (one, other) = (Client::default(), Client { key: Some(KeyName::new("a")), address: 1 });
+        let most = REQUEST_BYTES_KEPT_MAX / 4 * 3;
+        assert!(requests.has_room(most, &one) && !requests.has_room(most + 1, &one));
+        requests.insert(RequestId(1), model.clone(), (most, &one));
+        assert!(!requests.has_room(1, &one) && !requests.has_room(1, &Client { key: None, ..one.clone() }));
+        // Three quarters of what is left, and so on.
+        let rest = REQUEST_BYTES_KEPT_MAX / 16 * 3;
+        assert!(requests.has_room(rest, &other) && !requests.has_room(rest + 1, &other));
+        requests.insert(RequestId(3), model.clone(), (rest, &other));
+        assert!(!requests.has_room(1, &Client { address: 2, ..other.clone() }), "of one key");
+        assert!(requests.has_room(1, &Client { address: 2, ..one.clone() }), "another address without one");
+        requests.remove(RequestId(3));
         requests.remove(RequestId(1));
         requests.remove(RequestId(1));
-        assert!(requests.has_room(REQUEST_BYTES_KEPT_MAX));
-        requests.insert(RequestId(2), model, 5);
+        assert!(requests.has_room(most, &one) && requests.shares.is_empty());
+        requests.insert(RequestId(2), model, (5, &one));
         assert_eq!((requests.len(), requests.has(RequestId(2)), requests.model_of(RequestId(1))), (1, true, None));
     }
 }

@@ -50,13 +50,13 @@ mod view;
 use std::collections::BTreeMap;
 
 use crate::limits;
-use ollmlx_proto::{Failure, Incarnation, MemoryReport, ModelId, Ready, RequestId, WorkerId};
+use ollmlx_proto::{Failure, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 
 pub use config::SchedulerConfig;
 pub use effect::{Effect, Outbox, Push};
 pub use event::Event;
 
-use crate::types::{Cause, Fate, Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, Totals, WishedLoad};
+use crate::types::{Cause, Client, Fate, Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, Totals, WishedLoad};
 use history::Rng;
 use ledger::Ledger;
 use life::{Action, DrainReason, Input, Rung, State};
@@ -119,7 +119,9 @@ impl Scheduler {
     pub fn step(&mut self, now: Mono, event: Event, out: &mut Outbox) {
         self.now = self.now.max(now);
         match event {
-            Event::Arrived { request, job, plan, keep_alive } => self.arrived(request, job, plan, keep_alive, out),
+            Event::Arrived { request, job, plan, keep_alive, client } => {
+                self.arrived(request, job, plan, (keep_alive, client), out);
+            }
             Event::Left { request } => self.left(request, out),
             Event::Unload { model } => self.unload(&model, out),
             Event::Pardoned { model } => self.pardoned(&model, out),
@@ -222,14 +224,14 @@ impl Scheduler {
         request: RequestId,
         job: Job,
         plan: Box<LoadPlan>,
-        keep_alive: Option<KeepAlive>,
+        (keep_alive, client): (Option<KeepAlive>, Client),
         out: &mut Outbox,
     ) {
         if self.requests.has(request) {
             return out.never(format!("{request} arrived twice"));
         }
         let bytes = job.bytes();
-        if let Err(failure) = self.admit(&job, &plan, bytes) {
+        if let Err(failure) = self.admit((&job, bytes), &plan, &client) {
             return out.push(Effect::Fail { request, failure });
         }
         let at = self.models.place_of(&plan.model, self.config.default_keep_alive);
@@ -237,13 +239,13 @@ impl Scheduler {
         let model = &mut self.models[at];
         model.model = plan.model.clone();
         let (arrived, deadline) = (self.now, self.now.plus_ms(self.config.queue_wait_ms));
-        self.requests.insert(request, model.id.clone(), bytes);
+        self.requests.insert(request, model.id.clone(), (bytes, &client));
         let (job, suspicion, came_back) = (Kept::new(job), Suspicion::default(), false);
-        model.line.push(Waiting { request, job, plan, keep_alive, arrived, deadline, came_back, suspicion });
+        model.line.push(Waiting { request, job, plan, keep_alive, client, arrived, deadline, came_back, suspicion });
     }
 
     /// Why it is turned away at once.
-    fn admit(&self, job: &Job, plan: &LoadPlan, bytes: usize) -> Result<(), Failure> {
+    fn admit(&self, (job, bytes): (&Job, usize), plan: &LoadPlan, client: &Client) -> Result<(), Failure> {
         if self.leaving {
             return Err(failures::shutting_down());
         }
@@ -253,8 +255,8 @@ impl Scheduler {
             return Err(failures::known_poison(until, self.now));
         }
         let known = self.models.find(&plan.model.id).map(|at| &self.models[at]);
-        admission::admit(self.view(), known, plan)?;
-        if self.requests.has_room(bytes) { Ok(()) } else { Err(failures::queue_full()) }
+        admission::admit(self.view(), known, plan, client)?;
+        if self.requests.has_room(bytes, client) { Ok(()) } else { Err(failures::queue_full()) }
     }
 
     fn left(&mut self, request: RequestId, out: &mut Outbox) {
@@ -523,7 +525,7 @@ impl Scheduler {
             let Kept::Run(request) = granted.job.clone() else {
                 return out.never(format!("{} is a load that waits for a slot", granted.request));
             };
-            model.stay.keep_alive = granted.keep_alive.unwrap_or(model.stay.keep_alive);
+            model.stay.asked(&granted.client, granted.keep_alive);
             model.stay.priority = granted.plan.terms.priority;
             model.stay.last_used = self.now;
             self.totals.resumed += u64::from(granted.came_back);
@@ -544,7 +546,7 @@ impl Scheduler {
         }
         for waiting in loads {
             self.requests.remove(waiting.request);
-            model.stay.keep_alive = waiting.keep_alive.unwrap_or(model.stay.keep_alive);
+            model.stay.asked(&waiting.client, waiting.keep_alive);
             model.stay.priority = waiting.plan.terms.priority;
             out.push(Effect::Loaded { request: waiting.request, worker: model.worker() });
         }
@@ -684,10 +686,7 @@ impl Scheduler {
             }
         }
         let model = &mut self.models[at];
-        model.incarnation = Incarnation(model.incarnation.0.saturating_add(1));
-        model.stay.priority = plan.as_ref().map_or(0, |plan| plan.terms.priority);
-        model.stay.last_used = self.now;
-        model.process = Process { plan, started: self.now, ..Process::default() };
+        model.begin(plan, self.config.default_keep_alive, self.now);
         if let Some(class) = model.history.died.take() {
             model.history.restarts = model.history.restarts.saturating_add(1);
             *self.restarts.entry(class).or_default() += 1;

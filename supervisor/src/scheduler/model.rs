@@ -10,7 +10,7 @@ use super::history::History;
 use super::life::State;
 use super::line::{Line, serves};
 use crate::catalog::ModelRef;
-use crate::types::{Cause, KeepAlive, LoadPlan, ModelDeaths, Mono};
+use crate::types::{Cause, Client, KeepAlive, LoadPlan, ModelDeaths, Mono};
 
 /// The present process, or the last one until it is reaped.
 #[derive(Debug, Default)]
@@ -62,13 +62,30 @@ impl Process {
 }
 
 /// How much a model is wanted, when others need its place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stay {
     pub(super) keep_alive: KeepAlive,
+    /// Whose word that is: whoever asked last, unless an earlier one keeps it for ever.
+    pub(super) client: Client,
     /// As the last request said.
     pub(super) priority: i32,
     /// When it last got or ended a request.
     pub(super) last_used: Mono,
+}
+
+impl Stay {
+    /// A request of this client is served; it may have said how long the model stays after it. Nobody shortens what another key
+    /// has asked for.
+    pub(super) fn asked(&mut self, client: &Client, keep_alive: Option<KeepAlive>) {
+        let asked = keep_alive.unwrap_or(self.keep_alive);
+        if self.client.key != client.key && asked.ms() < self.keep_alive.ms() {
+            return;
+        }
+        if keep_alive.is_some() || self.keep_alive != KeepAlive::Forever {
+            self.client = client.clone();
+        }
+        self.keep_alive = asked;
+    }
 }
 
 /// One model.
@@ -104,7 +121,7 @@ impl Model {
             state: State::Absent,
             line: Line::default(),
             process: Process::default(),
-            stay: Stay { keep_alive, priority: 0, last_used: Mono(0) },
+            stay: Stay { keep_alive, client: Client::default(), priority: 0, last_used: Mono(0) },
             history: History::default(),
             incident: None,
         }
@@ -112,6 +129,17 @@ impl Model {
 
     pub(super) fn worker(&self) -> WorkerId {
         WorkerId { model: self.id.clone(), incarnation: self.incarnation }
+    }
+
+    /// A new process with this plan. Nobody's word holds but that of whoever is next, where nobody wants it to stay longer.
+    pub(super) fn begin(&mut self, plan: Option<Box<LoadPlan>>, default: KeepAlive, now: Mono) {
+        self.incarnation = Incarnation(self.incarnation.0.saturating_add(1));
+        if let Some(next) = self.line.head().filter(|_| self.stay.keep_alive == default) {
+            self.stay.client = next.client.clone();
+        }
+        self.stay.priority = plan.as_ref().map_or(0, |plan| plan.terms.priority);
+        self.stay.last_used = now;
+        self.process = Process { plan, started: now, ..Process::default() };
     }
 
     /// Bytes that its present process may take, where it has a limit of its own.

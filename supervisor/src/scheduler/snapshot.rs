@@ -50,6 +50,7 @@ fn worker(view: View<'_>, model: &Model) -> WorkerView {
         memory_bytes: view.bytes(model),
         account: account(view, model),
         priority: model.stay.priority,
+        key: model.stay.client.key.clone(),
         accelerator_bytes: ready.map_or(0, |ready| ready.accelerator_bytes),
         device: ready.map_or_else(String::new, |ready| ready.device.clone()),
         restarts: model.history.restarts,

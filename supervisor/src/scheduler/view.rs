@@ -79,7 +79,7 @@ impl<'a> View<'a> {
 
     /// Who holds the memory, the largest first.
     pub(super) fn holders(self) -> Vec<(&'a str, u64)> {
-        let mut held: Vec<_> = self.processes().map(|model| (model.model.name.as_str(), self.bytes(model))).collect();
+        let mut held: Vec<_> = self.processes().map(|model| (model.model.public_name(), self.bytes(model))).collect();
         if self.ledger.elsewhere() > 0 {
             held.push(("the server being replaced", self.ledger.elsewhere()));
         }

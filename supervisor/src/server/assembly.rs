@@ -15,12 +15,14 @@ use super::leaving::Leaving;
 use super::service::Pulse;
 use super::{handover, settings, watchdog};
 use crate::catalog::Learned;
-use crate::config::Config;
+use crate::config::{Config, Keys};
 use crate::driver::{self, Driver, Handle};
 use crate::http::{self, AppState};
 
 /// What the server needs to know of the world around it.
 pub(super) struct Surroundings {
+    /// Who may ask.
+    pub(super) keys: Keys,
     /// How it is being asked to leave.
     pub(super) leaving: watch::Receiver<Leaving>,
     /// Why the last upgrade failed.
@@ -68,7 +70,7 @@ pub(super) async fn run(config: Config, listener: TcpListener, surroundings: Sur
 }
 
 async fn assemble(config: &Config, listener: TcpListener, surroundings: Surroundings) -> Result<Assembly, ServerError> {
-    let Surroundings { leaving, upgrade, pulse, held, predecessor, ready } = surroundings;
+    let Surroundings { keys, leaving, upgrade, pulse, held, predecessor, ready } = surroundings;
     let system = ServerError::system;
     let address = listener.local_addr().map_err(system("read the address"))?;
     let worker_dir = settings::worker_dir(config).map_err(system("find the workers"))?;
@@ -91,7 +93,10 @@ async fn assemble(config: &Config, listener: TcpListener, surroundings: Surround
     let (forget, forgotten) = mpsc::channel(http::learn::FORGET_LEN_MAX);
     let learning = tokio::spawn(http::learn::follow(handle.snapshots(), learned, path, forgotten));
     let told = http::Told { learned: learned_out, forget, upgrade };
-    let http_config = settings::http_config(config, address);
+    let http_config = settings::http_config(config, keys, address);
+    if let Some(exposure) = http_config.exposure() {
+        tracing::warn!("{exposure}");
+    }
     let state = Arc::new(AppState::new(handle.clone(), catalog, http_config, metrics, told));
     let (closing, closed) = watch::channel(http::Door::Open);
     let listening = tokio::spawn(http::serve(listener, state, closed));

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 
 use thiserror::Error;
 
+use crate::config::KeysError;
+
 /// Why there is no server.
 #[derive(Debug, Error)]
 pub enum ServerError {
@@ -49,6 +51,9 @@ pub enum ServerError {
     /// A model can't be judged without a server.
     #[error("{0}")]
     Model(String),
+    /// It can't be told who may ask.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// Something of the system.
     #[error("{step}: {source}")]
     System {
@@ -64,7 +69,7 @@ impl ServerError {
     /// that is not there yet: all that may be better a moment later.
     #[must_use]
     pub fn is_of_settings(&self) -> bool {
-        matches!(self, Self::Bind { kind: ErrorKind::PermissionDenied, .. } | Self::Linked { .. })
+        matches!(self, Self::Bind { kind: ErrorKind::PermissionDenied, .. } | Self::Linked { .. } | Self::Keys(_))
     }
 
     /// What the system refused while this was tried.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::error::ServerError;
 use super::settings;
 use crate::catalog::Learned;
-use crate::config::Config;
+use crate::config::{Config, Keys};
 use crate::driver;
 use crate::http::fit::Question;
 use crate::types::LoadWish;
@@ -23,7 +23,8 @@ pub async fn judge(config: &Config, name: &str, ask: &LoadWish) -> Result<Value,
     let model = catalog.resolve(name).await.map_err(|error| ServerError::Model(error.to_string()))?;
     let learned = Learned::read(&settings::learned_path(config));
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let question = Question::new(&model, &settings::http_config(config, nowhere), &learned, ask.clone());
+    let question =
+        Question::new(&model, &settings::http_config(config, Keys::default(), nowhere), &learned, ask.clone());
     let question = question.map_err(|rejection| ServerError::Model(rejection.message))?;
     let (snapshot, outlook) =
         driver::outlook_with_nothing_loaded(settings::scheduler_config(config), &question.wished());

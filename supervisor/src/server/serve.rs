@@ -18,7 +18,7 @@ use super::service::Service;
 use super::successor::{Successor, UpgradeError};
 use super::{bind, handover, predecessor};
 use crate::VERSION;
-use crate::config::{Config, LogLevel};
+use crate::config::{Config, Keys, LogLevel};
 use crate::os::signal::{self, Asked, Signals};
 use crate::telemetry;
 
@@ -55,6 +55,8 @@ pub fn run(config: Config) -> Result<(), ServerError> {
 
 async fn serve(config: Config) -> Result<(), ServerError> {
     let system = ServerError::system;
+    // First of all: whoever can't tell who may ask must not take anybody's place.
+    let keys = Keys::read(config.api_key.as_deref(), config.api_keys_file.as_deref())?;
     // Before the socket opens, so that no signal is missed once anybody can know that we run.
     let (leaving, phase) = watch::channel(Leaving::No);
     let signals = Signals::new().map_err(system("listen to signals"))?;
@@ -73,7 +75,7 @@ async fn serve(config: Config) -> Result<(), ServerError> {
     let (upgrade_error, upgrade) = watch::channel(None);
     tracing::info!("Listening on {address} (version {VERSION})");
     let announcing = tokio::spawn(Announcer { signals, upgrades, leaving, service, upgrade_error }.run(successor));
-    let surroundings = Surroundings { leaving: phase, upgrade, pulse, held, predecessor, ready };
+    let surroundings = Surroundings { keys, leaving: phase, upgrade, pulse, held, predecessor, ready };
     let end = assembly::run(config, listener, surroundings).await;
     announcing.abort();
     tracing::info!("server stopped");

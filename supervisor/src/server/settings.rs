@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::error::ServerError;
 use crate::VERSION;
 use crate::catalog::{Catalog, CatalogConfig};
-use crate::config::{Config, EffectiveLimit, Machine, MemoryShrink, Span};
+use crate::config::{Config, EffectiveLimit, Keys, Machine, MemoryShrink, Span};
 use crate::driver::DriverConfig;
 use crate::http::HttpConfig;
 use crate::os::worker_cgroup::CgroupParent;
@@ -113,12 +113,13 @@ fn millis(span: Duration) -> u64 {
 }
 
 /// What the HTTP side needs of the settings.
-pub(super) fn http_config(config: &Config, address: std::net::SocketAddr) -> HttpConfig {
+pub(super) fn http_config(config: &Config, keys: Keys, address: std::net::SocketAddr) -> HttpConfig {
     HttpConfig {
         address,
         origins: config.origins.clone(),
         version: VERSION.to_owned(),
-        api_key: config.api_key.clone(),
+        allowed_hosts: config.allowed_hosts.clone(),
+        keys,
         context_tokens: config.context_length.get(),
         slots: u16::try_from(config.num_parallel.get()).unwrap_or(u16::MAX),
         kv_type: config.kv_cache_type.as_str().to_owned(),

@@ -2,6 +2,7 @@
 //! [`crate::catalog::ModelRef`]; whatever two rooms say to each other about a model, a request or a death stands here.
 
 mod cause;
+mod client;
 mod death;
 mod outlook;
 mod plan;
@@ -10,6 +11,7 @@ mod ticket;
 mod time;
 
 pub use cause::{Cause, too_large};
+pub use client::{Client, KeyName};
 pub use death::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
 pub use outlook::{LoadWish, Outlook, Prospect, WishedLoad};
 pub use plan::{Job, KeepAlive, LoadPlan, Shrink, Terms};

@@ -37,6 +37,18 @@ pub enum KeepAlive {
     Unload,
 }
 
+impl KeepAlive {
+    /// So long, in milliseconds; for ever is the longest there is.
+    #[must_use]
+    pub fn ms(self) -> u64 {
+        match self {
+            Self::ForMs(ms) => ms,
+            Self::Forever => u64::MAX,
+            Self::Unload => 0,
+        }
+    }
+}
+
 /// How a model is to be loaded, and what that takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadPlan {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::limits;
 use ollmlx_proto::{MemoryReport, ModelId, WorkerId};
 
-use super::{ModelDeaths, Mono, Shrink};
+use super::{KeyName, ModelDeaths, Mono, Shrink};
 use crate::catalog::ModelRef;
 
 /// Where the ladder stands.
@@ -130,6 +130,8 @@ pub struct WorkerView {
     pub account: Account,
     /// As its requests say.
     pub priority: i32,
+    /// The key of whoever asked last, or of an earlier one who keeps it for ever.
+    pub key: Option<KeyName>,
     /// Of these, on an accelerator.
     pub accelerator_bytes: u64,
     /// Where it computes.

@@ -204,7 +204,7 @@ impl LinkReader {
             FromWorker::Hello(_) => return Err(Closed::Misbehaved("a second hello".to_owned())),
             FromWorker::LoadProgress { done, total } => self.report(Report::LoadProgress { done, total }).await,
             FromWorker::Ready(ready) => self.report(Report::Ready(ready)).await,
-            FromWorker::LoadFailed(failure) => self.report(Report::LoadFailed(failure)).await,
+            FromWorker::LoadFailed(failure) => self.report(Report::LoadFailed(failure.without_folders())).await,
             FromWorker::Memory(report) => self.report(Report::Memory(report)).await,
             // A thread that only says so is no engine that lives.
             FromWorker::Progress { steps } if demux.steps.replace(steps) == Some(steps) => {}
@@ -212,6 +212,10 @@ impl LinkReader {
             FromWorker::Bye => debug!(model = %self.worker.model, "worker said bye"),
             FromWorker::Output(request, output) => {
                 self.heard(demux).await;
+                let output = match output {
+                    Output::Failed(failure) => Output::Failed(failure.without_folders()),
+                    output => output,
+                };
                 self.output(request, output, demux).await?;
             }
         }

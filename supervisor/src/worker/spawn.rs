@@ -26,12 +26,12 @@ pub fn program(worker_dir: Option<&Path>, backend: &str) -> io::Result<PathBuf> 
             own.parent().map(Path::to_owned).ok_or_else(|| io::Error::other("our own program has no folder"))?
         }
     };
-    let path = folder.join(name);
+    let path = folder.join(&name);
     if path.is_file() {
         trusted_program::check_worker(&path)?;
         Ok(path)
     } else {
-        Err(io::Error::new(io::ErrorKind::NotFound, format!("no worker program at {}", path.display())))
+        Err(io::Error::new(io::ErrorKind::NotFound, format!("its program {name} is not installed")))
     }
 }
 

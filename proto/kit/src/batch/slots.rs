@@ -1,12 +1,13 @@
 //! Slots: what each one's cache holds, and which one a new prompt takes.
 //!
 //! A slot outlives its requests: the tokens of the last one stay in the engine's cache, so that the next prompt with
-//! the same beginning (the next turn of a conversation) computes only what is new.
+//! the same beginning (the next turn of a conversation) computes only what is new. Only a prompt of the same salt does:
+//! whoever may ask could else find out by time, word for word, what others have asked.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use ollmlx_proto::TokenId;
+use ollmlx_proto::{CacheSalt, TokenId};
 
 use super::job::Job;
 use crate::limits::COPY_TOKENS_MIN;
@@ -18,6 +19,8 @@ pub(super) struct Slot {
     pub(super) computed: usize,
     /// After a slide, the cache from here on still remembers what was dropped: not to be reused.
     pub(super) exact: usize,
+    /// Of the request that brought the tokens: no other prompt may use them.
+    pub(super) salt: CacheSalt,
     /// Rises with each use; the least is replaced first.
     pub(super) used: u64,
     pub(super) job: Option<Job>,
@@ -48,7 +51,15 @@ impl Slot {
     }
 
     pub(super) fn empty() -> Self {
-        Self { tokens: Vec::new(), computed: 0, exact: usize::MAX, used: 0, job: None, replay: None }
+        Self {
+            tokens: Vec::new(),
+            computed: 0,
+            exact: usize::MAX,
+            salt: CacheSalt::default(),
+            used: 0,
+            job: None,
+            replay: None,
+        }
     }
 
     /// The engine's cache of this slot is empty now.
@@ -81,7 +92,10 @@ impl Slot {
     }
 
     /// Tokens of `wanted` that this cache could save; at least one is always computed, for its logits.
-    fn shared(&self, wanted: &[TokenId]) -> usize {
+    fn shared(&self, wanted: &[TokenId], salt: CacheSalt) -> usize {
+        if self.salt != salt {
+            return 0;
+        }
         let cached = &self.tokens[..self.computed.min(self.exact)];
         let equal = cached.iter().zip(wanted).take_while(|(one, other)| one == other).count();
         equal.min(wanted.len().saturating_sub(1))
@@ -102,8 +116,8 @@ pub(super) struct Placement {
 ///
 /// Two exceptions. Where reuse would throw away more than it saves (all prompts share a first token) and there is
 /// an empty slot, that one is taken. And where another slot, be it busy, shares much more, its beginning is copied.
-pub(super) fn place(slots: &[Slot], wanted: &[TokenId]) -> Option<Placement> {
-    let shared: Vec<usize> = slots.iter().map(|slot| slot.shared(wanted)).collect();
+pub(super) fn place(slots: &[Slot], wanted: &[TokenId], salt: CacheSalt) -> Option<Placement> {
+    let shared: Vec<usize> = slots.iter().map(|slot| slot.shared(wanted, salt)).collect();
     let idle = || (0..slots.len()).filter(|&index| slots[index].job.is_none());
     let loss = |index: usize| slots[index].computed - shared[index];
     let nearest = idle().max_by_key(|&index| (shared[index], Reverse(loss(index)), Reverse(slots[index].used)))?;
@@ -132,6 +146,10 @@ pub(super) fn place(slots: &[Slot], wanted: &[TokenId]) -> Option<Placement> {
 mod tests {
     use super::super::job::tests::some_job;
     use super::*;
+
+    fn place(slots: &[Slot], wanted: &[TokenId]) -> Option<Placement> {
+        super::place(slots, wanted, CacheSalt::default())
+    }
 
     fn slot(tokens: &[TokenId], used: u64) -> Slot {
         Slot { tokens: tokens.to_vec(), computed: tokens.len(), used, ..Slot::empty() }
@@ -179,6 +197,23 @@ mod tests {
         let slots = [busy(&count(0, 100)), slot(&[0, 1, 9], 1)];
         assert_eq!(place(&slots, &count(0, 60)), placed(1, 59, Some(0)));
         assert_eq!(place(&slots, &count(0, 20)), placed(1, 2, None), "not much longer");
+    }
+
+    #[test]
+    fn a_prompt_of_another_salt_shares_nothing_and_takes_an_empty_slot_or_the_oldest() {
+        let (own, other) = (CacheSalt(1), CacheSalt(2));
+        let of = |salt, slot: Slot| Slot { salt, ..slot };
+        let tokens = count(0, 100);
+        let slots = [of(other, slot(&tokens, 2)), of(own, slot(&[7], 1))];
+        assert_eq!(super::place(&slots, &tokens, other), placed(0, 99, None));
+        assert_eq!(super::place(&slots, &tokens, own), placed(1, 0, None), "the oldest is replaced");
+        let slots = [of(other, busy(&tokens)), of(own, slot(&[], 0))];
+        assert_eq!(super::place(&slots, &tokens, other), placed(1, 99, Some(0)));
+        assert_eq!(super::place(&slots, &tokens, own), placed(1, 0, None), "nothing is copied");
+        let slots = [of(other, slot(&tokens, 1))];
+        assert_eq!(super::place(&slots, &tokens, own), placed(0, 0, None), "nothing is kept");
+        let mixed = [of(other, slot(&tokens, 1)), of(own, slot(&count(0, 40), 2))];
+        assert_eq!(super::place(&mixed, &tokens, own), placed(1, 40, None), "the longer one is another's");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ollmlx_proto::{
-    Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Request, RequestId, ResumePoint, Sampling,
-    SlotId, TokenId, UnixSeconds, Work,
+    CacheSalt, Complete, Failure, FailureKind, Format, Limits, LoadSpec, MemoryReport, Request, RequestId, ResumePoint,
+    Sampling, SlotId, TokenId, UnixSeconds, Work,
 };
 
 use crate::chat::ChatSource;
@@ -291,6 +291,7 @@ pub(crate) fn complete(id: u64, prompt: &str) -> Request {
         limits: Limits { max_tokens: Some(16), context_tokens: 4096, truncate: true, shift: true, keep_tokens: 4 },
         logprobs: None,
         asked_at: UnixSeconds::default(),
+        cache_salt: CacheSalt::default(),
         progress: ResumePoint::default(),
     }
 }

@@ -47,7 +47,7 @@ impl Misfit<'_> {
 /// What stays, whoever needs its place, when this model is to be loaded: names and bytes.
 fn pins<'a>(view: View<'a>, plan: &LoadPlan) -> Vec<(&'a str, u64)> {
     let stays = |model: &&Model| view.is_pinned(model) && model.id != plan.model.id && !model.state.is_leaving();
-    view.processes().filter(stays).map(|model| (model.model.name.as_str(), view.bytes(model))).collect()
+    view.processes().filter(stays).map(|model| (model.model.public_name(), view.bytes(model))).collect()
 }
 
 /// Bytes that a plan may have at most: what pinned models leave, and no more than its own limit.

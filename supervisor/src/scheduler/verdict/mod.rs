@@ -19,7 +19,7 @@
 pub(super) mod incident;
 pub(super) mod poison;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use crate::limits::{PERMANENT_REST_MS, POISON_DEATHS_MAX, QUARANTINE_S};
 use nix::sys::signal::Signal;

@@ -74,7 +74,7 @@ fn digest(request: &Request) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use ollmlx_proto::{Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds, Work};
+    use ollmlx_proto::{CacheSalt, Complete, Format, Limits, RequestId, ResumePoint, Sampling, UnixSeconds, Work};
 
     use super::*;
 
@@ -88,6 +88,7 @@ mod tests {
             limits: Limits { max_tokens: None, context_tokens: 64, truncate: true, shift: true, keep_tokens: 0 },
             logprobs: None,
             asked_at: UnixSeconds::default(),
+            cache_salt: CacheSalt::default(),
             progress: ResumePoint::default(),
         }
     }

@@ -9,7 +9,7 @@ use ollmlx_proto::{Failure, FailureKind, Incarnation, LoadSpec, MemoryModel, Mem
 use super::*;
 use crate::catalog::{Details, ModelRef};
 use crate::scheduler::line::Kept;
-use crate::types::{LoadPlan, Terms};
+use crate::types::{Client, LoadPlan, Terms};
 
 fn load_failed(retry: Retry) -> Cause {
     let mut failure = Failure::new(FailureKind::LoadFailed, "bad file");
@@ -101,12 +101,14 @@ fn plan() -> Box<LoadPlan> {
     Box::new(LoadPlan { model, spec, memory, terms })
 }
 
-fn waiting(id: u64, suspicion: Suspicion) -> Waiting {
+/// One that waits, of nobody in particular.
+pub(in crate::scheduler) fn waiting(id: u64, suspicion: Suspicion) -> Waiting {
     Waiting {
         request: RequestId(id),
         job: Kept::Load,
         plan: plan(),
         keep_alive: None,
+        client: Client::default(),
         arrived: Mono(0),
         deadline: Mono(u64::MAX),
         came_back: false,
