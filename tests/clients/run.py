@@ -27,7 +27,8 @@ import timed  # noqa: E402
 
 #: What they assert and print is a time, so nothing else runs meanwhile.
 MEASURE = ("a_leak_is_caught_within_a_second", "can_never_fit_is_refused_at_once", "row_33_a_killed_server_leaves_no_worker",
-           "s31_a_tokenizer_is_code", "s33_a_template_is_bounded", "s41_a_parser_that_is_fed_badly", "test_companions")
+           "s31_a_tokenizer_is_code", "s33_a_template_is_bounded", "s41_a_parser_that_is_fed_badly",
+           "hostile_requests_cost_their_companions_nothing", "test_companions")
 #: Modules at a time: half the time a test waits for something rather than computes.
 JOBS = 2
 #: These are begun first, so that none of them is left alone at the end.

@@ -337,10 +337,12 @@ def check(run):
 class Checked(unittest.TestCase):
     """One server for all checks of a class, with the models `smol` and `other` (GGUF) and `smolx` (MLX)."""
 
+    count = 0
+
     @classmethod
     def setUpClass(cls):
         cls.work = pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-security-"))
-        cls.others, cls.count = {}, 0
+        cls.others = {}
         (cls.work / "canary").mkdir()
         forge.write(cls.work / "canary" / "keep", b"keep me")
         try:
