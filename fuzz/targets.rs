@@ -4,7 +4,7 @@
 //! Two callers, so that nothing is written twice: the binaries in `fuzz_targets/` give it what libFuzzer makes up, and
 //! `tests/it/corpora.rs` what lies in `corpus/`.
 
-use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,23 +18,11 @@ use ollmlx_supervisor::dialect::{Call, Rejection, anthropic, ollama, openai};
 use ollmlx_worker_kit::chat::{ChatFormat, ChatSource};
 use ollmlx_worker_kit::grammar::GrammarFactory;
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
-use serde_json::Value;
 
 /// The parser is taken by its path: its crate would bring llama.cpp.
 #[path = "../worker-gguf/src/gguf/mod.rs"]
 #[expect(dead_code, reason = "only the header parser of that crate is used")]
 mod gguf;
-
-// So is the reader of tokenizers, with what it needs: its crate would bring MLX.
-#[path = "../worker-mlx/src/config.rs"]
-#[expect(dead_code, reason = "a tokenizer needs little of it")]
-mod config;
-#[path = "../worker-mlx/src/limits.rs"]
-#[expect(dead_code, reason = "a tokenizer needs few of them")]
-mod limits;
-#[path = "../worker-mlx/src/tokenizer.rs"]
-#[expect(dead_code, reason = "templates of files are fuzzed by themselves")]
-mod tokenizer;
 
 /// Any bytes, cut anywhere, are frames or a typed error; and what is decoded is encoded to something that decodes again.
 pub fn frames(bytes: &[u8]) {
@@ -66,21 +54,16 @@ fn read_frames<M: frame::WireMessage + PartialEq + std::fmt::Debug>(bytes: &[u8]
 
 /// Any file has a header or an error, in bounded memory.
 pub fn gguf(bytes: &[u8]) {
-    let path = in_memory("gguf");
-    fs::write(&path, bytes).expect("a file can be written");
+    let memory = PathBuf::from("/dev/shm");
+    let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let path = folder.join(format!("ollmlx-fuzz-{}.gguf", std::process::id()));
+    std::fs::File::create(&path).and_then(|mut file| file.write_all(bytes)).expect("a file can be written");
     if let Ok(header) = gguf::Header::read(&path) {
         let _ = gguf::check::check(&header);
         let _ = (header.architecture(), header.vocab_size(), header.weight_bytes());
         let _ = header.per_layer("attention.head_count", 1);
     }
-    let _ = fs::remove_file(&path);
-}
-
-/// A path of this process, where files are kept in memory if there is such a place.
-fn in_memory(name: &str) -> PathBuf {
-    let memory = PathBuf::from("/dev/shm");
-    let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    folder.join(format!("ollmlx-fuzz-{}-{name}", std::process::id()))
+    let _ = std::fs::remove_file(&path);
 }
 
 /// Any file is a Modelfile or an error.
@@ -192,42 +175,4 @@ fn byte_vocab() -> Vocab {
     vocab.kinds.push(TokenKind::Control);
     vocab.ends.insert(256);
     vocab
-}
-
-/// Any `tokenizer.json` cuts any text into tokens of the vocabulary, or is refused, in bounded time and memory. The file ends at
-/// the first byte 0xff, and the text begins after it. Where the file is an object without a model, these are parts to put
-/// into an honest one.
-pub fn tokenizers(bytes: &[u8]) {
-    let mut parts = bytes.splitn(2, |&byte| byte == 0xff);
-    let (given, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let folder = in_memory("tokenizer");
-    fs::create_dir_all(&folder).expect("a folder can be made");
-    fs::write(folder.join("tokenizer.json"), completed(given)).expect("a file can be written");
-    if let Ok(tokenizer) = tokenizer::Tokenizer::load(&folder, VOCAB_SIZE, false) {
-        let text = String::from_utf8_lossy(text);
-        for parse_special in [true, false] {
-            if let Ok(tokens) = tokenizer.encode(&text, true, parse_special) {
-                assert!(tokens.iter().all(|&token| (token as usize) < VOCAB_SIZE));
-            }
-        }
-    }
-    let _ = fs::remove_dir_all(&folder);
-}
-
-/// More than the honest tokenizer has.
-const VOCAB_SIZE: usize = 300;
-
-fn completed(given: &[u8]) -> Vec<u8> {
-    match serde_json::from_slice(given) {
-        Ok(Value::Object(parts)) if !parts.contains_key("model") => {
-            let letters = (33..=126_u8).map(|byte| char::from(byte).to_string()).chain(["\u{120}".to_owned()]);
-            let words = letters.chain(["th".to_owned(), "the".to_owned()]);
-            let vocab: Value = words.zip(0..).map(|(word, id): (String, u32)| (word, Value::from(id))).collect();
-            let model = serde_json::json!({"type": "BPE", "vocab": vocab, "merges": ["t h", "th e"]});
-            let mut whole = serde_json::json!({"version": "1.0", "added_tokens": [], "model": model});
-            whole.as_object_mut().expect("it is one").extend(parts);
-            whole.to_string().into_bytes()
-        }
-        _ => given.to_vec(),
-    }
 }

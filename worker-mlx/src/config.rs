@@ -11,7 +11,7 @@ use std::path::Path;
 use ollmlx_proto::{Failure, FailureKind};
 use serde_json::{Map, Value};
 
-use super::limits::CONFIG_BYTES_MAX;
+use crate::limits::CONFIG_BYTES_MAX;
 
 /// A fault of the model's files.
 #[must_use]
@@ -200,7 +200,8 @@ fn short(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::limits::LAYERS_MAX;
+    use crate::limits::LAYERS_MAX;
+
     use super::*;
 
     #[test]

@@ -13,8 +13,8 @@ use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as HfTokenizer;
 
-use super::config::{invalid, read_bounded, read_object};
-use super::limits::{ADDED_TOKENS_MAX, REPLACEMENT_BYTES_MAX, TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX};
+use crate::config::{invalid, read_bounded, read_object};
+use crate::limits::{ADDED_TOKENS_MAX, REPLACEMENT_BYTES_MAX, TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX};
 
 /// Names that end a turn wherever they are control tokens: many checkpoints list only one of their ends.
 const TURN_ENDS: [&str; 9] = [
