@@ -6,15 +6,19 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ollmlx_proto::frame::{self, Decoder, encode};
-use ollmlx_proto::{Chat, ContentPart, FromWorker, Message, Role, ThinkMode, ToWorker, UnixSeconds};
+use ollmlx_proto::{
+    Chat, ContentPart, Format, FromWorker, JsonText, Message, Role, ThinkMode, ToWorker, TokenId, UnixSeconds,
+};
 use ollmlx_supervisor::catalog::modelfile;
 use ollmlx_supervisor::catalog::name::Name;
 use ollmlx_supervisor::dialect::json::JsonBody;
 use ollmlx_supervisor::dialect::{Call, Rejection, anthropic, ollama, openai};
 use ollmlx_worker_kit::chat::{ChatFormat, ChatSource};
-use ollmlx_worker_kit::vocab::Vocab;
+use ollmlx_worker_kit::grammar::GrammarFactory;
+use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 
 /// The parser is taken by its path: its crate would bring llama.cpp.
 #[path = "../worker-gguf/src/gguf/mod.rs"]
@@ -134,4 +138,42 @@ pub fn templates(bytes: &[u8]) {
     if let Ok(prompt) = format.render(&chat, UnixSeconds::default()) {
         assert!(prompt.cuts.iter().all(|cut| prompt.text.is_char_boundary(*cut)));
     }
+}
+
+/// Tokens of a text that the grammar of a schema is walked along.
+const WALK_MAX: usize = 48;
+
+/// Any schema is a grammar that something fits, or is refused, in bounded time and memory. The schema ends at the first byte
+/// 0xff; each byte after it chooses among the tokens that may come next.
+pub fn schemas(bytes: &[u8]) {
+    thread_local! {
+        static FACTORY: GrammarFactory = GrammarFactory::new(Arc::new(byte_vocab()));
+    }
+    let mut parts = bytes.splitn(2, |&byte| byte == 0xff);
+    let schema = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+    let choices = parts.next().unwrap_or_default();
+    let compiled = FACTORY.with(|factory| factory.compile(&Format::JsonSchema(JsonText(schema))));
+    let Ok(Some(mut grammar)) = compiled else { return };
+    let mut logits = vec![0.0; byte_vocab().len()];
+    for &choice in choices.iter().take(WALK_MAX) {
+        logits.fill(0.0);
+        if grammar.mask(&mut logits).is_err() {
+            return;
+        }
+        let allowed: Vec<TokenId> = (0..).zip(&logits).filter(|(_, logit)| **logit == 0.0).map(|(id, _)| id).collect();
+        assert!(!allowed.is_empty(), "nothing may come next, not even the end");
+        if grammar.accept(allowed[usize::from(choice) % allowed.len()]).is_err() || grammar.is_done() {
+            return;
+        }
+    }
+}
+
+/// A token for each byte, and one that ends the answer.
+fn byte_vocab() -> Vocab {
+    let mut vocab = Vocab { eos: Some(256), ..Vocab::default() };
+    vocab.bytes = (0..=255_u8).map(|byte| vec![byte]).chain([b"<end>".to_vec()]).collect();
+    vocab.kinds = vec![TokenKind::Text; 256];
+    vocab.kinds.push(TokenKind::Control);
+    vocab.ends.insert(256);
+    vocab
 }

@@ -189,6 +189,14 @@ pub const CHAOS_START_MS: u64 = 10_000;
 pub const CHAOS_STOP_MS: u64 = 20_000;
 /// And tell of a death that is expected within this, the model's load included.
 pub const CHAOS_DEATH_MS: u64 = 120_000;
+/// It watches the companion of hostile requests alone for this long, to know its calm.
+pub const CHAOS_CALM_MS: u64 = 3_000;
+/// A hostile request must be answered or refused within this: a large model on a slow CPU fills a window first.
+pub const CHAOS_ANSWER_MS: u64 = 120_000;
+/// A companion's longest gap may be so many times its calm one.
+pub const CHAOS_GAP_TIMES: u64 = 3;
+/// And always this long: a text that halts for a tenth of a second still reads as one that flows.
+pub const CHAOS_GAP_MS_MIN: u64 = 100;
 /// Between two looks of `ollmlx chaos`.
 pub const CHAOS_POLL_MS: u64 = 10;
 /// Between two looks of `ollmlx upgrade` at which server answers.

@@ -91,9 +91,9 @@ def descendants(pid):
 class Server:
     """One server, with the models of one backend. `settings` are OLLMLX_… variables."""
 
-    def __init__(self, models=NAMES, backend="gguf", **settings):
+    def __init__(self, models=NAMES, backend="gguf", parent=None, **settings):
         self.backend = backend
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-test-"))
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-test-", dir=parent))
         self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.host}"

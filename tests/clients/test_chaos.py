@@ -1,4 +1,4 @@
-"""`ollmlx chaos`: every fault of OLLMLX_FAULT against private servers, and what it must not touch."""
+"""`ollmlx chaos`: every fault of OLLMLX_FAULT and hostile requests against private servers, and what they must not touch."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import house
 class Chaos(unittest.TestCase):
     backend = "gguf"
     # All faults on one backend; on the other those where the engine itself has a part.
-    faults = ()
+    faults = ("faults",)
     rows = 12
 
     @classmethod
@@ -37,6 +37,16 @@ class Chaos(unittest.TestCase):
         # The user's own server and store did not notice.
         self.assertEqual(self.server.call("GET", "/api/ps")[1]["models"], [])
         self.assertEqual(sorted(path.name for path in (self.server.folder / "models").rglob("*")), store)
+
+
+    def test_hostile_requests_cost_their_companions_nothing(self):
+        done = self.server.cli("chaos", "smol", "requests", "--json", seconds=5 * house.ANSWER_S)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        answer = json.loads(done.stdout)
+        self.assertEqual(answer["faults"], [])
+        self.assertGreaterEqual(len(answer["requests"]), 12)
+        for row in answer["requests"]:
+            self.assertTrue(row["as_expected"], row)
 
 
 class ChaosOnMlx(Chaos):

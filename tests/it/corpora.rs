@@ -14,10 +14,16 @@ mod targets;
 
 /// Random changes of each file.
 const CHANGED: u64 = 2_000;
+/// Of those that may each take milliseconds.
+const CHANGED_SLOW: u64 = 100;
 /// Bytes that are put in: what ends, opens, separates or overflows something in one of the formats.
 const BYTES: &[u8] = b"\0\x01\x7f\xff{}[]\"'\\/:.,%-| \n09";
 
 fn replay(target: fn(&[u8]), name: &str) {
+    replay_changed(target, name, CHANGED);
+}
+
+fn replay_changed(target: fn(&[u8]), name: &str, changed_count: u64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
     let listed = fs::read_dir(&folder).expect("the target has a corpus");
     let mut paths: Vec<_> = listed.map(|entry| entry.expect("an entry can be read").path()).collect();
@@ -26,7 +32,7 @@ fn replay(target: fn(&[u8]), name: &str) {
     for path in paths {
         let bytes = fs::read(&path).expect("a file of the corpus can be read");
         check(target, &bytes, &path);
-        for seed in 0..CHANGED {
+        for seed in 0..changed_count {
             check(target, &changed(&bytes, seed), &path);
         }
     }
@@ -84,6 +90,11 @@ fn a_name_that_is_accepted_is_safe_as_a_path() {
 #[test]
 fn any_request_is_a_call_or_a_rejection() {
     replay(targets::requests, "requests");
+}
+
+#[test]
+fn any_schema_is_a_grammar_or_is_refused() {
+    replay_changed(targets::schemas, "schemas", CHANGED_SLOW);
 }
 
 #[test]

@@ -286,7 +286,8 @@ pub struct UpgradeArgs {
 /// `chaos`.
 #[derive(Debug, Args)]
 pub struct ChaosArgs {
-    /// Model name or path (default: the first local one), then the faults to try (default: all), such as crash or hang
+    /// Model name or path (default: the first local one), then what to try (default: all): faults or requests, or some of
+    /// them, such as crash, hang or prompt-letter
     #[arg(value_name = "MODEL [FAULT]")]
     pub words: Vec<String>,
     /// Print JSON

@@ -1,10 +1,15 @@
-//! `ollmlx chaos`: commits every fault of `OLLMLX_FAULT` against this installation and says what became of it.
+//! `ollmlx chaos`: commits every fault of `OLLMLX_FAULT` against this installation, makes hostile requests to it, and says
+//! what became of each.
 //!
 //! For each fault a private server is started (see [`private_server`]), asked a real streamed question, and watched: the death
-//! must be told, the answer must be what it would have been. Neither the user's server nor the store is touched.
+//! must be told, the answer must be what it would have been. Hostile requests are made to one more (see [`hostile`]), beside a
+//! companion that must not notice. Neither the user's server nor the store is touched.
 
 mod catalogue;
+mod companion;
+mod hostile;
 mod private_server;
+mod requests;
 
 use std::time::Duration;
 
@@ -12,7 +17,7 @@ use crate::limits;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use self::catalogue::{DEADLY, Expected, Trial};
+use self::catalogue::{Chosen, DEADLY, Expected, Trial};
 use self::private_server::PrivateServer;
 use super::args::ChaosArgs;
 use super::client::Client;
@@ -69,8 +74,8 @@ pub async fn run(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
 async fn tried(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
     let mut words = args.words.into_iter();
     let asked = words.next();
-    let faults: Vec<String> = words.collect();
-    catalogue::chosen(catalogue::all(0), &faults)?;
+    let names: Vec<String> = words.collect();
+    catalogue::chosen(0, &names)?;
     let calm_server = PrivateServer::start(config, "", &[]).await?;
     let model = match asked {
         Some(word) => model_path::absolute(&word).unwrap_or(word),
@@ -83,20 +88,34 @@ async fn tried(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
     }
     let model_bytes = resident_bytes(&calm_server.client).await?;
     calm_server.stop().await;
+    let Chosen { trials, requests } = catalogue::chosen(model_bytes, &names)?;
+    let report: fn(&str) = if args.json { |_| {} } else { |name| tell(format_args!("{name}")) };
     let mut outcomes = Vec::new();
-    for trial in catalogue::chosen(catalogue::all(model_bytes), &faults)? {
-        if !args.json {
-            tell(format_args!("{}", trial.fault));
-        }
+    for trial in trials {
+        report(&trial.fault);
         outcomes.push(attempt(config, &model, &calm.text, trial, clock).await?);
     }
+    let hostile = match requests.is_empty() {
+        true => Vec::new(),
+        false => hostile::tried(config, &model, requests, clock, report).await?,
+    };
     if args.json {
-        print_json(&as_json(&model, &outcomes))?
+        print_json(&json!({"model": model, "faults": as_json(&outcomes), "requests": hostile::as_json(&hostile)}))?
     } else {
-        print(&table(&outcomes))?
+        print(&tables(&outcomes, &hostile))?
     }
-    let failed = outcomes.iter().filter(|outcome| !outcome.as_expected).count();
-    if failed > 0 { Err(CliError::NotSurvived { failed, tried: outcomes.len() }) } else { Ok(()) }
+    let judged = outcomes.iter().map(|outcome| outcome.as_expected);
+    let judged: Vec<bool> = judged.chain(hostile.iter().map(|outcome| outcome.as_expected)).collect();
+    let failed = judged.iter().filter(|as_expected| !**as_expected).count();
+    if failed > 0 { Err(CliError::NotSurvived { failed, tried: judged.len() }) } else { Ok(()) }
+}
+
+/// Those that have a row.
+fn tables(outcomes: &[Outcome], hostile: &[hostile::Outcome]) -> String {
+    let faults = (!outcomes.is_empty()).then(|| table(outcomes));
+    let requests = (!hostile.is_empty()).then(|| hostile::table(hostile));
+    let tables: Vec<String> = faults.into_iter().chain(requests).collect();
+    tables.join("\n")
 }
 
 async fn first_model(client: &Client) -> Result<String, CliError> {
@@ -230,7 +249,7 @@ fn table(outcomes: &[Outcome]) -> String {
     text_table::with_header(&header, &rows)
 }
 
-fn as_json(model: &str, outcomes: &[Outcome]) -> Value {
+fn as_json(outcomes: &[Outcome]) -> Value {
     let rows: Vec<Value> = outcomes
         .iter()
         .map(|outcome| {
@@ -245,7 +264,7 @@ fn as_json(model: &str, outcomes: &[Outcome]) -> Value {
             })
         })
         .collect();
-    json!({"model": model, "faults": rows})
+    Value::from(rows)
 }
 
 #[cfg(test)]

@@ -111,7 +111,15 @@ impl Client {
     /// # Errors
     /// No server, a refusal, or an answer that is no JSON.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, CliError> {
-        self.send(Method::POST, path, Some("application/json"), json(body)).await?.ok().await?.json().await
+        self.post_bytes(path, Bytes::from(body.to_string())).await
+    }
+
+    /// `POST` of bytes that need not be JSON; JSON out.
+    ///
+    /// # Errors
+    /// No server, a refusal, or an answer that is no JSON.
+    pub async fn post_bytes(&self, path: &str, body: Bytes) -> Result<Value, CliError> {
+        self.send(Method::POST, path, Some("application/json"), full(body)).await?.ok().await?.json().await
     }
 
     /// JSON in, nothing out.

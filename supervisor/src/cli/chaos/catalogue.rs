@@ -1,8 +1,9 @@
-//! The faults that are tried, and what must come of each. Pure.
+//! The faults that are tried, what must come of each, and the choice among them and the hostile requests. Pure.
 
 use crate::limits::MIB;
 
 use super::super::error::CliError;
+use super::requests::{self, HostileRequest};
 
 /// What must come of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,10 @@ pub(super) struct Trial {
 
 /// In the prompt of the request that is deadly.
 pub(super) const DEADLY: &str = "doom";
+/// Asks for all faults.
+pub(super) const FAULTS: &str = "faults";
+/// Asks for all hostile requests.
+pub(super) const REQUESTS: &str = "requests";
 /// Sooner than the defaults, so that nobody has to wait for what is stuck on purpose.
 const PATIENCE: &str = "3s";
 
@@ -76,22 +81,36 @@ fn name(fault: &str) -> &str {
     fault.split(['@', '=', ';']).next().unwrap_or(fault)
 }
 
-/// Those that are asked for by name; all where none is.
+/// What is to be tried.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) trials: Vec<Trial>,
+    pub(super) requests: Vec<HostileRequest>,
+}
+
+/// Those that are asked for, by name or by [`FAULTS`] and [`REQUESTS`]; all where none is.
 ///
 /// # Errors
 /// A name that none has.
-pub(super) fn chosen(trials: Vec<Trial>, names: &[String]) -> Result<Vec<Trial>, CliError> {
-    if let Some(unknown) = names.iter().find(|asked| trials.iter().all(|trial| name(&trial.fault) != **asked)) {
-        let mut known: Vec<&str> = Vec::new();
-        for trial in &trials {
-            if !known.contains(&name(&trial.fault)) {
-                known.push(name(&trial.fault));
+pub(super) fn chosen(model_bytes: u64, names: &[String]) -> Result<Chosen, CliError> {
+    let trials = all(model_bytes);
+    let known = || {
+        let faults = trials.iter().map(|trial| name(&trial.fault));
+        faults.chain(requests::ALL.iter().map(|request| request.name)).chain([FAULTS, REQUESTS])
+    };
+    if let Some(unknown) = names.iter().find(|asked| known().all(|name| name != **asked)) {
+        let mut listed: Vec<&str> = Vec::new();
+        for name in known() {
+            if !listed.contains(&name) {
+                listed.push(name);
             }
         }
-        return Err(CliError::Usage(format!("unknown fault {unknown:?}; known are {}", known.join(", "))));
+        return Err(CliError::Usage(format!("unknown fault {unknown:?}; known are {}", listed.join(", "))));
     }
-    let is_asked = |trial: &Trial| names.is_empty() || names.iter().any(|asked| asked == name(&trial.fault));
-    Ok(trials.into_iter().filter(is_asked).collect())
+    let is_asked = |name: &str, kind: &str| names.is_empty() || names.iter().any(|asked| asked == name || asked == kind);
+    let requests = requests::ALL.iter().filter(|request| is_asked(request.name, REQUESTS)).cloned().collect();
+    let trials = trials.into_iter().filter(|trial| is_asked(name(&trial.fault), FAULTS)).collect();
+    Ok(Chosen { trials, requests })
 }
 
 #[cfg(test)]
@@ -116,10 +135,13 @@ mod tests {
     fn faults_are_chosen_by_name() {
         let asked = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            chosen(all(1), &names).map(|trials| trials.len())
+            chosen(1, &names).map(|chosen| (chosen.trials.len(), chosen.requests.len()))
         };
-        assert_eq!(asked(&[]).unwrap(), all(1).len());
-        assert_eq!(asked(&["hang", "crash"]).unwrap(), 3, "crash is tried in two ways");
+        let (faults, requests) = (all(1).len(), requests::ALL.len());
+        assert_eq!(asked(&[]).unwrap(), (faults, requests));
+        assert_eq!(asked(&["hang", "crash"]).unwrap(), (3, 0), "crash is tried in two ways");
+        assert_eq!(asked(&["hang", "requests"]).unwrap(), (1, requests));
+        assert_eq!(asked(&["faults", "turns"]).unwrap(), (faults, 1));
         assert!(asked(&["crush"]).unwrap_err().to_string().contains("known are crash, abort, exit"));
     }
 }

@@ -1,0 +1,72 @@
+//! One greedy answer after the other from the model that hostile requests are made to, and how long it was silent.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::super::client::Client;
+use super::QUESTION;
+use crate::limits;
+use crate::os::clock::Clock;
+
+/// Tokens of one answer.
+const TOKENS: u32 = 512;
+
+/// A stream that never ends, and what it saw.
+#[derive(Debug)]
+pub(super) struct Companion<'a> {
+    client: &'a Client,
+    model: &'a str,
+    clock: Clock,
+    last_ns: Cell<u64>,
+    longest_ns: Cell<u64>,
+    broken: RefCell<Option<String>>,
+}
+
+impl<'a> Companion<'a> {
+    pub(super) fn new(client: &'a Client, model: &'a str, clock: Clock) -> Self {
+        let last_ns = Cell::new(clock.now_ns());
+        Self { client, model, clock, last_ns, longest_ns: Cell::new(0), broken: RefCell::new(None) }
+    }
+
+    /// Goes on until it is dropped.
+    pub(super) async fn run(&self) -> Infallible {
+        let options = json!({"temperature": 0, "num_predict": TOKENS});
+        let body = json!({"model": self.model, "prompt": QUESTION, "options": options});
+        loop {
+            if let Err(error) = self.listen(&body).await {
+                *self.broken.borrow_mut() = Some(error.to_string());
+                tokio::time::sleep(Duration::from_millis(limits::CHAOS_POLL_MS)).await;
+            }
+        }
+    }
+
+    async fn listen(&self, body: &serde_json::Value) -> Result<(), super::CliError> {
+        let mut lines = self.client.stream("/api/generate", body).await?;
+        while lines.next().await?.is_some() {
+            let now_ns = self.clock.now_ns();
+            let gap_ns = now_ns - self.last_ns.replace(now_ns);
+            self.longest_ns.set(self.longest_ns.get().max(gap_ns));
+        }
+        Ok(())
+    }
+
+    /// Begins to watch anew.
+    pub(super) fn watch(&self) {
+        self.longest_ns.set(0);
+        *self.broken.borrow_mut() = None;
+    }
+
+    /// The longest silence since then, the present one included, in milliseconds.
+    pub(super) fn gap_ms(&self) -> u64 {
+        let silent_ns = self.clock.now_ns() - self.last_ns.get();
+        self.longest_ns.get().max(silent_ns) / 1_000_000
+    }
+
+    /// What went wrong with it since then.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.broken.borrow().clone()
+    }
+}

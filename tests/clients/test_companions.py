@@ -1,0 +1,326 @@
+"""Nothing about one request stalls its companions: while a hostile request is answered or refused, a stream on the same model
+and one on another model go on. Measured for every kind, on both backends; a table tells what was seen.
+
+Calm is the longest gap of several spans in which only the companions run. A gap may be three times that, and may always be
+`FLOOR_S`: a text that halts for that long still reads as one that flows, and a machine of two cores that serves two models
+takes a part of it for itself now and then.
+"""
+
+import contextlib
+import itertools
+import pathlib
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import unittest
+from typing import Any, Callable, NamedTuple
+
+import forge
+import hostile
+import house
+from companions import Companion
+from forge import MB
+from security import error_of
+
+FLOOR_S = 0.1
+FACTOR = 3
+CALM_SPANS, CALM_SPAN_S = 5, 1.0
+#: Tokens that a stream must have left when a request is made: what a fast model has in the longest bound.
+LEFT = 1000
+#: A request of an ordinary kind is answered or refused within this. Prompts fill the window first, and large bodies are read.
+SOON_S, PROMPT_S, LARGE_S = 5, 15, 25
+ONE = {"stream": False, "options": {"num_predict": 1, "temperature": 0}}
+
+
+class Kind(NamedTuple):
+    """A hostile request."""
+
+    name: str
+    path: str
+    #: The body for a model.
+    body: Callable[[str], Any]
+    #: Seconds until it is answered or refused.
+    bound: float = SOON_S
+    model: str = "smol"
+
+    def made(self):
+        """Its bytes. Made before anybody is watched: this process is busy with it."""
+        body = self.body(self.model)
+        return body if isinstance(body, bytes) else forge.json_bytes(body)
+
+    def send(self, server, body):
+        """(status, text); 0 where nobody answered in time."""
+        try:
+            status, text = server.raw("POST", self.path, body, seconds=self.bound * house.PATIENCE)
+            return status, text.decode(errors="replace")
+        except OSError as error:
+            return 0, repr(error)
+
+
+def chat(content, **more):
+    return lambda model: {"model": model, "messages": [{"role": "user", "content": content}]} | ONE | more
+
+
+def generate(prompt, **more):
+    return lambda model: {"model": model, "prompt": prompt} | ONE | more
+
+
+def embed(given):
+    return lambda model: {"model": model, "input": given}
+
+
+def schemas():
+    options = {"num_predict": 8, "temperature": 0}
+    for name, schema in hostile.SCHEMAS.items():
+        yield Kind(f"schema: {name}", "/api/chat", chat("Say something.", format=schema, options=options))
+
+
+def prompts():
+    for name in hostile.TEXTS:
+        yield Kind(f"4 MB of {name}", "/api/chat", chat(hostile.text(name, 4 * MB)), PROMPT_S)
+    letters = hostile.text("one letter", 16 * MB)
+    said = [{"role": "user", "content": letters}]
+    tool = [{"role": "user", "content": "q"}, {"role": "tool", "content": letters, "tool_name": "f"}]
+    yield Kind("60 MB of one letter", "/api/chat", chat(hostile.text("one letter", 60 * MB)), LARGE_S)
+    yield Kind("16 MB, raw", "/api/generate", generate(letters, raw=True), PROMPT_S)
+    yield Kind("16 MB, system", "/api/generate", generate("x", system=letters), PROMPT_S)
+    yield Kind("16 MB, suffix", "/api/generate", generate("x", suffix=letters), PROMPT_S)
+    yield Kind("16 MB, tool result", "/api/chat", lambda model: {"model": model, "messages": tool} | ONE, PROMPT_S)
+    openai = {"max_tokens": 1}
+    yield Kind("16 MB, v1 completions", "/v1/completions", lambda it: {"model": it, "prompt": letters} | openai, PROMPT_S)
+    yield Kind("16 MB, v1 chat", "/v1/chat/completions", lambda it: {"model": it, "messages": said} | openai, PROMPT_S)
+    yield Kind("16 MB, v1 messages", "/v1/messages", lambda it: {"model": it, "messages": said} | openai, PROMPT_S)
+    for name in ("one letter", "one long word", "emoji"):
+        yield Kind(f"embed 16 MB of {name}", "/api/embed", embed(hostile.text(name, 16 * MB)), PROMPT_S, "embed")
+    yield Kind("embed 200 long inputs", "/api/embed", embed([hostile.text("one long word", 80_000)] * 200), 60, "embed")
+    turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": "x"} for i in range(200_000)]
+    yield Kind("200,000 turns", "/api/chat", lambda it: {"model": it, "messages": turns} | ONE, PROMPT_S)
+
+
+def go_templates():
+    for name, template in hostile.GO.items():
+        yield Kind(f"Go template: {name}", "/api/generate", generate("hello", template=template))
+
+
+def others():
+    nested = {"type": "string"}
+    for _ in range(50):
+        nested = {"type": "object", "properties": {"x": nested}}
+    function = {"name": "f" * 64, "description": "d" * 200, "parameters": nested}
+    tools = [{"type": "function", "function": function}] * 2000
+    yield Kind("2000 tools", "/api/chat", chat("x", tools=tools), PROMPT_S)
+    yield Kind("64 long stops", "/api/generate", generate("x", options={"stop": ["x" * 1024] * 64, "num_predict": 64}))
+    yield Kind("10^5 stops", "/api/generate", generate("x", options={"stop": ["ab"] * 10**5, "num_predict": 64}))
+    logprobs = generate("x", logprobs=True, top_logprobs=20, options={"num_predict": 64})
+    yield Kind("logprobs of 20", "/api/generate", logprobs)
+    yield Kind("num_ctx 10^9", "/api/generate", generate("x", options={"num_ctx": 10**9, "num_predict": 1}))
+    yield Kind("num_batch 10^9", "/api/generate", generate("x", options={"num_batch": 10**9, "num_predict": 1}))
+    start = b'{"model":"smol","prompt":"x","stream":false,"options":{"num_predict":1},"ignored":'
+    for name, piece in (("objects", b'{"":0},'), ("lists", b"[],"), ("texts", b'"\\u0041",')):
+        body = start + b"[" + piece * (60 * MB // len(piece)) + b"0]}"
+        yield Kind(f"60 MB of ignored {name}", "/api/generate", lambda _, body=body: body, LARGE_S)
+    keys = start + b"{" + b",".join(b'"%d":1' % i for i in range(3 * 10**6)) + b"}}"
+    yield Kind("3 million ignored keys", "/api/generate", lambda _: keys, LARGE_S)
+    yield Kind("10^6 brackets", "/api/generate", lambda _: b"[" * 10**6)
+
+
+class HeldBodies(NamedTuple):
+    """Strangers who keep back the last byte of large bodies, and somebody who asks beside them."""
+
+    name: str = "10 bodies of 60 MB held"
+    bound: float = LARGE_S
+
+    def made(self):
+        head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {60 * MB}\r\n\r\n"
+        return head.encode() + b" " * (60 * MB - 1)
+
+    def send(self, server, body):
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                link = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), house.SOON_S))
+                with contextlib.suppress(OSError):
+                    link.sendall(body)
+            asked = Kind(self.name, "/api/generate", generate("x"), self.bound)
+            return asked.send(server, asked.made())
+
+
+class Seen(NamedTuple):
+    """What became of it. Times in seconds."""
+
+    kind: str
+    calm: float
+    gap: float
+    other_calm: float
+    other_gap: float
+    took: float
+    outcome: str
+    faults: list
+
+
+def allowed(calm):
+    return max(FACTOR * calm, FLOOR_S) * house.PATIENCE
+
+
+def patience(calm):
+    """Seconds after which a companion's silence is one, whatever comes later."""
+    return max(1.0, 2 * allowed(max(calm)))
+
+
+class Companions(unittest.TestCase):
+    backend = "gguf"
+
+    @classmethod
+    def setUpClass(cls):
+        cls.seen, cls.folder = [], pathlib.Path(tempfile.mkdtemp(prefix="ollmlx-hostile-"))
+        cls.begin()
+
+    @classmethod
+    def begin(cls):
+        """A server, and its calm companions."""
+        settings = {"OLLMLX_CONTEXT_LENGTH": "2048", "OLLMLX_NUM_PARALLEL": "4", "OLLMLX_MAX_LOADED_MODELS": "6",
+                    "OLLMLX_KEEP_ALIVE": "1h"}
+        cls.server = house.Server(models=("smol", "embed"), backend=cls.backend, **settings)
+        cls.server.create("other", f"FROM {house.FILES[cls.backend]['smol']}\nPARAMETER num_keep 4\n")
+        cls.server.call("POST", "/api/embed", {"model": "embed", "input": "x"})
+        cls.other = Companion(cls.server, "other")
+
+    @classmethod
+    def finish(cls):
+        cls.other.stop()
+        cls.server.stop()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.finish()
+        shutil.rmtree(cls.folder, ignore_errors=True)
+        print(table(cls.backend, cls.seen), flush=True)
+
+    def test_requests(self):
+        self.watch_all(itertools.chain(schemas(), prompts(), go_templates(), others(), [HeldBodies()]), "smol")
+
+    def test_templates_of_files(self):
+        source = house.FILES[self.backend]["smol"]
+        make = forge.retemplated if self.backend == "gguf" else forge.altered
+        for name, template in hostile.JINJA.items():
+            model = make(source, self.path(), template)
+            self.watch_all([Kind(f"file's template: {name}", "/api/chat", chat("hello"), SOON_S, model)], model)
+            self.forget(model)
+
+    def path(self):
+        """Of a model that was not there before."""
+        self.folder.mkdir(exist_ok=True)
+        count = len(self.seen)
+        return self.folder / (f"{count}.gguf" if self.backend == "gguf" else f"{count}")
+
+    def watch_all(self, kinds, model):
+        """Each of them beside a companion on this model and one on another."""
+        companion = Companion(self.server, model)
+        try:
+            calm = self.calm(companion)
+            for kind in kinds:
+                with self.subTest(kind.name):
+                    seen = self.watch(kind, companion, calm)
+                    self.seen.append(seen)
+                    if seen.faults:
+                        # Whatever still runs would be blamed on the next one.
+                        companion.stop()
+                        self.finish()
+                        self.begin()
+                        companion = Companion(self.server, model)
+                    self.assertEqual(seen.faults, [])
+        finally:
+            companion.stop()
+
+    def calm(self, companion):
+        """The longest gap of each companion, of several spans."""
+        longest = [0.0, 0.0]
+        for _ in range(CALM_SPANS):
+            since = time.monotonic()
+            threading.Event().wait(CALM_SPAN_S)
+            gaps = [each.longest_gap(since, time.monotonic()) for each in (companion, self.other)]
+            longest = [max(pair) for pair in zip(longest, gaps)]
+        return longest
+
+    def watch(self, kind, companion, calm):
+        pair = (companion, self.other)
+        for each in pair:
+            each.fresh(LEFT)
+            each.faults.clear()
+        pids, body = self.pids(), kind.made()
+        since = time.monotonic()
+        status, text = kind.send(self.server, body)
+        until = time.monotonic()
+        took = until - since
+        # Each goes on, or its silence counts.
+        with contextlib.suppress(AssertionError):
+            house.until("tokens", patience(calm), lambda: all(each.times[-1] > until for each in pair), every_s=0.005)
+        gaps = [each.longest_gap(since, until) for each in pair]
+        faults = [f"{each.model}: {fault}" for each in pair for fault in each.faults]
+        for name, gap, usual in zip(("same model", "other model"), gaps, calm):
+            if gap > allowed(usual):
+                faults.append(f"{name}: a gap of {gap * 1000:.0f} ms, calm {usual * 1000:.0f}")
+        if took > kind.bound * house.PATIENCE or not status:
+            faults.append(f"neither answered nor refused within {kind.bound} s")
+        if status >= 400 and not error_of(text):
+            faults.append(f"{status} without a word")
+        if self.server.status() is not None:
+            faults.append(f"the server ended with {self.server.status()}")
+        else:
+            now = self.pids()
+            gone = [name for name, pid in pids.items() if now.get(name) != pid]
+            faults += [f"the worker of {name} was {pids[name]}, is {now.get(name)}" for name in gone]
+        outcome = f"{status} {error_of(text)[:60]}".strip() if status else "no answer"
+        return Seen(kind.name, calm[0], gaps[0], calm[1], gaps[1], took, outcome, faults)
+
+    def pids(self):
+        """{model: pid} of all that are loaded."""
+        return {entry["name"]: entry["pid"] for entry in self.server.call("GET", "/api/ps")[1]["models"]}
+
+    def forget(self, model):
+        self.server.call("POST", "/api/generate", {"model": model, "keep_alive": 0})
+        path = pathlib.Path(model)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class CompanionsOnMlx(Companions):
+    backend = "mlx"
+
+    def test_tokenizers_of_files(self):
+        """Those of GGUF files have no patterns and normalisers of their own."""
+        source = house.FILES["mlx"]["smol"]
+        for name, parts in self.tokenizers():
+            model = forge.altered(source, self.path(), tokenizer=parts)
+            kind = Kind(f"file's tokenizer: {name}", "/api/generate", generate("a" * 30_000, raw=True), PROMPT_S, model)
+            honest = Kind(name, "/api/generate", generate("1", raw=True), LARGE_S, model)
+            status, _ = honest.send(self.server, honest.made())
+            # One that is refused before anybody can be its companion is watched by those of others.
+            self.watch_all([kind], model if status == 200 else "smol")
+            self.forget(model)
+
+    @staticmethod
+    def tokenizers():
+        """Parts to put into an honest one."""
+        for pattern in hostile.PATTERNS:
+            yield pattern or "empty pattern", {"pre_tokenizer": hostile.split(pattern)}
+        for name, normaliser in hostile.normalisers().items():
+            yield name, {"normalizer": normaliser}
+        for name, tokens in hostile.added_tokens().items():
+            yield name, {"added_tokens": tokens}
+
+
+def table(backend, seen):
+    """One line a kind; times in milliseconds, the time that it took in seconds."""
+    head = f"{'kind, on ' + backend:<44} {'calm':>6} {'gap':>7} {'ratio':>6} {'other':>7} {'ratio':>6} {'took':>6}"
+    lines = [head + "  outcome"]
+    for it in seen:
+        ratio, other = it.gap / max(it.calm, 1e-4), it.other_gap / max(it.other_calm, 1e-4)
+        times = f"{it.calm * 1000:6.0f} {it.gap * 1000:7.0f} {ratio:6.1f} {it.other_gap * 1000:7.0f} {other:6.1f}"
+        verdict = "FAULT " if it.faults else ""
+        lines.append(f"{it.kind[:44]:<44} {times} {it.took:6.1f}  {verdict}{it.outcome}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    unittest.main()
