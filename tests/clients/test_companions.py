@@ -1,5 +1,5 @@
 """Nothing about one request stalls its companions: while a hostile request is answered or refused, a stream on the same model
-and one on another model go on. Measured for every kind, on both backends; a table tells what was seen.
+and one on another model go on. Measured for every kind, on both backends; a line for each tells what was seen.
 
 Calm is the longest gap of several spans in which only the companions run. A gap may be three times that, and may always be
 `FLOOR_S`: a text that halts for that long still reads as one that flows, and a machine of two cores that serves two models
@@ -26,11 +26,14 @@ from security import error_of
 
 FLOOR_S = 0.1
 FACTOR = 3
-CALM_SPANS, CALM_SPAN_S = 5, 1.0
+CALM_SPANS, CALM_SPAN_S = 3, 1.0
 #: Tokens that a stream must have left when a request is made: what a fast model has in the longest bound.
 LEFT = 1000
 #: A request of an ordinary kind is answered or refused within this. Prompts fill the window first, and large bodies are read.
 SOON_S, PROMPT_S, LARGE_S = 5, 15, 25
+#: One of each way in which a file's template may be slow or large; `test_security_prompts.py` renders all of them.
+FILES_TEMPLATES = ("three loops", "doubling", "join", "nested lists", "format", "center", "tojson", "indent tojson", "upper",
+                   "namespace in itself", "90000 deep", "deep")
 ONE = {"stream": False, "options": {"num_predict": 1, "temperature": 0}}
 
 
@@ -195,7 +198,8 @@ class Companions(unittest.TestCase):
     def tearDownClass(cls):
         cls.finish()
         shutil.rmtree(cls.folder, ignore_errors=True)
-        print(table(cls.backend, cls.seen), flush=True)
+        faults = sum(bool(seen.faults) for seen in cls.seen)
+        print(f"{len(cls.seen)} kinds on {cls.backend}, {faults} with a fault", flush=True)
 
     def test_requests(self):
         self.watch_all(itertools.chain(schemas(), prompts(), go_templates(), others(), [HeldBodies()]), "smol")
@@ -203,8 +207,8 @@ class Companions(unittest.TestCase):
     def test_templates_of_files(self):
         source = house.FILES[self.backend]["smol"]
         make = forge.retemplated if self.backend == "gguf" else forge.altered
-        for name, template in hostile.JINJA.items():
-            model = make(source, self.path(), template)
+        for name in FILES_TEMPLATES:
+            model = make(source, self.path(), hostile.JINJA[name])
             self.watch_all([Kind(f"file's template: {name}", "/api/chat", chat("hello"), SOON_S, model)], model)
             self.forget(model)
 
@@ -223,6 +227,7 @@ class Companions(unittest.TestCase):
                 with self.subTest(kind.name):
                     seen = self.watch(kind, companion, calm)
                     self.seen.append(seen)
+                    print("\n" + row(self.backend, seen), end="", flush=True)
                     if seen.faults:
                         # Whatever still runs would be blamed on the next one.
                         companion.stop()
@@ -310,16 +315,12 @@ class CompanionsOnMlx(Companions):
             yield name, {"added_tokens": tokens}
 
 
-def table(backend, seen):
-    """One line a kind; times in milliseconds, the time that it took in seconds."""
-    head = f"{'kind, on ' + backend:<44} {'calm':>6} {'gap':>7} {'ratio':>6} {'other':>7} {'ratio':>6} {'took':>6}"
-    lines = [head + "  outcome"]
-    for it in seen:
-        ratio, other = it.gap / max(it.calm, 1e-4), it.other_gap / max(it.other_calm, 1e-4)
-        times = f"{it.calm * 1000:6.0f} {it.gap * 1000:7.0f} {ratio:6.1f} {it.other_gap * 1000:7.0f} {other:6.1f}"
-        verdict = "FAULT " if it.faults else ""
-        lines.append(f"{it.kind[:44]:<44} {times} {it.took:6.1f}  {verdict}{it.outcome}")
-    return "\n".join(lines)
+def row(backend, seen):
+    """A line of the table; times in milliseconds, and in seconds what the request took."""
+    gaps = f"gap {seen.gap * 1000:6.0f}, calm {seen.calm * 1000:4.0f}, {seen.gap / max(seen.calm, 1e-4):6.1f} times"
+    others = f"other {seen.other_gap * 1000:6.0f}, {seen.other_gap / max(seen.other_calm, 1e-4):6.1f} times"
+    verdict = "FAULT " if seen.faults else ""
+    return f"{backend:<4} {seen.kind[:44]:<44} {gaps}; {others}; took {seen.took:5.1f}; {verdict}{seen.outcome}"
 
 
 if __name__ == "__main__":
