@@ -19,6 +19,7 @@ pub mod limits;
 pub mod memory;
 pub mod output;
 pub mod request;
+pub mod text;
 pub mod version;
 
 #[cfg(test)]

@@ -44,6 +44,9 @@ pub(super) async fn show(state: &AppState, body: &[u8]) -> Result<HttpReply, Rej
         "template",
         request.template.clone().or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()),
     );
+    let (template, source) = model.template_in_use();
+    put("template_in_use", request.template.clone().or_else(|| template.map(str::to_owned)));
+    put("template_source", Some(if request.template.is_some() { "the request".to_owned() } else { source }));
     put("system", request.system.clone().or_else(|| model.system.clone()));
     object.insert("details".into(), details(&model, true));
     if !model.messages.is_empty() {
