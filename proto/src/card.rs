@@ -65,6 +65,10 @@ pub struct ModelCard {
     pub memory: MemoryModel,
     /// The model's own chat template (Jinja), if it has one.
     pub chat_template: Option<String>,
+    /// Why that can't be used.
+    pub chat_template_fault: Option<String>,
+    /// The worker's own template for models like it, where it brings none.
+    pub builtin_template: Option<String>,
     /// What it can do.
     pub capabilities: Vec<Capability>,
     /// `model_info` of `/api/show` as a JSON object in text form: every metadata key, arrays of more than five

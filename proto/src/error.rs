@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::without_folders;
+
 /// What went wrong, and whether trying again helps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -56,30 +58,6 @@ impl Failure {
         }
         self
     }
-}
-
-/// A text in which each absolute path of two parts and more has become its last part.
-#[must_use]
-pub fn without_folders(text: &str) -> String {
-    let mut told = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('/') {
-        let (before, path) = rest.split_at(at);
-        told.push_str(before);
-        let begins = told.chars().next_back().is_none_or(|c| c.is_whitespace() || "\"'`(=:[,<".contains(c));
-        let quote = told.chars().next_back().filter(|c| matches!(c, '"' | '\'' | '`'));
-        // In quotes a path may have spaces.
-        let ends = |c: char| quote.map_or_else(|| c.is_whitespace() || "\"'`),;]>".contains(c), |quote| c == quote);
-        let end = path.find(ends).unwrap_or(path.len());
-        let (path, after) = path.split_at(end);
-        match path.trim_end_matches('/').rsplit_once('/') {
-            Some((folder, file)) if begins && !folder.is_empty() && !path.starts_with("//") => told.push_str(file),
-            _ => told.push_str(path),
-        }
-        rest = after;
-    }
-    told.push_str(rest);
-    told
 }
 
 #[cfg(test)]

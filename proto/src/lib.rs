@@ -19,6 +19,7 @@ pub mod limits;
 pub mod memory;
 pub mod output;
 pub mod request;
+pub mod text;
 pub mod version;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ mod protocol_doc;
 
 pub use card::{Capability, ModelCard, TensorInfo};
 pub use control::{FlashAttention, FromWorker, LoadSpec, MemoryReport, Ready, ToWorker, WorkerHello};
-pub use error::{Failure, FailureKind, Retry, without_folders};
+pub use error::{Failure, FailureKind, Retry};
 pub use ids::{Incarnation, ModelId, RequestId, SlotId, TokenId, WorkerId};
 pub use memory::{KvCells, MemoryModel, Unfused};
 pub use output::{

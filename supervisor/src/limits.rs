@@ -236,7 +236,8 @@ pub const INCIDENT_STAGGER_MS: u64 = 5_000;
 pub const INCIDENT_OVER_MS: u64 = 60_000;
 /// Deaths that a request may be present at before it is the suspect.
 pub const POISON_DEATHS_MAX: u32 = 2;
-/// Failed loads that a waiting request sits through.
+/// Failed loads that a waiting request sits through, after as many of which within the window the model rests, and
+/// inspectors that a file may kill before it is refused unseen.
 pub const LOADS_FAILED_MAX: u32 = 3;
 /// Time that a request may lose to kills from outside (SIGKILL, SIGTERM and the like) without a token between them: whoever
 /// kills for this long means it, or it is a system that kills for want of memory and doesn't say so.

@@ -35,6 +35,8 @@ pub fn model(name: &str, weights: PathBuf) -> Arc<ModelRef> {
         weight_bytes: 1,
         memory: MemoryModel::default(),
         chat_template: None,
+        chat_template_fault: None,
+        builtin_template: None,
         capabilities: vec![Capability::Completion],
         metadata: "{}".to_owned(),
         tensors: Vec::new(),

@@ -59,6 +59,8 @@ impl Backend for ToyBackend {
             weight_bytes: 4,
             memory: MemoryModel::default(),
             chat_template: Some(weights.template),
+            chat_template_fault: None,
+            builtin_template: None,
             capabilities,
             metadata: "{}".to_owned(),
             tensors: Vec::new(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ollmlx_proto::{Capability, Failure, ModelCard, TensorInfo};
-use ollmlx_worker_kit::chat::template_capabilities;
+use ollmlx_worker_kit::chat::{template_capabilities, template_facts};
 use serde_json::{Map, Number, Value as Json};
 
 use crate::gguf::kv_cost::is_encoder;
@@ -35,6 +35,8 @@ fn card(model: &Files) -> ModelCard {
     let parameter_count = model.headers().flat_map(|it| &it.tensors).map(|it| it.elements).fold(0, u64::saturating_add);
     let context_length = number("context_length");
     let chat_template = header.text("tokenizer.chat_template").map(str::to_owned);
+    let (chat_template_fault, builtin_template) =
+        template_facts(chat_template.as_deref(), header.architecture(), &specials(header));
     ModelCard {
         format: "gguf".into(),
         architecture: header.architecture().to_owned(),
@@ -49,9 +51,20 @@ fn card(model: &Files) -> ModelCard {
         memory: memory_model(model, Layout::of(model, HAS_GPU), HAS_GPU, Kind::of(header, false)),
         capabilities: capabilities(header),
         chat_template,
+        chat_template_fault,
+        builtin_template,
         metadata: metadata(header, parameter_count),
         tensors: model.headers().flat_map(|it| &it.tensors).map(tensor_info).collect(),
     }
+}
+
+/// The markers that are tokens of their own kind, not ordinary text.
+fn specials(header: &Header) -> Vec<&'static str> {
+    /// Control tokens and those of the model's user, in `token_type`.
+    const KINDS: [u8; 2] = [3, 4];
+    let kind = |id: u64| usize::try_from(id).ok().and_then(|id| header.tokens.types.get(id));
+    let markers = header.tokens.markers.iter();
+    markers.filter(|(id, _)| kind(*id).is_some_and(|kind| KINDS.contains(kind))).map(|(_, marker)| *marker).collect()
 }
 
 fn narrow(number: u64) -> u32 {
@@ -211,15 +224,16 @@ mod tests {
     #[test]
     fn shards_are_found_by_name_and_summed() {
         let first = small().number("split.count", 2).number("split.no", 0).number("split.tensors.count", 2);
-        let second = Writer::new().number("split.count", 2).number("split.no", 1).tensor("x", &[8], vec![0.0; 8]);
+        let second = Writer::new().short("split.count", 2).short("split.no", 1).tensor("x", &[8], vec![0.0; 8]);
         let [one, two] = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
         assert_eq!(inspect_files(&[(one, &first), (two, &second)]).unwrap().parameter_count, 200);
         let refused = |files: &[(&str, &Writer)]| inspect_files(files).unwrap_err().public;
         assert!(refused(&[(one, &first)]).contains("m-00002-of-00002.gguf: can't be opened"));
         assert!(refused(&[("blob", &first)]).contains("must be named"));
         assert!(
-            refused(&[(one, &first), (two, &second.clone().number("split.no", 0))]).contains("it is not shard 2 of 2")
+            refused(&[(one, &first), (two, &second.clone().short("split.no", 0))]).contains("it is not shard 2 of 2")
         );
+        assert!(refused(&[(one, &first), (two, &second.clone().number("split.no", 1))]).contains("of 16 bits"));
         let fewer = first.clone().number("split.tensors.count", 3);
         assert!(refused(&[(one, &fewer), (two, &second)]).contains("hold 2 tensors, not 3"));
         assert!(refused(&[("m.gguf", &Writer::new())]).contains("general.architecture"));

@@ -8,6 +8,8 @@
 
 mod embed;
 mod load;
+#[cfg(test)]
+mod mutations;
 mod slots;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ollmlx_proto::{Capability, Failure, ModelCard, TensorInfo};
+use ollmlx_worker_kit::chat::template_facts;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{Checkpoint, TensorMeta};
@@ -58,6 +59,7 @@ pub fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
     let view = Config::new(&config, "");
     let label = quantisation_label(&view)?;
     let template = chat_template(&checkpoint.folder)?;
+    let (fault, _) = template_facts(template.as_deref(), "", &[]);
     let architecture = view.text("model_type")?.unwrap_or_default().to_owned();
     let parameter_count = parameter_count(&checkpoint.tensors, &config);
     let mut card = ModelCard {
@@ -72,6 +74,9 @@ pub fn inspect(paths: &[PathBuf]) -> Result<ModelCard, Failure> {
         weight_bytes: checkpoint.weight_bytes(),
         memory: memory_model(&checkpoint, &spec, &config),
         chat_template: template,
+        chat_template_fault: fault,
+        // Its tokenizer, by which one is chosen, is read when it is loaded.
+        builtin_template: None,
         capabilities: Vec::new(),
         metadata: String::new(),
         tensors: checkpoint.tensors.iter().map(|(name, meta)| tensor_info(name, meta)).collect(),

@@ -65,6 +65,106 @@ fn bad_sizes_in_the_configuration_are_named() {
     assert_names(inspect(folder.path()), "num_hidden_layers");
 }
 
+/// Every value below `value`, by its place.
+fn places(value: &Value, place: &str, out: &mut Vec<String>) {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| (key.replace('~', "~0").replace('/', "~1"), value)).collect()
+        }
+        Value::Array(list) => list.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect(),
+        _ => Vec::new(),
+    };
+    for (key, child) in children {
+        let place = format!("{place}/{key}");
+        places(child, &place, out);
+        out.push(place);
+    }
+}
+
+/// Keys that a family reads where they are there.
+const OPTIONAL: [&str; 22] = [
+    "head_dim",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_traditional",
+    "rope_scaling",
+    "rope_parameters",
+    "sliding_window",
+    "sliding_window_pattern",
+    "layer_types",
+    "tie_word_embeddings",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "rope_local_base_freq",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "type_vocab_size",
+    "quantization",
+    "eos_token_id",
+];
+
+#[test]
+fn every_value_of_every_configuration_is_survived() {
+    let values = [
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(i32::MAX),
+        json!(1_u64 << 31),
+        json!(u32::MAX),
+        json!(u64::MAX),
+        json!(1e308),
+        json!(0.5),
+        json!("12"),
+        json!(null),
+        json!([]),
+        json!([1, "x", null]),
+        json!({}),
+        json!({"type": "yarn", "rope_type": "yarn", "factor": 0}),
+        json!({"rope_type": "longrope", "long_factor": [1]}),
+        json!({"rope_type": "llama3", "factor": 1e-3, "low_freq_factor": 1e6, "high_freq_factor": 1e6}),
+        json!(true),
+    ];
+    let mut tried = 0;
+    for family in ["llama", "llama-4bit", "llama-sliding", "qwen2", "qwen3_moe", "gemma2", "gemma3", "phi3", "bert"] {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(family);
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&from).unwrap() {
+            let entry = entry.unwrap();
+            if entry.path().is_file() {
+                std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+            }
+        }
+        let path = folder.path().join("config.json");
+        let sound: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let mut all = OPTIONAL.map(|key| format!("/{key}")).to_vec();
+        places(&sound, "", &mut all);
+        all.sort();
+        all.dedup();
+        for place in &all {
+            for value in &values {
+                let mut config = sound.clone();
+                match config.pointer_mut(place) {
+                    Some(old) => old.clone_from(value),
+                    None => config[&place[1..]] = value.clone(),
+                }
+                std::fs::write(&path, config.to_string()).unwrap();
+                tried += 1;
+                // Loading ends with a first token, so that what is taken for sound has been computed with.
+                if let Err(failure) = load(folder.path()) {
+                    let kind = failure.kind;
+                    assert_eq!(kind, FailureKind::ModelInvalid, "{family}{place} = {value}: {failure:?}");
+                }
+            }
+        }
+    }
+    assert!(tried > 3000, "{tried}");
+}
+
 #[test]
 fn bad_quantisation_values_are_named() {
     for value in [json!(0), json!(64), json!("4"), json!(7)] {

@@ -2,7 +2,8 @@
 //!
 //! The supervisor never parses a model file: a file that kills its reader kills an inspector, and the client learns
 //! which file and how. At most [`INSPECTIONS_MAX`] inspectors run at once, one per file; an answer is kept on disk by
-//! the files' digest, a refusal for a few seconds in memory. A caller that goes away kills its inspector; the
+//! the files' digest, a refusal for a few seconds in memory. A file that has killed its inspector by a fault of computing
+//! three times is refused without a fourth, until it changes or the server is started anew. A caller that goes away kills its inspector; the
 //! next one in line starts another.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::limits::{
     CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS, INSPECT_WAIT_MS_MAX,
-    INSPECTIONS_MAX, LOG_TAIL_BYTES_MAX,
+    INSPECTIONS_MAX, LOADS_FAILED_MAX, LOG_TAIL_BYTES_MAX,
 };
 use ollmlx_proto::{Failure, FailureKind, FlashAttention, ModelCard};
 use serde_json::{Value, json};
@@ -64,6 +65,8 @@ struct Memory {
     bytes: usize,
     /// Refusals, with when.
     refusals: HashMap<String, (Instant, Failure)>,
+    /// How many inspectors a subject has killed, and the last one's words.
+    kills: HashMap<String, (u32, Failure)>,
 }
 
 #[derive(Debug)]
@@ -137,6 +140,12 @@ impl Inspector {
         {
             return Some(Ok(Arc::clone(&known.card)));
         }
+        if let Some((kills, failure)) = memory.kills.get(&subject.key)
+            && *kills >= LOADS_FAILED_MAX
+        {
+            let public = format!("{}; it is not tried again until the file changes", failure.public);
+            return Some(Err(Failure { public, ..failure.clone() }));
+        }
         let (when, failure) = memory.refusals.get(&subject.key)?;
         (when.elapsed() < Duration::from_millis(INSPECT_REFUSAL_MS)).then(|| Err(failure.clone()))
     }
@@ -169,7 +178,16 @@ impl Inspector {
             .await
             .map_err(|_| Failure::new(FailureKind::Busy, "too many models are being inspected, try again later"))?
             .map_err(|error| internal(subject, &error))?;
-        match self.run(subject).await {
+        let answer = self.run(subject).await;
+        if let Err(Inspected::Killed(failure)) = &answer {
+            let mut memory = self.memory();
+            if memory.kills.len() >= CARDS_MAX {
+                memory.kills.clear();
+            }
+            let known = memory.kills.entry(subject.key.clone()).or_insert_with(|| (0, failure.clone()));
+            *known = (known.0 + 1, failure.clone());
+        }
+        match answer.map_err(Inspected::into_failure) {
             Ok((card, json_bytes)) => {
                 let kept = card.clone();
                 let card = self.remember_card(subject, card, json_bytes);
@@ -209,18 +227,21 @@ impl Inspector {
         })
     }
 
-    async fn run(&self, subject: &Subject) -> Result<(ModelCard, usize), Failure> {
+    async fn run(&self, subject: &Subject) -> Result<(ModelCard, usize), Inspected> {
         let program = self.program(subject.backend);
-        trusted_program::check_worker(&program).map_err(|error| not_started(subject, &program, &error))?;
+        trusted_program::check_worker(&program)
+            .map_err(|error| Inspected::Refused(not_started(subject, &program, &error)))?;
         let mut child = crate::os::process::command(&program)
             .arg("inspect")
             .args(&subject.paths)
+            // Where llama.cpp crashes, it would start whichever debugger is found.
+            .env("GGML_NO_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| not_started(subject, &program, &error))?;
+            .map_err(|error| Inspected::Refused(not_started(subject, &program, &error)))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let answer = async {
             let answer = read_capped(stdout, INSPECT_BYTES_MAX).await;
@@ -233,15 +254,17 @@ impl Inspector {
         let Ok(((answer, status), complaint)) = timeout(Duration::from_millis(INSPECT_TIMEOUT_MS), talk).await else {
             // The child is dropped here, which kills it.
             let seconds = INSPECT_TIMEOUT_MS / 1000;
-            return Err(invalid(subject, &format!("inspecting it took longer than {seconds} s")));
+            return Err(Inspected::Refused(invalid(subject, &format!("inspecting it took longer than {seconds} s"))));
         };
-        let status = status.map_err(|error| internal(subject, &error))?;
+        let status = status.map_err(|error| Inspected::Refused(internal(subject, &error)))?;
         if answer.len() > INSPECT_BYTES_MAX {
-            return Err(invalid(subject, "inspecting it brought more facts than any model has"));
+            let public = "inspecting it brought more facts than any model has";
+            return Err(Inspected::Refused(invalid(subject, public)));
         }
         verdict(subject, status, &answer).map(|card| (card, answer.len())).map_err(|failure| {
             let complaint = String::from_utf8_lossy(&complaint);
-            if failure.detail.is_empty() { failure.with_detail(complaint.trim()) } else { failure }
+            let failure = if failure.detail.is_empty() { failure.with_detail(complaint.trim()) } else { failure };
+            if is_of_its_own(status) { Inspected::Killed(failure) } else { Inspected::Refused(failure) }
         })
     }
 
@@ -301,6 +324,29 @@ async fn read_and_drain(pipe: Option<impl AsyncRead + Unpin>, bytes_max: usize) 
     bytes
 }
 
+/// Why there is no card.
+enum Inspected {
+    /// The inspector says so, or there is none.
+    Refused(Failure),
+    /// It crashed.
+    Killed(Failure),
+}
+
+impl Inspected {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Refused(failure) | Self::Killed(failure) => failure,
+        }
+    }
+}
+
+/// Whether a signal ended it that a computation can bring upon itself; what somebody sends says nothing of the file.
+fn is_of_its_own(status: ExitStatus) -> bool {
+    use nix::sys::signal::Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS};
+    let signal = status.signal().and_then(|number| nix::sys::signal::Signal::try_from(number).ok());
+    matches!(signal, Some(SIGABRT | SIGBUS | SIGFPE | SIGILL | SIGSEGV | SIGSYS))
+}
+
 fn verdict(subject: &Subject, status: ExitStatus, answer: &[u8]) -> Result<ModelCard, Failure> {
     match status.code() {
         Some(0) => serde_json::from_slice(answer).map_err(|error| internal(subject, &error)),
@@ -340,4 +386,42 @@ fn invalid(subject: &Subject, what: &str) -> Failure {
 fn internal(subject: &Subject, error: &dyn std::error::Error) -> Failure {
     Failure::new(FailureKind::Internal, format!("{}: the inspector's answer can't be used", subject.label))
         .with_detail(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_kills_three_inspectors_is_refused_without_a_fourth() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("ollmlx-worker-gguf");
+        fs::write(&program, "#!/bin/sh\necho run >> \"$2.log\"\nkill -ABRT $$\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = folder.path().join("m.gguf");
+        fs::write(&path, "x").unwrap();
+        let inspector = Arc::new(Inspector::new(folder.path().into(), folder.path(), FlashAttention::default()));
+        let subject = |key: &str| Subject {
+            label: "m.gguf".to_owned(),
+            key: key.to_owned(),
+            size_bytes: 1,
+            backend: Backend::Gguf,
+            paths: vec![path.clone()],
+        };
+        let mut refusal = String::new();
+        for _ in 0..10 {
+            // As after some seconds.
+            inspector.memory().refusals.clear();
+            refusal = inspector.card(&subject("a")).await.unwrap_err().public;
+        }
+        let starts = || fs::read_to_string(folder.path().join("m.gguf.log")).unwrap().lines().count();
+        assert_eq!(starts(), LOADS_FAILED_MAX as usize);
+        let expected =
+            "m.gguf: inspecting it killed the inspector (SIGABRT); it is not tried again until the file changes";
+        assert_eq!(refusal, expected);
+        assert!(inspector.card(&subject("b")).await.is_err());
+        assert_eq!(starts(), LOADS_FAILED_MAX as usize + 1, "another content is another file");
+    }
 }

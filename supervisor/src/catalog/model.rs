@@ -77,6 +77,23 @@ impl ModelRef {
         }
     }
 
+    /// The template that prompts are made by, and where it comes from: the worker's choice, as it is made in
+    /// `proto/kit/src/chat/`.
+    #[must_use]
+    pub fn template_in_use(&self) -> (Option<&str>, String) {
+        let filled = |text: &'_ Option<String>| text.as_deref().is_some_and(|text| !text.trim().is_empty());
+        let own = self.card.chat_template.as_deref().filter(|_| filled(&self.card.chat_template));
+        match (own, &self.card.chat_template_fault) {
+            (Some(own), None) => (Some(own), "the model's own files".to_owned()),
+            _ if filled(&self.template) => (self.template.as_deref(), "the Modelfile's TEMPLATE".to_owned()),
+            (Some(own), Some(fault)) => (Some(own), format!("the model's own files, but it can't be used: {fault}")),
+            (None, _) => match self.card.builtin_template.as_deref() {
+                Some(text) => (Some(text), "built in, by the model's special tokens".to_owned()),
+                None => (None, "none: what the messages say is joined by ends of lines".to_owned()),
+            },
+        }
+    }
+
     /// Whether it can.
     #[must_use]
     pub fn can(&self, capability: Capability) -> bool {

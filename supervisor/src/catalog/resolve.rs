@@ -222,6 +222,8 @@ impl StoreEntry {
             weight_bytes: self.weight_bytes,
             memory: MemoryModel::default(),
             chat_template: None,
+            chat_template_fault: None,
+            builtin_template: None,
             capabilities: vec![if embeds { Capability::Embedding } else { Capability::Completion }],
             metadata: "{}".to_owned(),
             tensors: Vec::new(),

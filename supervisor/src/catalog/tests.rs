@@ -45,6 +45,8 @@ fn card() -> ModelCard {
         weight_bytes: 1,
         memory: MemoryModel::default(),
         chat_template: None,
+        chat_template_fault: None,
+        builtin_template: None,
         capabilities: vec![Capability::Completion],
         metadata: "{}".into(),
         tensors: Vec::new(),

@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 
+use ollmlx_proto::text::printable;
 use serde_json::Value;
 
 use super::human;
@@ -113,7 +114,11 @@ impl<W: Write> AnswerPrinter<W> {
     }
 
     fn text(&mut self, text: &str) -> io::Result<()> {
-        let text = self.wrapper.push(text);
+        // What a model says must not act on a terminal; a program gets it as it is.
+        let text = match self.look.colours {
+            Colours::On => self.wrapper.push(&printable(text)),
+            Colours::Off => self.wrapper.push(text),
+        };
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
@@ -177,6 +182,15 @@ mod tests {
     fn thinking_stands_between_its_marks() {
         let text = print(PIPE, &[("hm", ""), (" so", ""), ("", "42"), ("", "!")]);
         assert_eq!(text, "Thinking...\nhm so\n...done thinking.\n\n42!");
+    }
+
+    #[test]
+    fn an_answer_can_not_act_on_a_terminal() {
+        let parts = [("\u{1b}[8mhid", ""), ("", "a\u{1b}]52;c;eA==\u{7}\tb\n"), ("", "\u{202e}c")];
+        let text = print(Look { colours: Colours::On, ..PIPE }, &parts);
+        let shown = "\\u001b[8mhid\n...done thinking.\n\n\u{1b}[0ma\\u001b]52;c;eA==\\u0007\tb\n\\u202ec";
+        assert_eq!(text, format!("{GREY}Thinking...\n{shown}"));
+        assert!(print(PIPE, &parts).contains("a\u{1b}]52;c;eA==\u{7}\tb"), "a program gets it as it is");
     }
 
     #[test]

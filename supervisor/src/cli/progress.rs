@@ -1,12 +1,14 @@
 //! Signs of life on standard error: a spinner for a wait, bars for transfers. Silent where standard error is not a
 //! terminal, except that each new status of a transfer is printed once as a line.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Duration;
 
+use ollmlx_proto::text::printable_line;
 use tokio::task::JoinHandle;
 
 use super::human;
+use crate::os::stderr::write as show;
 
 const FRAMES: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 const FRAME_MS: u64 = 100;
@@ -70,6 +72,7 @@ impl TransferProgress {
 
     /// A status without numbers.
     pub fn status(&mut self, status: &str) {
+        let status = &printable_line(status);
         self.begin(status);
         if self.terminal {
             show(&format!("\r\x1b[K{status} "));
@@ -78,6 +81,7 @@ impl TransferProgress {
 
     /// A status with numbers.
     pub fn transfer(&mut self, status: &str, completed_bytes: u64, total_bytes: u64) {
+        let status = &printable_line(status);
         self.begin(status);
         if self.terminal {
             show(&format!("\r\x1b[K{}", bar(status, completed_bytes, total_bytes, self.columns)));
@@ -134,12 +138,6 @@ fn bar(status: &str, completed_bytes: u64, total_bytes: u64, columns: usize) -> 
     let room = columns.saturating_sub(before.chars().count() + after.chars().count() + 3);
     let filled = ((room as f64) * share) as usize;
     format!("{before}▕{}{}▏{after}", "█".repeat(filled), " ".repeat(room - filled))
-}
-
-/// Writes to standard error. A terminal that is gone is no reason to fail.
-fn show(text: &str) {
-    let mut stderr = std::io::stderr().lock();
-    drop(stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()));
 }
 
 #[cfg(test)]

@@ -352,7 +352,7 @@ impl Repl {
                 self.system.as_deref().unwrap_or(text_of(shown, "system")),
                 "No system message was specified for this model.",
             ),
-            "template" => or(text_of(shown, "template"), "No prompt template was specified for this model."),
+            "template" => or(show::template(shown), "No prompt template was specified for this model."),
             "" => help("show").to_owned(),
             other => format!("Unknown command '/show {other}'. Type /? for help\n"),
         }

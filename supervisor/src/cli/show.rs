@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 use super::args::{ShowArgs, exactly};
 use super::client::Client;
 use super::error::CliError;
-use super::output::{print, print_json, text_of};
+use super::output::{print, print_json, print_whole, text_of};
 use super::text_table::{self, TEXT_COLUMNS_MAX};
 use super::{human, model_path};
+use crate::os::stderr::tell;
 
 /// Lines of a system text or licence that are shown.
 const TEXT_LINES_MAX: usize = 2;
@@ -42,11 +43,22 @@ pub async fn run(client: &Client, args: ShowArgs) -> Result<(), CliError> {
     match section {
         None if args.json => print_json(&answer),
         None => print(&sections_text(&answer)),
+        Some("template") => {
+            if let Some(source) = answer["template_source"].as_str() {
+                tell(format_args!("Template from {source}:"));
+            }
+            print_whole(template(&answer))
+        }
         Some(key) => {
-            let newline = if matches!(key, "system" | "template") { "" } else { "\n" };
-            print(&format!("{}{newline}", text_of(&answer, key)))
+            let newline = if key == "system" { "" } else { "\n" };
+            print_whole(&format!("{}{newline}", text_of(&answer, key)))
         }
     }
+}
+
+/// The one that prompts are made by; another server says only which one it has stored.
+pub(super) fn template(answer: &Value) -> &str {
+    text_of(answer, if answer["template_source"].is_null() { "template" } else { "template_in_use" })
 }
 
 /// All sections that have something in them.
@@ -78,6 +90,11 @@ pub(super) fn sections_text(answer: &Value) -> String {
             })
             .collect();
         section("Tensors", &rows, CELL_COLUMNS_MAX);
+    }
+    if let Some(source) = answer["template_source"].as_str() {
+        let mut rows = vec![vec![format!("from {source}")]];
+        rows.extend(text_rows(template(answer)));
+        section("Template", &rows, TEXT_COLUMNS_MAX);
     }
     section("System", &text_rows(text_of(answer, "system")), TEXT_COLUMNS_MAX);
     section("License", &text_rows(text_of(answer, "license")), TEXT_COLUMNS_MAX);
@@ -195,6 +212,16 @@ mod tests {
                 "\n",
             )
         );
+    }
+
+    #[test]
+    fn the_template_in_use_is_shown_with_where_it_comes_from() {
+        let answer = json!({"template": "{{ .Prompt }}", "template_in_use": "{{ messages }}\u{1b}[2J",
+            "template_source": "the model's own files"});
+        let text = sections_text(&answer);
+        let section = "  Template\n    from the model's own files    \n    {{ messages }}\\u001b[2J";
+        assert!(text.starts_with(section), "{text:?}");
+        assert_eq!(template(&json!({"template": "{{ .Prompt }}"})), "{{ .Prompt }}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Tables in the layout that scripts cut apart (`docs/conformance.md`, Command line): no borders, every cell padded to its column
-//! and followed by four spaces, the last header by one. Pure.
+//! and followed by four spaces, the last header by one. A cell is one line, whatever is in it. Pure.
 
+use ollmlx_proto::text::printable_line;
 use unicode_width::UnicodeWidthStr;
 
 /// Columns that an ordinary cell may take before it wraps at a space.
@@ -62,7 +63,7 @@ fn push_cell(out: &mut String, cell: &str, width: usize, gap: usize) {
 }
 
 fn wrap_row(row: &[String], columns_max: usize) -> Vec<Vec<String>> {
-    row.iter().map(|cell| wrap_cell(cell, columns_max)).collect()
+    row.iter().map(|cell| wrap_cell(&printable_line(cell), columns_max)).collect()
 }
 
 /// Greedy; a word longer than the limit stays whole.

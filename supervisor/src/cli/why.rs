@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use ollmlx_proto::text::printable_line;
 use serde_json::{Value, json};
 
 use super::args::{WhyArgs, at_most_one, exactly};
@@ -72,8 +73,7 @@ fn story(answer: &Value) -> String {
     out += &format!("  {}\n", headline(last));
     let log = array(last, "log");
     for line in log.iter().skip(log.len().saturating_sub(LOG_LINES_MAX)) {
-        let line: String = line.as_str().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
-        out += &format!("    | {line}\n");
+        out += &format!("    | {}\n", printable_line(line.as_str().unwrap_or_default()));
     }
     let held = array(last, "requests");
     if !held.is_empty() {
@@ -102,7 +102,7 @@ fn headline(death: &Value) -> String {
         None => String::new(),
     };
     let (at, state, cause, after) = (text("at"), text("state"), text("cause"), text("after"));
-    format!("{at}  process {number}, {state}: {cause}{together}; then {after}")
+    printable_line(&format!("{at}  process {number}, {state}: {cause}{together}; then {after}")).into_owned()
 }
 
 #[cfg(test)]
@@ -119,7 +119,7 @@ mod tests {
         let text = story(&answer);
         assert!(text.starts_with("m:latest is backoff; 0 running, 2 waiting, 1 restarts\n9 deaths"), "{text}");
         assert!(text.contains("process 2, busy: killed by SIGSEGV; then backoff\n    | d\n"), "{text}");
-        assert!(text.contains("    | last words\n  its requests: r7 resumed\n"), "{text}");
+        assert!(text.contains("    | last\\u0007 words\n  its requests: r7 resumed\n"), "{text}");
         assert!(text.ends_with("next attempt: 2026-01-01T00:00:01Z at the earliest, or now with `ollmlx restart`\n"));
         assert!(text.lines().count() <= 10, "{text}");
     }

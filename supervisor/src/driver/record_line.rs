@@ -327,6 +327,8 @@ impl PlanLine {
             weight_bytes: 0,
             memory: self.memory_model,
             chat_template: None,
+            chat_template_fault: None,
+            builtin_template: None,
             capabilities: Vec::new(),
             metadata: String::new(),
             tensors: Vec::new(),

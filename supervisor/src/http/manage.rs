@@ -42,6 +42,9 @@ pub(super) async fn show(state: &AppState, asker: &Asker, body: Body) -> Result<
     put("license", Some(model.licenses.join("\n")));
     put("modelfile", Some(asker.modelfile(state, &model)));
     put("parameters", Some(parameters(&model, request.options)));
+    let (template, source) = model.template_in_use();
+    put("template_in_use", request.template.clone().or_else(|| template.map(str::to_owned)));
+    put("template_source", Some(if request.template.is_some() { "the request".to_owned() } else { source }));
     put("template", request.template.or_else(|| model.template.clone()).or_else(|| model.card.chat_template.clone()));
     put("system", request.system.or_else(|| model.system.clone()));
     object.insert("details".into(), details(&model, true));

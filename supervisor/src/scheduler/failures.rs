@@ -1,7 +1,8 @@
 //! The failures that clients get from the scheduler, in words.
 
 use ollmlx_proto::memory::{bytes_allowed, bytes_needed};
-use ollmlx_proto::{Failure, FailureKind, Retry, without_folders};
+use ollmlx_proto::text::without_folders;
+use ollmlx_proto::{Failure, FailureKind, Retry};
 
 use crate::types::{Cause, Mono, too_large};
 
@@ -64,8 +65,8 @@ pub(super) fn died_running(cause: &Cause, log_tail: &str) -> Failure {
     Failure::new(kind, with_tail(text, log_tail)).with_detail(log_tail)
 }
 
-/// For a request that waited for a load that failed.
-pub(super) fn load_failed(cause: &Cause, log_tail: &str) -> Failure {
+/// For a request that waited for a load that failed. `model` is a name, or a path of which the file's name is told.
+pub(super) fn load_failed(model: &str, cause: &Cause, log_tail: &str) -> Failure {
     if let Cause::LoadFailed(failure) = cause {
         return failure.clone();
     }
@@ -75,7 +76,8 @@ pub(super) fn load_failed(cause: &Cause, log_tail: &str) -> Failure {
     let kind = if *cause == Cause::LoadStalled { FailureKind::LoadStalled } else { FailureKind::LoadFailed };
     let text = format!(
         "model failed to load, this may be due to resource limitations or an internal error, check ollama server logs \
-         for details: {}",
+         for details: {}, {}",
+        without_folders(model),
         cause.words()
     );
     Failure::new(kind, with_tail(text, log_tail)).with_detail(log_tail)
@@ -180,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_crash_is_told_with_its_signal_and_its_last_words() {
-        let failure = died_running(&Cause::Signalled { signal: 9 }, "one\nggml: out of memory\n\n");
+        let failure = died_running(&Cause::Signalled { signal: 9 }, "one\n/build/ggml: out of memory\n\n");
         assert_eq!(failure.kind, FailureKind::WorkerDied);
         assert!(failure.public.ends_with("for details: killed by SIGKILL: ggml: out of memory"), "{failure}");
         assert_eq!(died_running(&Cause::Silent, "").kind, FailureKind::WorkerHung);
@@ -191,6 +193,8 @@ mod tests {
     #[test]
     fn a_failed_load_speaks_for_itself() {
         let own = Failure::new(FailureKind::ModelInvalid, "bad magic");
-        assert_eq!(load_failed(&Cause::LoadFailed(own.clone()), "noise"), own);
+        assert_eq!(load_failed("m", &Cause::LoadFailed(own.clone()), "noise"), own);
+        let crash = load_failed("/home/me/m.gguf", &Cause::Signalled { signal: 6 }, "/b/x.cpp:1: GGML_ASSERT(a)\n");
+        assert!(crash.public.ends_with("for details: m.gguf, killed by SIGABRT: x.cpp:1: GGML_ASSERT(a)"), "{crash}");
     }
 }

@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::limits::{
-    BACKOFF_MS_MAX, BACKOFF_MS_MIN, DEATH_LOG_BYTES_MAX, DEATH_RECORDS_MAX, DEATHS_MAX, DEATHS_WINDOW_S, QUARANTINE_S,
-    TOO_LARGE_REST_S_MAX,
+    BACKOFF_MS_MAX, BACKOFF_MS_MIN, DEATH_LOG_BYTES_MAX, DEATH_RECORDS_MAX, DEATHS_MAX, DEATHS_WINDOW_S,
+    LOADS_FAILED_MAX, QUARANTINE_S, TOO_LARGE_REST_S_MAX,
 };
 use nix::sys::signal::Signal;
 use ollmlx_proto::RequestId;
@@ -136,6 +136,8 @@ impl Rng {
 #[derive(Clone, Debug, Default)]
 pub(super) struct DeathTally {
     deaths: VecDeque<Mono>,
+    /// Of them, those before the process was ready.
+    loads: VecDeque<Mono>,
     /// Those that somebody outside caused.
     kills: VecDeque<Mono>,
 }
@@ -170,6 +172,16 @@ impl DeathTally {
         }
     }
 
+    /// Counts a death before the process was ready. Whatever its files do to it they do each time, so fewer are enough,
+    /// whoever asks for the model; each on the level of CPU that the last one left.
+    pub(super) fn record_load(&mut self, now: Mono, rng: &mut Rng) -> Rest {
+        let loads = count(&mut self.loads, now);
+        match self.record(now, rng) {
+            _ if loads >= LOADS_FAILED_MAX as usize => Rest::Quarantine(now.plus_ms(QUARANTINE_S * 1000)),
+            rest => rest,
+        }
+    }
+
     /// Counts a death that somebody outside caused: it says nothing of the model, so it rests only to keep a storm of
     /// restarts from the machine, and no longer each time: whoever is killed every few seconds needs them.
     pub(super) fn record_kill(&mut self, now: Mono, rng: &mut Rng) -> Rest {
@@ -179,12 +191,14 @@ impl DeathTally {
     /// It works after all: of its own deaths only the last still counts.
     pub(super) fn calm(&mut self) {
         self.deaths.drain(..self.deaths.len().saturating_sub(1));
+        self.loads.clear();
         self.kills.clear();
     }
 
     /// Forgets them.
     pub(super) fn clear(&mut self) {
         self.deaths.clear();
+        self.loads.clear();
         self.kills.clear();
     }
 
@@ -262,6 +276,17 @@ mod tests {
         // A calm window forgets.
         let calm = later.plus_ms(DEATHS_WINDOW_S * 1000);
         assert_eq!(tally.record(calm, &mut rng), Rest::None);
+    }
+
+    #[test]
+    fn the_third_death_in_its_start_puts_a_model_in_quarantine() {
+        let (mut tally, mut rng, now) = (DeathTally::default(), Rng::new(1), Mono(5));
+        let quarantine = Rest::Quarantine(now.plus_ms(QUARANTINE_S * 1000));
+        let rests: Vec<Rest> = (0..LOADS_FAILED_MAX).map(|_| tally.record_load(now, &mut rng)).collect();
+        assert_eq!((rests[0], rests[2]), (Rest::None, quarantine));
+        assert!(matches!(rests[1], Rest::Backoff(_)), "{rests:?}");
+        tally.calm();
+        assert!(matches!(tally.record_load(now, &mut rng), Rest::Backoff(_)), "one that works starts anew");
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub fn start(
         ("OLLMLX_MODEL", OsString::from(&worker.model.0)),
         ("OLLMLX_INCARNATION", OsString::from(worker.incarnation.0.to_string())),
     ];
+    // Where llama.cpp crashes, it would start whichever debugger is found.
+    variables.push(("GGML_NO_BACKTRACE", OsString::from("1")));
     variables.extend(fault.map(|fault| ("OLLMLX_FAULT", OsString::from(fault))));
     process::start(program, PRIVATE_PREFIX, &variables)
 }

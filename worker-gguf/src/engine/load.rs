@@ -127,9 +127,11 @@ fn load_weights(
 fn refused(what: &str, path: &Path, error: &str) -> Failure {
     let log = take_errors();
     let cause = log.first().map_or(error, String::as_str);
-    // Its lines begin with the name of a function, and its messages quote paths.
-    let cause = cause.split_once(": ").map_or(cause, |(_, rest)| rest).replace(&*path.to_string_lossy(), "the file");
-    Failure::new(FailureKind::ModelInvalid, format!("llama.cpp refuses {what}: {cause}")).with_detail(format!(
+    // Its lines begin with the name of a function.
+    let cause = cause.split_once(": ").map_or(cause, |(_, rest)| rest);
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let text = format!("model file {name}: llama.cpp refuses {what}: {cause}");
+    Failure::new(FailureKind::ModelInvalid, text).with_detail(format!(
         "{}: {error}: {}",
         path.display(),
         log.join("; ")

@@ -5,6 +5,8 @@ use std::ffi::{CStr, c_char, c_void};
 use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ollmlx_proto::text::without_folders;
+
 use crate::limits::{ERRORS_KEPT_MAX, LINE_BYTES_MAX};
 
 struct Log {
@@ -25,6 +27,34 @@ pub fn capture() {
     // JUSTIFICATION: the safe crate either drops the log or needs a global tracing subscriber.
     // SAFETY: the callback is a plain function that lives for ever and ignores its user data.
     unsafe { llama_cpp_sys_2::llama_log_set(Some(on_log), std::ptr::null_mut()) }
+}
+
+/// Has llama.cpp say why it ends the process in one line and without the folders that it was built in. By itself it would
+/// start a debugger, whichever `PATH` leads to, with all that this process may do; that is switched off as well, since its
+/// handler of C++ exceptions does the same. Called first of all, while there is one thread.
+pub fn calm_crashes() {
+    // JUSTIFICATION: ggml asks the C environment at the crash, and a worker may be started by anybody.
+    // SAFETY: `main` calls this before it starts a thread, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var("GGML_NO_BACKTRACE", "1") };
+    tell_crashes();
+}
+
+/// The first half of that, for a process that has more threads.
+pub(crate) fn tell_crashes() {
+    // JUSTIFICATION: the safe crate has no call for it.
+    // SAFETY: the callback is a plain function that lives for ever.
+    let _former = unsafe { llama_cpp_sys_2::ggml_set_abort_callback(Some(on_abort)) };
+}
+
+extern "C" fn on_abort(text: *const c_char) {
+    if text.is_null() {
+        return;
+    }
+    // JUSTIFICATION: this is how llama.cpp hands over its last words.
+    // SAFETY: not null, and ggml passes a terminated string that lives until this returns.
+    let text = unsafe { CStr::from_ptr(text) };
+    // The log's lock may be held by whoever crashed, so it isn't asked for.
+    let _nobody_reads = writeln!(std::io::stderr(), "llama.cpp: {}", without_folders(&text.to_string_lossy()));
 }
 
 /// The errors that llama.cpp logged since the last call, oldest first.
@@ -67,7 +97,7 @@ impl Log {
         if !text.ends_with('\n') {
             return None;
         }
-        let line = std::mem::take(&mut self.line).trim_end().to_owned();
+        let line = without_folders(std::mem::take(&mut self.line).trim_end());
         if self.level == llama_cpp_sys_2::GGML_LOG_LEVEL_ERROR {
             if self.errors.len() == ERRORS_KEPT_MAX {
                 self.errors.pop_front();
@@ -92,6 +122,8 @@ mod tests {
         assert_eq!(log.take(error, "first "), None);
         assert_eq!(log.take(more, "half\n").as_deref(), Some("first half"));
         assert_eq!(log.errors, ["first half"]);
+        let told = log.take(error, "failed to load model from /home/me/x.gguf\n");
+        assert_eq!(told.as_deref(), Some("failed to load model from x.gguf"));
         for _ in 0..20 {
             log.take(error, &"é".repeat(2000));
             log.take(more, "\n");

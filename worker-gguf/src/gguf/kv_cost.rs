@@ -126,7 +126,7 @@ fn window_tokens(header: &Header) -> Option<u64> {
     .filter(|tokens| *tokens > 0)
 }
 
-fn slides(header: &Header, place: usize, layer: u64) -> bool {
+pub(super) fn slides(header: &Header, place: usize, layer: u64) -> bool {
     let known = WINDOWED.iter().find(|(name, ..)| *name == header.architecture());
     match header.arch("attention.sliding_window_pattern") {
         Some(Value::Array(array)) => array.first.get(place).and_then(Value::as_u64).unwrap_or_default() != 0,

@@ -37,5 +37,19 @@ pub const WIDTH_MAX: u64 = 1 << 20;
 pub const CONTEXT_MAX: u64 = 1 << 30;
 /// Heads of a layer, and elements of a head.
 pub const HEADS_MAX: u64 = 1 << 16;
+/// Experts; llama.cpp ends the process for more (`LLAMA_MAX_EXPERTS`).
+pub const EXPERTS_MAX: u64 = 1024;
+/// Parts that states and connections are repeated by; real models have four.
+pub const GROUPS_MAX: u64 = 8;
+/// Steps of a convolution or an iteration; real models have four, and twenty.
+pub const STATE_MAX: u64 = 64;
+/// Tokens of a vocabulary; the largest known has 262,208.
+pub const VOCAB_MAX: u64 = 1 << 22;
+/// Factors and bases that are computed with; the largest known base is 10^9.
+pub const SCALE_MAX: f64 = 1e18;
+/// Bytes of a table of a tokenizer that are kept and followed; that of XLM-RoBERTa has 240 KB.
+pub const CHARSMAP_BYTES_MAX: u64 = 4 << 20;
 /// Bytes read at once.
 pub const BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes that a tokenizer may put in place of a letter; the longest of Unicode's has 33.
+pub const REPLACEMENT_BYTES_MAX: usize = 256;

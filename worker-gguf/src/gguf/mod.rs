@@ -4,20 +4,24 @@
 //! what is left of the file, arrays are summed up while they pass by, and every error says where and what. The
 //! format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. [`check`] adds what llama.cpp would trip over.
 
+mod charsmap;
 pub mod check;
 mod error;
+pub(crate) mod keys;
 pub mod kv_cost;
 pub mod limits;
 mod parse;
 mod reader;
+mod relations;
 pub mod shards;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod vocabulary;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 pub use error::GgufError;
@@ -87,6 +91,14 @@ pub struct Tokens {
     pub types: Vec<u8>,
     /// Whether there are fill-in-the-middle tokens by their spelling: prefix, suffix, middle.
     pub infill: [bool; 3],
+    /// Which bytes have a token `<0x…>`.
+    pub bytes_spelled: BTreeSet<u8>,
+    /// Those of [`MARKERS`](parse::MARKERS) that there are, with their ids.
+    pub markers: Vec<(u64, &'static str)>,
+    /// The first token that is spelled as one before it.
+    pub repeated: Option<u64>,
+    /// `tokenizer.ggml.precompiled_charsmap`.
+    pub charsmap: Vec<u8>,
 }
 
 /// One tensor.
@@ -111,8 +123,8 @@ pub struct Tensor {
 pub struct Header {
     /// Metadata in the order of the file.
     pub entries: Vec<(String, Value)>,
-    /// Place of each key in `entries`.
-    places: HashMap<String, usize>,
+    /// Place of each key in `entries`, and the number of its type.
+    places: HashMap<String, (usize, u32)>,
     /// The vocabulary.
     pub tokens: Tokens,
     /// Tensors in the order of the file.
@@ -138,7 +150,13 @@ impl Header {
     /// The value of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.places.get(key).map(|place| &self.entries[*place].1)
+        self.places.get(key).map(|(place, _)| &self.entries[*place].1)
+    }
+
+    /// The number of its type, as the file has it.
+    #[must_use]
+    pub fn type_id(&self, key: &str) -> Option<u32> {
+        self.places.get(key).map(|(_, id)| *id)
     }
 
     /// A number.
@@ -204,8 +222,8 @@ impl Header {
         self.tensors.iter().map(|tensor| tensor.bytes).fold(0, u64::saturating_add)
     }
 
-    fn insert(&mut self, key: String, value: Value) -> Result<(), GgufError> {
-        if self.places.insert(key.clone(), self.entries.len()).is_some() {
+    fn insert(&mut self, key: String, id: u32, value: Value) -> Result<(), GgufError> {
+        if self.places.insert(key.clone(), (self.entries.len(), id)).is_some() {
             return Err(GgufError::DuplicateKey { key });
         }
         self.entries.push((key, value));

@@ -1,12 +1,13 @@
 //! Bytes to [`Header`].
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{Read, Seek};
 
 use super::limits::{
-    ALIGNMENT_MAX, ARRAY_KEPT_LEN_MAX, ARRAY_LEN_MAX, DIMENSIONS_MAX, ENTRIES_MAX, KEY_BYTES_MAX,
+    ALIGNMENT_MAX, ARRAY_KEPT_LEN_MAX, ARRAY_LEN_MAX, CHARSMAP_BYTES_MAX, DIMENSIONS_MAX, ENTRIES_MAX, KEY_BYTES_MAX,
     TENSOR_NAME_BYTES_MAX, TENSORS_MAX, TEXT_BYTES_MAX, TEXT_BYTES_TOTAL_MAX, TEXT_KEPT_BYTES_MAX, TEXTS_KEPT_MAX,
-    TOKEN_BYTES_MAX,
+    TOKEN_BYTES_MAX, VOCAB_MAX,
 };
 use super::reader::Reader;
 use super::types::tensor_type;
@@ -51,8 +52,12 @@ const INFILL: [&[&str]; 3] = [
         "<|middle|>",
     ],
 ];
+/// Special tokens that the kit chooses a chat template by, where a file has none.
+pub(super) const MARKERS: [&str; 6] =
+    ["<start_of_turn>", "<|start_header_id|>", "<|im_start|>", "[INST]", "<|assistant|>", "<|end|>"];
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
 
 pub(super) fn parse(source: impl Read + Seek, file_bytes: u64) -> Result<Header, GgufError> {
     let mut reader = Reader::new(source, file_bytes);
@@ -73,8 +78,9 @@ pub(super) fn parse(source: impl Read + Seek, file_bytes: u64) -> Result<Header,
     for _ in 0..entry_count {
         let key = reader.text("the length of a key", KEY_BYTES_MAX)?;
         let key = String::from_utf8_lossy(&key).into_owned();
-        let value = value(&mut reader, &key, &mut header, &mut text_bytes_left)?;
-        header.insert(key, value)?;
+        let id = reader.u32("the type of a value")?;
+        let value = value(&mut reader, &key, id, &mut header, &mut text_bytes_left)?;
+        header.insert(key, id, value)?;
     }
     tensors(&mut reader, tensor_count, &mut header)?;
     extents(&mut header, reader.at)?;
@@ -84,10 +90,11 @@ pub(super) fn parse(source: impl Read + Seek, file_bytes: u64) -> Result<Header,
 fn value<R: Read + Seek>(
     reader: &mut Reader<R>,
     key: &str,
+    id: u32,
     header: &mut Header,
     text_bytes_left: &mut u64,
 ) -> Result<Value, GgufError> {
-    match reader.u32("the type of a value")? {
+    match id {
         8 => {
             let text = reader.text("the length of a text", TEXT_BYTES_MAX.min(*text_bytes_left))?;
             *text_bytes_left -= text.len() as u64;
@@ -144,6 +151,13 @@ fn array<R: Read + Seek>(reader: &mut Reader<R>, key: &str, header: &mut Header)
             let number = scalar(reader, key, id)?.as_u64().and_then(|number| u8::try_from(number).ok());
             header.tokens.types.push(number.unwrap_or(u8::MAX));
         }
+    } else if key == CHARSMAP && item_bytes == 1 {
+        if len > CHARSMAP_BYTES_MAX {
+            let reason = format!("{len} bytes, over the limit of {CHARSMAP_BYTES_MAX}");
+            return Err(GgufError::Value { key: key.to_owned(), reason });
+        }
+        header.tokens.charsmap = vec![0; usize::try_from(len).expect("some megabytes")];
+        reader.fill(&mut header.tokens.charsmap, "a table of replacements")?;
     } else {
         let kept = len.min(ARRAY_KEPT_LEN_MAX as u64);
         for _ in 0..kept {
@@ -156,11 +170,25 @@ fn array<R: Read + Seek>(reader: &mut Reader<R>, key: &str, header: &mut Header)
 
 fn texts<R: Read + Seek>(reader: &mut Reader<R>, key: &str, len: u64, header: &mut Header) -> Result<Array, GgufError> {
     const WHAT: &str = "the length of a text in an array";
+    if key == TOKENS && len > VOCAB_MAX {
+        return Err(GgufError::Value {
+            key: key.to_owned(),
+            reason: format!("{len} tokens, over the limit of {VOCAB_MAX}"),
+        });
+    }
     let mut first = Vec::new();
-    for _ in 0..len {
+    // By their hashes, with keys that nobody else knows: eight bytes each, where a token may have thousands.
+    let (mut spellings, hasher) = (HashSet::new(), RandomState::new());
+    for number in 0..len {
         let bytes = reader.count(WHAT, 1, TOKEN_BYTES_MAX)?;
         if key == TOKENS {
-            token(reader, bytes, header)?;
+            let spelling = token(reader, bytes, header)?;
+            let marker = MARKERS.into_iter().find(|marker| marker.as_bytes() == spelling);
+            header.tokens.markers.extend(marker.map(|marker| (number, marker)));
+            // An empty one gets a name of its own.
+            if header.tokens.repeated.is_none() && bytes > 0 && !spellings.insert(hasher.hash_one(spelling)) {
+                header.tokens.repeated = Some(number);
+            }
         } else if first.len() < TEXTS_KEPT_MAX && len <= TEXTS_KEPT_MAX as u64 && bytes <= TEXT_KEPT_BYTES_MAX {
             let mut text = vec![0; usize::try_from(bytes).expect("some kilobytes")];
             reader.fill(&mut text, "a text in an array")?;
@@ -172,24 +200,23 @@ fn texts<R: Read + Seek>(reader: &mut Reader<R>, key: &str, len: u64, header: &m
     Ok(Array { len, texts: true, first })
 }
 
-/// Looks at the spelling of a token, if it is short enough to be one of those that matter.
-fn token<R: Read + Seek>(reader: &mut Reader<R>, bytes: u64, header: &mut Header) -> Result<(), GgufError> {
-    const WHAT: &str = "a token";
-    let mut buffer = [0; 32];
-    let Some(spelling) = usize::try_from(bytes).ok().and_then(|bytes| buffer.get_mut(..bytes)) else {
-        header.tokens.spelled_as_byte.push(false);
-        return reader.skip(bytes, WHAT);
-    };
-    reader.fill(spelling, WHAT)?;
-    header.tokens.spelled_as_byte.push(is_byte_token(spelling));
+/// Looks at the spelling of a token.
+fn token<R: Read + Seek>(reader: &mut Reader<R>, bytes: u64, header: &mut Header) -> Result<Vec<u8>, GgufError> {
+    let mut spelling = vec![0; usize::try_from(bytes).expect("tokens are limited to some kilobytes")];
+    reader.fill(&mut spelling, "a token")?;
+    let byte = byte_token(&spelling);
+    header.tokens.spelled_as_byte.push(byte.is_some());
+    header.tokens.bytes_spelled.extend(byte);
     for (role, spellings) in INFILL.iter().enumerate() {
         header.tokens.infill[role] |= spellings.iter().any(|known| known.as_bytes() == spelling);
     }
-    Ok(())
+    Ok(spelling)
 }
 
-fn is_byte_token(text: &[u8]) -> bool {
-    matches!(text, [b'<', b'0', b'x', high, low, b'>'] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
+fn byte_token(text: &[u8]) -> Option<u8> {
+    let digits = text.strip_prefix(b"<0x")?.strip_suffix(b">").filter(|digits| digits.len() == 2)?;
+    digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
+    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
 fn tensors<R: Read + Seek>(reader: &mut Reader<R>, count: u64, header: &mut Header) -> Result<(), GgufError> {

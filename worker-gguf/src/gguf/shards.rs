@@ -10,6 +10,9 @@ use ollmlx_proto::Failure;
 use super::limits::SHARDS_MAX;
 use super::{GgufError, Header, check};
 
+/// The number of the type that a shard's number must have.
+const SHARD_NUMBER_TYPE: u32 = 2;
+
 /// The headers of a whole model, checked.
 #[derive(Debug)]
 pub struct Files {
@@ -54,6 +57,12 @@ impl Files {
             if other.number("split.no") != Some(number) || other.number("split.count") != Some(count) {
                 return Err(failed(GgufError::Shards(format!("it is not shard {} of {count}", number + 1))));
             }
+            // llama.cpp ends the process for any other.
+            if other.type_id("split.no") != Some(SHARD_NUMBER_TYPE) {
+                let reason = "not an integer of 16 bits without a sign".to_owned();
+                return Err(failed(GgufError::Value { key: "split.no".into(), reason }));
+            }
+            check::tensors(&other).map_err(failed)?;
             others.push(other);
         }
         let model = Self { path: path.to_owned(), header, others };

@@ -38,6 +38,10 @@ impl Writer {
         self.raw(key, 5, &value.to_le_bytes())
     }
 
+    pub(crate) fn short(self, key: &str, value: u16) -> Self {
+        self.raw(key, 2, &value.to_le_bytes())
+    }
+
     pub(crate) fn float(self, key: &str, value: f32) -> Self {
         self.raw(key, 6, &value.to_le_bytes())
     }
@@ -149,8 +153,20 @@ fn base(tokens: &[String], types: &[i32]) -> Writer {
         .text("tokenizer.chat_template", "{{ messages }}")
 }
 
-/// A llama of two layers with random weights, that llama.cpp loads and computes in no time.
-pub(crate) fn tiny_llama() -> Writer {
+/// Numbers without order, always the same.
+fn random() -> impl FnMut(u64, f32) -> Vec<f32> {
+    let mut seed = 1_u32;
+    move |len: u64, scale: f32| {
+        let mut next = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (f32::from(u16::try_from(seed >> 16).unwrap()) / 32_768.0 - 1.0) * scale
+        };
+        (0..len).map(|_| next()).collect()
+    }
+}
+
+/// The vocabulary of [`words`] for the architecture `llama`, and no weights.
+fn with_words() -> Writer {
     let tokens = words();
     let kind = |token: &String| match token.as_str() {
         "<unk>" => 2,
@@ -159,34 +175,170 @@ pub(crate) fn tiny_llama() -> Writer {
         _ => 1,
     };
     let types: Vec<i32> = tokens.iter().map(kind).collect();
-    let mut seed = 1_u32;
-    let mut random = move |len: u64, scale: f32| -> Vec<f32> {
-        let mut next = || {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (f32::from(u16::try_from(seed >> 16).unwrap()) / 32_768.0 - 1.0) * scale
-        };
-        (0..len).map(|_| next()).collect()
-    };
-    let vocab = tokens.len() as u64;
-    let mut writer = base(&tokens, &types)
-        .tensor("token_embd.weight", &[32, vocab], random(32 * vocab, 1.0))
-        .tensor("output.weight", &[32, vocab], random(32 * vocab, 1.0))
-        .tensor("output_norm.weight", &[32], vec![1.0; 32]);
-    for layer in 0..2 {
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        writer =
-            writer.tensor(&name("attn_norm"), &[32], vec![1.0; 32]).tensor(&name("ffn_norm"), &[32], vec![1.0; 32]);
-        for (part, rows, columns) in [
-            ("attn_q", 32, 32),
-            ("attn_k", 32, 16),
-            ("attn_v", 32, 16),
-            ("attn_output", 32, 32),
-            ("ffn_gate", 32, 64),
-            ("ffn_up", 32, 64),
-            ("ffn_down", 64, 32),
-        ] {
-            writer = writer.tensor(&name(part), &[rows, columns], random(rows * columns, 0.3));
+    base(&tokens, &types)
+}
+
+impl Writer {
+    /// Tensors by their names and shapes: norms of ones, and random numbers.
+    fn weights<'a>(mut self, prefix: &str, shapes: impl IntoIterator<Item = (&'a str, &'a [u64])>) -> Self {
+        let mut random = random();
+        for (name, shape) in shapes {
+            let len = shape.iter().product();
+            let values = if name.ends_with("norm.weight") {
+                vec![1.0; usize::try_from(len).unwrap()]
+            } else {
+                random(len, if prefix.is_empty() { 1.0 } else { 0.3 })
+            };
+            self = self.tensor(&format!("{prefix}{name}"), shape, values);
         }
+        self
+    }
+
+    /// The keys of `llama` under another architecture's name.
+    fn renamed(mut self, architecture: &str) -> Self {
+        for (key, _) in &mut self.entries {
+            if let Some(suffix) = key.strip_prefix(b"llama.") {
+                *key = [architecture.as_bytes(), b".", suffix].concat();
+            }
+        }
+        self.text("general.architecture", architecture)
+    }
+
+    /// Every key, in the order of the file.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.entries.iter().map(|(key, _)| String::from_utf8(key.clone()).unwrap()).collect()
+    }
+}
+
+const ATTENTION: [(&str, &[u64]); 5] = [
+    ("attn_norm.weight", &[32]),
+    ("attn_q.weight", &[32, 32]),
+    ("attn_k.weight", &[32, 16]),
+    ("attn_v.weight", &[32, 16]),
+    ("attn_output.weight", &[32, 32]),
+];
+const FEED_FORWARD: [(&str, &[u64]); 4] = [
+    ("ffn_norm.weight", &[32]),
+    ("ffn_gate.weight", &[32, 64]),
+    ("ffn_up.weight", &[32, 64]),
+    ("ffn_down.weight", &[64, 32]),
+];
+
+fn decoder(architecture: &str, layer: &[(&str, &[u64])]) -> Writer {
+    let vocab = words().len() as u64;
+    let mut writer = with_words().renamed(architecture);
+    writer = writer.weights(
+        "",
+        [("token_embd.weight", &[32, vocab][..]), ("output.weight", &[32, vocab]), ("output_norm.weight", &[32])],
+    );
+    for number in 0..2 {
+        writer = writer.weights(&format!("blk.{number}."), layer.iter().copied());
     }
     writer
+}
+
+/// A llama of two layers with random weights, that llama.cpp loads and computes in no time.
+pub(crate) fn tiny_llama() -> Writer {
+    decoder("llama", &[&ATTENTION[..], &FEED_FORWARD].concat())
+}
+
+/// The same with four experts, of which two are used.
+pub(crate) fn tiny_experts() -> Writer {
+    let experts: [(&str, &[u64]); 5] = [
+        ("ffn_norm.weight", &[32]),
+        ("ffn_gate_inp.weight", &[32, 4]),
+        ("ffn_gate_exps.weight", &[32, 64, 4]),
+        ("ffn_up_exps.weight", &[32, 64, 4]),
+        ("ffn_down_exps.weight", &[64, 32, 4]),
+    ];
+    decoder("llama", &[&ATTENTION[..], &experts].concat())
+        .number("llama.expert_count", 4)
+        .number("llama.expert_used_count", 2)
+}
+
+/// Layers with a window and layers without, and heads of a width of their own.
+pub(crate) fn tiny_windows() -> Writer {
+    let more: [(&str, &[u64]); 4] = [
+        ("attn_q_norm.weight", &[16]),
+        ("attn_k_norm.weight", &[16]),
+        ("post_attention_norm.weight", &[32]),
+        ("post_ffw_norm.weight", &[32]),
+    ];
+    decoder("gemma3", &[&ATTENTION[..], &FEED_FORWARD, &more].concat())
+        .number("gemma3.attention.sliding_window", 16)
+        .number("gemma3.attention.key_length", 16)
+        .number("gemma3.attention.value_length", 16)
+}
+
+/// Positions of several angles.
+pub(crate) fn tiny_sections() -> Writer {
+    decoder("qwen2vl", &[&ATTENTION[..], &FEED_FORWARD].concat())
+        .signeds("qwen2vl.rope.dimension_sections", &[4, 2, 2, 0])
+}
+
+/// Without attention.
+pub(crate) fn tiny_states() -> Writer {
+    let layer: [(&str, &[u64]); 9] = [
+        ("attn_norm.weight", &[32]),
+        ("ssm_in.weight", &[32, 64 + 64 + 2 * 16 + 4]),
+        ("ssm_conv1d.weight", &[4, 64 + 2 * 16]),
+        ("ssm_conv1d.bias", &[64 + 2 * 16]),
+        ("ssm_dt.bias", &[4]),
+        ("ssm_a", &[1, 4]),
+        ("ssm_d", &[1, 4]),
+        ("ssm_norm.weight", &[64, 1]),
+        ("ssm_out.weight", &[64, 32]),
+    ];
+    let keys = [("conv_kernel", 4), ("inner_size", 64), ("state_size", 16), ("time_step_rank", 4), ("group_count", 1)];
+    keys.iter()
+        .fold(decoder("mamba2", &layer), |writer, (key, value)| writer.number(&format!("mamba2.ssm.{key}"), *value))
+}
+
+/// A model that looks both ways, with whole words.
+pub(crate) fn tiny_encoder() -> Writer {
+    let layer: [(&str, &[u64]); 16] = [
+        ("attn_q.weight", &[32, 32]),
+        ("attn_q.bias", &[32]),
+        ("attn_k.weight", &[32, 32]),
+        ("attn_k.bias", &[32]),
+        ("attn_v.weight", &[32, 32]),
+        ("attn_v.bias", &[32]),
+        ("attn_output.weight", &[32, 32]),
+        ("attn_output.bias", &[32]),
+        ("attn_output_norm.weight", &[32]),
+        ("attn_output_norm.bias", &[32]),
+        ("ffn_up.weight", &[32, 64]),
+        ("ffn_up.bias", &[64]),
+        ("ffn_down.weight", &[64, 32]),
+        ("ffn_down.bias", &[32]),
+        ("layer_output_norm.weight", &[32]),
+        ("layer_output_norm.bias", &[32]),
+    ];
+    let tokens: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "##c"].map(str::to_owned).into();
+    let vocab = tokens.len() as u64;
+    let mut writer = base(&tokens, &[3, 3, 3, 3, 1, 1, 1]).renamed("bert").weights(
+        "",
+        [
+            ("token_embd.weight", &[32, vocab][..]),
+            ("token_types.weight", &[32, 2]),
+            ("position_embd.weight", &[32, 512]),
+            ("token_embd_norm.weight", &[32]),
+            ("token_embd_norm.bias", &[32]),
+        ],
+    );
+    for number in 0..2 {
+        writer = writer.weights(&format!("blk.{number}."), layer.iter().copied());
+    }
+    writer
+        .without("bert.rope.dimension_count")
+        .number("bert.attention.head_count_kv", 2)
+        .float("bert.attention.layer_norm_epsilon", 0.00001)
+        .flag("bert.attention.causal", false)
+        .number("bert.pooling_type", 2)
+        .text("tokenizer.ggml.model", "bert")
+        .number("tokenizer.ggml.token_type_count", 2)
+        .number("tokenizer.ggml.unknown_token_id", 1)
+        .number("tokenizer.ggml.bos_token_id", 2)
+        .number("tokenizer.ggml.seperator_token_id", 3)
+        .without("tokenizer.ggml.eos_token_id")
 }

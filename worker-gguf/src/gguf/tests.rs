@@ -152,7 +152,55 @@ fn nonsense_metadata_is_refused() {
     assert_refused(&small().without("llama.context_length"), "key \"llama.context_length\" is missing");
     assert_refused(&small().numbers("llama.attention.head_count_kv", &[1; 600]), "600 elements for 2 layers");
     assert_refused(&small().numbers("llama.attention.head_count", &[1]), "1 elements for 2 layers");
-    assert_refused(&small().number("llama.attention.head_count", u32::MAX), "absurd");
+    assert_refused(&small().number("llama.attention.head_count", u32::MAX), "not between 0 and 65536");
+}
+
+#[test]
+fn keys_that_do_not_go_together_are_refused() {
+    let experts =
+        |count: u32, used: u32| small().number("llama.expert_count", count).number("llama.expert_used_count", used);
+    assert!(parse_bytes(&experts(8, 2).bytes()).is_ok());
+    assert!(parse_bytes(&experts(0, 0).bytes()).is_ok());
+    assert_refused(&experts(u32::MAX, 2), "key \"llama.expert_count\": 4294967295, which is not between 0 and 1024");
+    assert_refused(&experts(2, 9), "key \"llama.expert_used_count\": 9 of 2 experts");
+    assert_refused(&experts(8, 0), "none of 8 experts");
+    assert_refused(&experts(0, 2), "2 of 0 experts");
+    let groups = |count: u32, used: u32| {
+        experts(8, 2).number("llama.expert_group_count", count).number("llama.expert_group_used_count", used)
+    };
+    assert!(parse_bytes(&groups(2, 1).bytes()).is_ok());
+    assert_refused(&groups(3, 1), "3 groups of 8 experts");
+    assert_refused(&groups(2, 2), "llama.expert_group_used_count");
+    assert_refused(&small().number("llama.expert_gating_func", 0), "llama.expert_gating_func");
+    assert_refused(&small().number("llama.nextn_predict_layers", 2), "2 of 2 layers");
+    assert_refused(&small().number("llama.attention.head_count_kv", 3), "does not divide its 2 heads");
+    assert_refused(&small().number("llama.attention.head_count", 0), "0 in the first layer");
+    assert_refused(&small().without("llama.attention.head_count"), "is missing");
+    assert_refused(&small().number("llama.rope.dimension_count", 15), "no even part of a head of 16");
+    assert_refused(&small().number("llama.rope.dimension_count", 18), "no even part of a head of 16");
+    assert_refused(&small().text("llama.rope.scaling.type", "x"), "an unknown word");
+    assert_refused(&small().signeds("llama.rope.dimension_sections", &[9, 9, 0, 0]), "of a head of 16");
+    assert_refused(&small().number("llama.full_attention_interval", 0), "llama.full_attention_interval");
+    assert_refused(&small().number("llama.wkv.head_size", 5), "5 of a width of 32");
+    assert_refused(&small().float("llama.attention.layer_norm_rms_epsilon", -1.0), "-1, which is not between 0 and 1");
+    assert_refused(&small().float("llama.rope.freq_base", f32::NAN), "NaN");
+    assert_refused(&small().number("llama.pooling_type", 5), "llama.pooling_type");
+    assert_refused(&small().number("llama.embedding_length_out", 64), "llama.embedding_length_out");
+    assert_refused(&small().text("general.architecture", "eagle3"), "a draft model");
+}
+
+#[test]
+fn weights_that_nothing_computes_with_are_refused() {
+    let mut bytes = small().bytes();
+    let name = b"token_embd.weight";
+    let at = bytes.windows(name.len()).position(|part| part == name).unwrap() + name.len() + 4 + 16;
+    bytes[at] = 24;
+    assert_bytes_refused(&bytes, "tensor \"token_embd.weight\": weights of type I8");
+    let mut bytes = small().tensor("output_norm.weight", &[32], vec![0.0; 32]).bytes();
+    let name = b"output_norm.weight";
+    let at = bytes.windows(name.len()).position(|part| part == name).unwrap() + name.len() + 4 + 8;
+    bytes[at] = 1;
+    assert_bytes_refused(&bytes, "tensor \"output_norm.weight\": its type is F16");
 }
 
 #[test]
@@ -175,6 +223,25 @@ fn broken_vocabularies_are_refused() {
     assert_refused(&small().floats("tokenizer.ggml.scores", &[0.0]), "1 elements for 6 tokens");
     let tokens = ["<unk>", "<s>", "</s>", "<0x-1>", "a", "b"].map(str::to_owned);
     assert_refused(&small().texts("tokenizer.ggml.tokens", &tokens), "token 3 is a byte token but not spelled as one");
+    let twice = ["<unk>", "<s>", "</s>", "<0x0A>", "a", "a"].map(str::to_owned);
+    assert_refused(&small().texts("tokenizer.ggml.tokens", &twice), "token 5 is spelled as one before it");
+    let empty = ["<unk>", "<s>", "</s>", "<0x0A>", "", ""].map(str::to_owned);
+    assert!(
+        parse_bytes(&small().texts("tokenizer.ggml.tokens", &empty).bytes()).is_ok(),
+        "each gets a name of its own"
+    );
+    assert_refused(&small().text("tokenizer.ggml.model", "bert"), "a byte token, which this tokenizer does not have");
+    assert_refused(&small().text("tokenizer.ggml.model", "plamo2"), "<0x00> is missing");
+    let other = small().text("tokenizer.ggml.model", "t5").raw(
+        "tokenizer.ggml.precompiled_charsmap",
+        9,
+        &[&0_u32.to_le_bytes()[..], &64_u64.to_le_bytes(), &[255; 64]].concat(),
+    );
+    assert_refused(&other, "precompiled_charsmap");
+    let bytes_of_words = small().text("tokenizer.ggml.model", "gpt2").texts("tokenizer.ggml.merges", &[]);
+    let nowhere = bytes_of_words.without("tokenizer.ggml.bos_token_id");
+    assert_refused(&nowhere, "key \"tokenizer.ggml.bos_token_id\" is missing");
+    assert!(parse_bytes(&nowhere.clone().flag("tokenizer.ggml.add_bos_token", false).bytes()).is_ok());
 }
 
 #[test]

@@ -104,6 +104,9 @@ impl DecoderSpec {
         };
         let partial = config.number_or("partial_rotary_factor", 0.01..=1.0, 1.0)?;
         let rotated = (f64::from(head_width) * partial) as i32 / 2 * 2;
+        if rotated == 0 {
+            return Err(invalid("config.json: partial_rotary_factor leaves nothing of a head to be turned"));
+        }
         Ok(Self {
             layers: layers as i32,
             hidden: hidden as i32,

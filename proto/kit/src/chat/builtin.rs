@@ -47,9 +47,13 @@ pub(super) fn choose(architecture: &str, vocab: &Vocab) -> Option<&'static str> 
         .filter(|(_, kind)| matches!(kind, TokenKind::Control | TokenKind::UserDefined))
         .map(|(bytes, _)| bytes.as_slice())
         .collect();
-    let has = |word: &str| special.contains(word.as_bytes());
+    choose_by(architecture, vocab.is_empty(), |word| special.contains(word.as_bytes()))
+}
+
+/// The same by which special tokens there are.
+pub(super) fn choose_by(architecture: &str, is_unknown: bool, has: impl Fn(&str) -> bool) -> Option<&'static str> {
     match architecture {
-        _ if architecture.starts_with("gemma") && (vocab.is_empty() || has("<start_of_turn>")) => Some(GEMMA),
+        _ if architecture.starts_with("gemma") && (is_unknown || has("<start_of_turn>")) => Some(GEMMA),
         _ if has("<|start_header_id|>") => Some(LLAMA3),
         _ if has("<|im_start|>") => Some(CHATML),
         _ if has("<start_of_turn>") => Some(GEMMA),

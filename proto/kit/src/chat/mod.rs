@@ -255,6 +255,16 @@ fn choose(source: &ChatSource, vocab: &Vocab) -> (Plan, String) {
     })
 }
 
+/// Which template of a model would be used, without loading it: why its own one can't be, and the built-in one where there is
+/// none. `specials` are special tokens of its vocabulary.
+#[must_use]
+pub fn template_facts(jinja: Option<&str>, architecture: &str, specials: &[&str]) -> (Option<String>, Option<String>) {
+    match jinja.filter(|text| !text.trim().is_empty()) {
+        Some(text) => (JinjaTemplate::new(text).check().err().map(|failure| failure.public), None),
+        None => (None, builtin::choose_by(architecture, false, |word| specials.contains(&word)).map(str::to_owned)),
+    }
+}
+
 /// What a model's templates tell about it, without loading it: tools, thinking, insert.
 #[must_use]
 pub fn template_capabilities(jinja: Option<&str>, go: Option<&str>) -> Vec<Capability> {

@@ -37,6 +37,8 @@ impl Backend for ToyBackend {
                 weight_bytes: 4,
                 memory: ollmlx_proto::MemoryModel::default(),
                 chat_template: None,
+                chat_template_fault: None,
+                builtin_template: None,
                 capabilities: Vec::new(),
                 metadata: "{}".to_owned(),
                 tensors: Vec::new(),

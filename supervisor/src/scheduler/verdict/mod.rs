@@ -112,6 +112,8 @@ fn is_from_outside(signal: i32) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Death<'a> {
     pub(super) worker: WorkerId,
+    /// What its model is called.
+    pub(super) model: String,
     pub(super) cause: Cause,
     pub(super) log_tail: &'a str,
     /// The state that it died in, or that it was shown the door from.
@@ -157,6 +159,7 @@ impl<'a> Death<'a> {
         let limit = view.ledger.limit().unwrap_or(u64::MAX).min(model.own_limit().unwrap_or(u64::MAX));
         Self {
             worker: model.worker(),
+            model: model.model.name.clone(),
             is_shared: incidents.has_other(&model.id, cause.class(), view.now),
             cause,
             log_tail,
@@ -203,7 +206,7 @@ pub(super) fn judge(death: &Death<'_>, history: &History, line: &Line, rng: &mut
     let guilty = guilty(death, row, line);
     let is_answered = death.aboard == 0 && matches!(death.cause, Cause::OverOwnLimit { .. });
     let rests = guilty.is_none() && !is_answered && !death.is_leaving;
-    let rest = if rests { rest(row, death.now, &mut history, rng) } else { Rest::None };
+    let rest = if rests { rest(row, death, &mut history, rng) } else { Rest::None };
     let gives_more = match death.cause {
         Cause::OverBudget | Cause::OverOwnLimit { .. } | Cause::OutOfMemory => {
             history.remember_appetite(death.holding, death.limit)
@@ -236,8 +239,10 @@ fn guilty(death: &Death<'_>, row: Row, line: &Line) -> Option<RequestId> {
     (is_alone && is_known && is_evidence && is_wanted).then_some(*request)
 }
 
-fn rest(row: Row, now: Mono, history: &mut History, rng: &mut Rng) -> Rest {
+fn rest(row: Row, death: &Death<'_>, history: &mut History, rng: &mut Rng) -> Rest {
+    let now = death.now;
     match row.resting {
+        Resting::Growing if death.was_loading && row.blame == Blame::Requests => history.tally.record_load(now, rng),
         Resting::Not => Rest::None,
         Resting::Moment => history.tally.record_kill(now, rng),
         Resting::Growing => history.tally.record(now, rng),
@@ -341,7 +346,7 @@ impl Hearing<'_> {
             Rest::Quarantine(until) if !death.was_loading => {
                 failures::quarantined(Some(&death.cause.words()), until, death.now)
             }
-            _ => failures::load_failed(&death.cause, death.log_tail),
+            _ => failures::load_failed(&death.model, &death.cause, death.log_tail),
         });
         let fate = if failure.is_some() { Fate::Failed } else { Fate::Resumed };
         Sentence { request: waiting.request, suspicion, fate, failure }

@@ -73,6 +73,8 @@ fn plan() -> Box<LoadPlan> {
         weight_bytes: 0,
         memory: MemoryModel::default(),
         chat_template: None,
+        chat_template_fault: None,
+        builtin_template: None,
         capabilities: Vec::new(),
         metadata: String::new(),
         tensors: Vec::new(),
@@ -130,6 +132,7 @@ fn line(running: u64, waits: u64, suspicion: Suspicion) -> Line {
 fn death(cause: Cause, aboard: u64, was_loading: bool) -> Death<'static> {
     Death {
         worker: WorkerId { model: ModelId("m".to_owned()), incarnation: Incarnation(1) },
+        model: "m:latest".to_owned(),
         cause,
         log_tail: "last words",
         state: if was_loading { "loading" } else { "busy" },
