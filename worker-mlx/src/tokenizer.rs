@@ -3,10 +3,9 @@
 //! The table holds the bytes of every token, so that nothing downstream has to know whether a vocabulary spells bytes
 //! as letters (byte-level BPE) or spaces as `▁` and bytes as `<0xNN>` (SentencePiece).
 
-use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ollmlx_proto::{Failure, FailureKind, TokenId};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
@@ -38,7 +37,8 @@ const INFILL: [[&str; 3]; 3] = [
 
 /// A model's tokenizer.
 pub struct Tokenizer {
-    inner: RefCell<HfTokenizer>,
+    /// Written to only where the spelling of control tokens is to be read otherwise than before.
+    inner: RwLock<HfTokenizer>,
     vocab: Arc<Vocab>,
     /// Whether the whole template of special tokens is put around a text (encoders), not just the first.
     wrap: bool,
@@ -68,7 +68,7 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| invalid("tokenizer.json is not usable").with_detail(error.to_string()))?;
         let vocab = Arc::new(build_vocab(&inner, folder, vocab_size)?);
-        Ok(Self { inner: RefCell::new(inner), vocab, wrap })
+        Ok(Self { inner: RwLock::new(inner), vocab, wrap })
     }
 
     /// The vocabulary table.
@@ -82,8 +82,12 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refused the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
-        let mut inner = self.inner.borrow_mut();
-        inner.set_encode_special_tokens(!parse_special);
+        let mut inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        while inner.get_encode_special_tokens() == parse_special {
+            drop(inner);
+            self.inner.write().unwrap_or_else(PoisonError::into_inner).set_encode_special_tokens(!parse_special);
+            inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        }
         let encoding = inner.encode_fast(text, add_special && self.wrap).map_err(|error| {
             Failure::new(FailureKind::InvalidRequest, "the text could not be tokenized").with_detail(error.to_string())
         })?;
@@ -95,6 +99,12 @@ impl Tokenizer {
             return Err(Failure::new(FailureKind::InvalidRequest, "the text has a token that the model does not have"));
         }
         Ok(tokens)
+    }
+}
+
+impl ollmlx_worker_kit::engine::Tokenizer for Tokenizer {
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        self.encode(text, add_special, parse_special)
     }
 }
 

@@ -34,6 +34,21 @@ pub const OLDEST_SHARE: usize = 4;
 /// Requests that may wait for a slot. The supervisor sends no more than there are slots, but one that ends and one that
 /// starts may cross.
 pub const ARRIVALS_LEN_MAX: usize = 2 * SLOTS_MAX as usize;
+/// Requests made ready at once, each on a thread of its own. Those that nobody waits for any more count as well, until they
+/// end: bounded, so that their memory is, and enough that a quick one finds a place beside slow ones.
+pub const PREPARATIONS_MAX: usize = 8;
+/// Added to the niceness of such a thread: each then has a third of the weight of one of the engine's.
+pub const PREPARATION_NICE: i32 = 5;
+/// What a request may take to render, and to compile its format. Both are bounded by fuel, and end well before where a
+/// processor is free.
+pub const PREPARE_PART_TIME: Duration = Duration::from_secs(2);
+/// What the tokenizing of a request may take.
+pub const TOKENIZE_TIME: Duration = Duration::from_secs(10);
+/// A step waits this long for requests that have just come, most of which are ready by then and join it. A test waits for
+/// as long as it takes, so that what it sees doesn't depend on the machine.
+pub const PREPARED_SOON: Duration = if cfg!(test) { Duration::from_secs(60) } else { Duration::from_millis(2) };
+/// Where there is nothing to compute, a step waits this long for a request to be ready; a cancel is seen in between.
+pub const PREPARED_POLL: Duration = Duration::from_millis(20);
 /// A long prefill is told of this often: twice as often as a silence would be noticed.
 pub const PREFILL_TOLD_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS / 2);
 /// Tokens that a copy from another slot must save to be worth it.

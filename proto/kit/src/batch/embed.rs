@@ -9,6 +9,7 @@ use std::time::Instant;
 use ollmlx_proto::{Embed, Embeddings, Failure, FailureKind, Output, Request, RequestId, TokenId};
 
 use super::job::Stopwatch;
+use super::prompt::Renderer;
 use super::{Outputs, broken, cancelled, failure, prompt};
 use crate::contract::INPUT_TOO_LONG;
 use crate::engine::{EmbedStep, Engine, EngineError};
@@ -37,17 +38,17 @@ impl EmbedJob {
     ///
     /// # Errors
     /// An input is too long, or empty.
-    pub(super) fn new<E: Engine>(
+    pub(super) fn new(
         request: &Request,
         embed: &Embed,
-        engine: &E,
+        renderer: &Renderer<'_>,
         arrived: Instant,
     ) -> Result<Self, Failure> {
-        let window = prompt::window(&request.limits, engine.facts());
-        let frame = engine.tokenize("", true, true)?;
+        let window = prompt::window(&request.limits, &renderer.bench.facts);
+        let frame = renderer.piece("", true)?;
         let mut inputs = Vec::with_capacity(embed.inputs.len());
         for text in &embed.inputs {
-            let mut tokens = engine.tokenize(text, true, true)?;
+            let mut tokens = renderer.piece(text, true)?;
             if tokens.len() > window {
                 if !embed.truncate {
                     return Err(Failure::new(FailureKind::ContextExceeded, INPUT_TOO_LONG));

@@ -8,9 +8,10 @@ use ollmlx_proto::{
     Chat, Complete, ContentPart, Failure, FailureKind, Limits, Request, Role, TokenId, UnixSeconds, Work,
 };
 
-use crate::chat::{ChatFormat, OutputParser, RenderedPrompt};
+use super::prepare::{Bench, Part, Watch};
+use crate::chat::{OutputParser, RenderedPrompt};
 use crate::contract::{ONLY_EMBEDDINGS, PROMPT_TOO_LONG};
-use crate::engine::{Engine, EngineFacts};
+use crate::engine::EngineFacts;
 
 /// What a request's work turned into.
 pub(super) enum Prepared {
@@ -35,27 +36,27 @@ pub(super) struct Prompt {
 }
 
 /// What this needs of the batcher.
-pub(super) struct Renderer<'a, E> {
-    pub(super) engine: &'a E,
-    pub(super) format: &'a ChatFormat,
+pub(super) struct Renderer<'a> {
+    pub(super) bench: &'a Bench,
+    pub(super) watch: &'a Watch,
     /// When it was asked.
     pub(super) asked_at: UnixSeconds,
 }
 
-impl<E: Engine> Renderer<'_, E> {
+impl Renderer<'_> {
     /// Turns work into a prompt.
     ///
     /// # Errors
     /// The template failed, the prompt does not fit, or something in it is impossible.
     pub(super) fn prepare(&self, request: &Request) -> Result<Prepared, Failure> {
-        let facts = self.engine.facts();
+        let facts = &self.bench.facts;
         if facts.embedding {
             return Err(Failure::new(FailureKind::Unsupported, ONLY_EMBEDDINGS));
         }
         let window = window(&request.limits, facts);
         let (tokens, parser, wants_context) = match &request.work {
             Work::Chat(chat) if chat.render_only => {
-                return self.format.render(chat, self.asked_at).map(|rendered| Prepared::Rendered(rendered.text));
+                return self.render(chat).map(|rendered| Prepared::Rendered(rendered.text));
             }
             Work::Chat(chat) => self.chat(chat, &request.limits, window)?,
             Work::Complete(complete) => (self.complete(complete)?, OutputParser::passthrough(), false),
@@ -69,10 +70,10 @@ impl<E: Engine> Renderer<'_, E> {
 
     fn complete(&self, complete: &Complete) -> Result<Vec<TokenId>, Failure> {
         match complete.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
-            None => self.engine.tokenize(&complete.prompt, true, true),
+            None => self.piece(&complete.prompt, true),
             Some(suffix) => {
-                let vocab = &self.engine.facts().vocab;
-                self.tokenize(&self.format.render_suffix(&complete.prompt, suffix, vocab)?)
+                let vocab = &self.bench.facts.vocab;
+                self.tokenize(&self.bench.format.render_suffix(&complete.prompt, suffix, vocab)?)
             }
         }
     }
@@ -80,7 +81,7 @@ impl<E: Engine> Renderer<'_, E> {
     fn chat(&self, chat: &Chat, limits: &Limits, window: usize) -> Result<(Vec<TokenId>, OutputParser, bool), Failure> {
         self.check(chat)?;
         let (tokens, rendered) = self.turns(chat)?;
-        let parser = self.format.parser(chat, &rendered);
+        let parser = self.bench.format.parser(chat, &rendered);
         if !limits.truncate || tokens.len() < window || chat.suffix.is_some() {
             return Ok((tokens, parser, chat.single_turn));
         }
@@ -93,7 +94,7 @@ impl<E: Engine> Renderer<'_, E> {
         if parts.any(|part| matches!(part, ContentPart::Image(_))) {
             return Err(Failure::new(FailureKind::Unsupported, "this model does not support image input"));
         }
-        let size = self.engine.facts().vocab.len();
+        let size = self.bench.facts.vocab.len();
         match chat.context.iter().find(|&&token| token as usize >= size) {
             None => Ok(()),
             Some(token) => Err(Failure::new(
@@ -105,8 +106,8 @@ impl<E: Engine> Renderer<'_, E> {
 
     /// All turns, with the tokens of an earlier exchange in front.
     fn turns(&self, chat: &Chat) -> Result<(Vec<TokenId>, RenderedPrompt), Failure> {
-        let vocab = &self.engine.facts().vocab;
-        let mut rendered = self.format.render(chat, self.asked_at)?;
+        let vocab = &self.bench.facts.vocab;
+        let mut rendered = self.render(chat)?;
         if chat.context.is_empty() {
             return Ok((self.tokenize(&rendered)?, rendered));
         }
@@ -126,6 +127,7 @@ impl<E: Engine> Renderer<'_, E> {
             let gone = &droppable[..dropped];
             let kept = chat.messages.iter().enumerate().filter(|(index, _)| gone.binary_search(index).is_err());
             let shorter = Chat { messages: kept.map(|(_, message)| message.clone()).collect(), ..chat.clone() };
+            self.watch.check().ok()?;
             let (tokens, rendered) = self.turns(&shorter).ok()?;
             Some((tokens, rendered, shorter))
         };
@@ -136,7 +138,7 @@ impl<E: Engine> Renderer<'_, E> {
             if fits(middle) { enough = middle } else { too_few = middle }
         }
         let best = (enough..=droppable.len()).find_map(attempt);
-        Ok(best.map(|(tokens, rendered, shorter)| (tokens, self.format.parser(&shorter, &rendered))))
+        Ok(best.map(|(tokens, rendered, shorter)| (tokens, self.bench.format.parser(&shorter, &rendered))))
     }
 
     /// The pieces between the cuts one by one: what a client typed can't become a control token across a cut.
@@ -150,15 +152,26 @@ impl<E: Engine> Renderer<'_, E> {
                 continue;
             }
             let add_special = rendered.add_special && start == 0;
-            tokens.append(&mut self.engine.tokenize(piece, add_special, true)?);
+            tokens.append(&mut self.piece(piece, add_special)?);
             start = end;
         }
         Ok(tokens)
     }
 
+    fn render(&self, chat: &Chat) -> Result<RenderedPrompt, Failure> {
+        self.watch.enter(Part::Template)?;
+        self.bench.format.render(chat, self.asked_at)
+    }
+
+    /// The tokens of one text, control tokens among them.
+    pub(super) fn piece(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, Failure> {
+        self.watch.enter(Part::Tokens)?;
+        self.bench.tokenizer.tokenize(text, add_special, true)
+    }
+
     /// The engine can't continue nothing: an empty prompt is the beginning of a sequence.
     fn never_empty(&self, tokens: Vec<TokenId>) -> Result<Vec<TokenId>, Failure> {
-        let vocab = &self.engine.facts().vocab;
+        let vocab = &self.bench.facts.vocab;
         match vocab.bos.or(vocab.eos) {
             _ if !tokens.is_empty() => Ok(tokens),
             Some(beginning) => Ok(vec![beginning]),
