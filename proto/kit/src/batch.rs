@@ -17,6 +17,9 @@ mod prepare;
 #[cfg(test)]
 mod prepare_tests;
 mod prompt;
+mod slices;
+#[cfg(test)]
+mod slices_tests;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -35,6 +38,7 @@ use ollmlx_proto::{
 use self::embed::Embeds;
 use self::job::{Ending, Job, Stopwatch};
 use self::prepare::{Bench, Preparer, Ready, ReadyJob, Watch};
+use self::slices::Seams;
 use self::slots::{Placement, Replay, Slot, place};
 use crate::chat::ChatFormat;
 use crate::contract::Checked;
@@ -121,7 +125,9 @@ impl<E: Engine> Batcher<E> {
         let format = ChatFormat::new(&facts.chat, &vocab);
         let (facts, grammars) = (facts.clone(), GrammarFactory::new(Arc::clone(&vocab)));
         let engine = Checked::new(engine);
-        let bench = Bench { facts, tokenizer: engine.tokenizer(), format, grammars };
+        let tokenizer = engine.tokenizer();
+        let seams = Seams::new(&*tokenizer, &vocab);
+        let bench = Bench { facts, tokenizer, seams, format, grammars };
         Self {
             preparer: Preparer::new(bench),
             patience: PREPARED_SOON,

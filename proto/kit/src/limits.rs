@@ -42,8 +42,19 @@ pub const PREPARATION_NICE: i32 = 5;
 /// What a request may take to render, and to compile its format. Both are bounded by fuel, and end well before where a
 /// processor is free.
 pub const PREPARE_PART_TIME: Duration = Duration::from_secs(2);
-/// What the tokenizing of a request may take.
-pub const TOKENIZE_TIME: Duration = Duration::from_secs(10);
+/// What the tokenizing of a request may take, whatever its length.
+pub const TOKENIZE_TIME: Duration = Duration::from_secs(4);
+/// And a second more for so many bytes: a hundredth of what known tokenizers do, beside engines that take all processors.
+pub const TOKENIZE_BYTES_PER_S: f64 = 32.0 * 1024.0;
+/// Bytes of a text that become tokens at once, and up to the next place where it can be parted: some milliseconds.
+pub const SLICE_BYTES: usize = 16 * 1024;
+/// Where there is no such place, a text is parted after so many bytes: what needs time by the square is over in a second or two.
+pub const RUN_BYTES_MAX: usize = 32 * 1024;
+/// White space or digits in a row after which a text is parted: the patterns of some vocabularies look from each of them to
+/// the last, which takes a second for so many.
+pub const FLAT_RUN_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of the spelling of a control token that a text is not parted in; the longest known has about 50.
+pub const CONTROL_BYTES_MAX: usize = 256;
 /// A step waits this long for requests that have just come, most of which are ready by then and join it. A test waits for
 /// as long as it takes, so that what it sees doesn't depend on the machine.
 pub const PREPARED_SOON: Duration = if cfg!(test) { Duration::from_secs(60) } else { Duration::from_millis(2) };

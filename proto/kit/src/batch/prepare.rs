@@ -21,10 +21,11 @@ use ollmlx_proto::{Failure, FailureKind, Output, Request, TokenId, Work};
 use super::embed::EmbedJob;
 use super::job::{Ending, Job};
 use super::prompt::{Prepared, Renderer};
+use super::slices::Seams;
 use crate::chat::{ChatFormat, as_deep_thread};
 use crate::engine::{EngineFacts, Tokenizer};
 use crate::grammar::GrammarFactory;
-use crate::limits::{DEEP_STACK_BYTES, PREPARATION_NICE, PREPARATIONS_MAX, PREPARE_PART_TIME, TOKENIZE_TIME};
+use crate::limits::{DEEP_STACK_BYTES, PREPARATION_NICE, PREPARATIONS_MAX, PREPARE_PART_TIME, TOKENIZE_BYTES_PER_S, TOKENIZE_TIME};
 
 /// What of a preparation takes time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +47,8 @@ impl Part {
         }
     }
 
-    fn too_slow(self) -> Failure {
-        let seconds = self.time().as_secs();
+    fn too_slow(self, time: Duration) -> Failure {
+        let seconds = time.as_secs();
         match self {
             Self::Template => Failure::new(
                 FailureKind::TemplateFailed,
@@ -78,17 +79,26 @@ struct Clock {
     since: Instant,
     /// By part, before `since`.
     spent: [Duration; 3],
+    /// More time, for the bytes that have become tokens.
+    earned: Duration,
 }
 
 impl Clock {
     fn spent(&self, now: Instant) -> Duration {
         self.spent[self.part as usize] + now.saturating_duration_since(self.since)
     }
+
+    fn time(&self) -> Duration {
+        match self.part {
+            Part::Tokens => self.part.time() + self.earned,
+            Part::Template | Part::Grammar => self.part.time(),
+        }
+    }
 }
 
 impl Watch {
     pub(super) fn new(now: Instant) -> Self {
-        let clock = Clock { part: Part::Template, since: now, spent: [Duration::ZERO; 3] };
+        let clock = Clock { part: Part::Template, since: now, spent: [Duration::ZERO; 3], earned: Duration::ZERO };
         Self { over: AtomicBool::new(false), clock: Mutex::new(clock) }
     }
 
@@ -121,7 +131,19 @@ impl Watch {
     /// Why it is not to be waited for, where that is so.
     pub(super) fn too_slow(&self, now: Instant) -> Option<Failure> {
         let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        (clock.spent(now) > clock.part.time()).then(|| clock.part.too_slow())
+        (clock.spent(now) > clock.time()).then(|| clock.part.too_slow(clock.time()))
+    }
+
+    /// So many bytes become tokens now.
+    ///
+    /// # Errors
+    /// As [`Watch::check`].
+    pub(super) fn slice(&self, bytes: usize) -> Result<(), Failure> {
+        {
+            let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+            clock.earned += Duration::from_secs_f64(bytes as f64 / TOKENIZE_BYTES_PER_S);
+        }
+        self.check()
     }
 
     /// Nobody waits any more.
@@ -156,6 +178,7 @@ pub(super) struct ReadyJob {
 pub(super) struct Bench {
     pub(super) facts: EngineFacts,
     pub(super) tokenizer: Arc<dyn Tokenizer>,
+    pub(super) seams: Seams,
     pub(super) format: ChatFormat,
     pub(super) grammars: GrammarFactory,
 }

@@ -79,7 +79,7 @@ fn who_takes_too_long_is_answered_and_its_thread_is_waited_for_by_nobody() {
     assert_eq!(batcher.step(&mut out).expect("fine"), StepOutcome::Idle, "nothing is left to do");
     note(&mut book, &mut out);
     assert_eq!(book[&1].failed().kind, FailureKind::InvalidRequest);
-    assert!(book[&1].failed().public.contains("takes longer than 10 s"), "{}", book[&1].failed().public);
+    assert!(book[&1].failed().public.contains("takes longer than 4 s"), "{}", book[&1].failed().public);
     drop(open);
     batcher.run(complete(2, "next"));
     drive(&mut batcher, &mut book);
