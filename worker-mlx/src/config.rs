@@ -11,7 +11,7 @@ use std::path::Path;
 use ollmlx_proto::{Failure, FailureKind};
 use serde_json::{Map, Value};
 
-use crate::limits::CONFIG_BYTES_MAX;
+use super::limits::CONFIG_BYTES_MAX;
 
 /// A fault of the model's files.
 #[must_use]

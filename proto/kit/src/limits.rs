@@ -53,6 +53,11 @@ pub const RUN_BYTES_MAX: usize = 32 * 1024;
 /// White space or digits in a row after which a text is parted: the patterns of some vocabularies look from each of them to
 /// the last, which takes a second for so many.
 pub const FLAT_RUN_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a token from which on a text is parted more often, and after how many then: what needs time by the cube of such is
+/// over in seconds as well. The longest tokens known have 256.
+pub const LONG_TOKEN_BYTES: usize = 512;
+/// See [`LONG_TOKEN_BYTES`].
+pub const LONG_TOKEN_RUN_BYTES_MAX: usize = 2 * 1024;
 /// Bytes of the spelling of a control token that a text is not parted in; the longest known has about 50.
 pub const CONTROL_BYTES_MAX: usize = 256;
 /// A step waits this long for requests that have just come, most of which are ready by then and join it. A test waits for

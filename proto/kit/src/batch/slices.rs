@@ -11,7 +11,8 @@
 //!
 //! A text without a seam is parted all the same, after [`RUN_BYTES_MAX`] bytes, or after [`FLAT_RUN_BYTES_MAX`] of nothing but
 //! white space or digits, for which the patterns of some vocabularies need time by the square. There, and nowhere else,
-//! the tokens may be others than those of the whole, of which they are the same text.
+//! the tokens may be others than those of the whole, of which they are the same text. Sooner still where a token has more
+//! than [`LONG_TOKEN_BYTES`]: some tokenizers try every beginning of the longest at every letter. No published one has such.
 
 use std::ops::Range;
 
@@ -19,7 +20,9 @@ use ollmlx_proto::{Failure, TokenId};
 
 use super::prepare::Watch;
 use crate::engine::Tokenizer;
-use crate::limits::{CONTROL_BYTES_MAX, FLAT_RUN_BYTES_MAX, RUN_BYTES_MAX, SLICE_BYTES};
+use crate::limits::{
+    CONTROL_BYTES_MAX, FLAT_RUN_BYTES_MAX, LONG_TOKEN_BYTES, LONG_TOKEN_RUN_BYTES_MAX, RUN_BYTES_MAX, SLICE_BYTES,
+};
 use crate::vocab::{TokenKind, Vocab};
 
 /// What a tokenizer may put before a slice.
@@ -52,6 +55,7 @@ impl Text<'_> {
 pub(super) struct Seams {
     before_space: bool,
     after_line: bool,
+    run_bytes_max: usize,
     /// By byte: a control token ends with it, or goes on with a space after it.
     ends_control: [bool; 256],
     /// By byte: a control token begins with it, or goes on with it after a line end.
@@ -71,6 +75,7 @@ impl Seams {
         let mut seams = Self {
             before_space: false,
             after_line: false,
+            run_bytes_max: RUN_BYTES_MAX,
             ends_control: [false; 256],
             begins_control: [false; 256],
             lead: "",
@@ -78,6 +83,9 @@ impl Seams {
             before,
             after,
         };
+        if vocab.bytes.iter().any(|bytes| bytes.len() > LONG_TOKEN_BYTES) {
+            seams.run_bytes_max = LONG_TOKEN_RUN_BYTES_MAX;
+        }
         let (mut before_space, mut after_line) = (true, true);
         for (bytes, kind) in vocab.bytes.iter().zip(&vocab.kinds) {
             let crossing = bytes.windows(2).map(|pair| (pair[0], pair[1]));
@@ -155,6 +163,7 @@ impl Seams {
     /// Where the slice that begins at `start` ends; behind it unless the text does.
     fn slice_end(&self, text: &str, start: usize) -> usize {
         let bytes = text.as_bytes();
+        let slice_bytes = SLICE_BYTES.min(self.run_bytes_max / 2);
         let mut flat = 1;
         for at in start + 1..bytes.len() {
             let kind = flat_kind(bytes[at]);
@@ -162,10 +171,10 @@ impl Seams {
             if flat > FLAT_RUN_BYTES_MAX {
                 return at;
             }
-            if at - start >= SLICE_BYTES && self.is_seam(text, at) {
+            if at - start >= slice_bytes && self.is_seam(text, at) {
                 return at;
             }
-            if at - start >= RUN_BYTES_MAX {
+            if at - start >= self.run_bytes_max {
                 return self.forced(text, start, at);
             }
         }

@@ -9,7 +9,9 @@ use ollmlx_proto::{Failure, TokenId};
 use super::prepare::{Part, Watch};
 use super::slices::{Reader, Seams, Text};
 use crate::engine::Tokenizer;
-use crate::limits::{CONTROL_BYTES_MAX, FLAT_RUN_BYTES_MAX, RUN_BYTES_MAX, SLICE_BYTES};
+use crate::limits::{
+    CONTROL_BYTES_MAX, FLAT_RUN_BYTES_MAX, LONG_TOKEN_BYTES, LONG_TOKEN_RUN_BYTES_MAX, RUN_BYTES_MAX, SLICE_BYTES,
+};
 use crate::vocab::{TokenKind, Vocab};
 
 const BOS: TokenId = 1;
@@ -154,6 +156,17 @@ fn runs_without_a_seam_are_parted_in_no_character_and_no_control_token() {
         if unit == END {
             assert_eq!(tokens.len(), 2 + text.len() / END.len(), "none was parted");
         }
+    }
+}
+
+#[test]
+fn where_tokens_are_very_long_slices_are_short() {
+    for (bytes, most) in [(LONG_TOKEN_BYTES, RUN_BYTES_MAX), (LONG_TOKEN_BYTES + 1, LONG_TOKEN_RUN_BYTES_MAX)] {
+        let words = words();
+        let seams = Seams::new(&words, &vocab(&[(&"x".repeat(bytes), TokenKind::Text)]));
+        words.taken.lock().unwrap().clear();
+        all(&words, &seams, plain(&"x".repeat(100_000)));
+        assert_eq!(words.taken.lock().unwrap().iter().copied().max(), Some(most));
     }
 }
 
