@@ -3,8 +3,9 @@
 //! Normalisers and pre-tokenizers of the file run as the library runs them, in the same order, but one by one, with a look
 //! at the clock and at the size of the result between two; and patterns that are the file's own with one before each match. So
 //! what a published tokenizer makes of a text is the library's, and a hostile one ends with an error. A single match is bounded by
-//! the steps that `fancy-regex` goes back.
+//! the steps that `fancy-regex` goes back. The library panics where files lead it to what is not there; that ends as an error too.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -27,8 +28,7 @@ use super::super::limits::{GROWTH_BYTES_MIN, GROWTH_MAX, TEXT_TIME};
 use super::check::check;
 
 /// The library's tokenizer, whose text passes through what is here.
-pub(super) type Inner =
-    TokenizerImpl<ModelWrapper, Normalisers, PreTokenisers, PostProcessorWrapper, DecoderWrapper>;
+pub(super) type Inner = TokenizerImpl<ModelWrapper, Normalisers, PreTokenisers, PostProcessorWrapper, DecoderWrapper>;
 type Fault = tokenizers::Error;
 
 /// A tokenizer whose texts come to an end.
@@ -46,7 +46,7 @@ impl Bounded {
     pub(super) fn read(bytes: &[u8]) -> Result<Self, Failure> {
         let unusable = |error: &dyn ToString| invalid("tokenizer.json is not usable").with_detail(error.to_string());
         check(bytes)?;
-        let mut inner = Inner::from_bytes(bytes).map_err(|error| unusable(&error))?;
+        let mut inner = caught(|| Inner::from_bytes(bytes)).map_err(|error| unusable(&error))?;
         // Padding and truncation are the engine's business, never the file's.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| unusable(&error))?;
@@ -61,11 +61,19 @@ impl Bounded {
     /// The tokenizer refuses the text, or makes too much of it.
     pub(super) fn ids(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, Failure> {
         let pace = Pace::new(text.len());
-        self.paced(text, parse_special, &pace).map_err(|error| match pace.halt.get() {
+        caught(|| self.paced(text, parse_special, &pace)).map_err(|error| match pace.halt.get() {
             Some(halt) => Failure::new(FailureKind::InvalidRequest, halt.to_string()),
-            None => Failure::new(FailureKind::InvalidRequest, "the text could not be tokenized")
+            None => Failure::new(FailureKind::InvalidRequest, "this model's tokenizer fails on this text")
                 .with_detail(error.to_string()),
         })
+    }
+
+    /// The tokens of a text with the markers that the file's template puts around it.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub(super) fn framed(&self, text: &str) -> Result<Vec<u32>, Fault> {
+        caught(|| self.inner.encode_fast(text, true)).map(|encoding| encoding.get_ids().to_vec())
     }
 
     /// As the library's own `encode_fast` does it.
@@ -85,6 +93,11 @@ impl Bounded {
         })?;
         Ok(words.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
     }
+}
+
+/// A panic is an error. Nothing that one has touched is used afterwards: a tokenizer only reads.
+fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the tokenizer's library panicked".into()))
 }
 
 /// Why a text is given up.

@@ -16,7 +16,7 @@ use ollmlx_proto::{Failure, FailureKind, TokenId};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 use serde_json::{Map, Value};
 
-use self::bounded::{Bounded, Inner};
+use self::bounded::Bounded;
 use super::config::{invalid, read_bounded, read_object};
 use super::limits::{TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX};
 
@@ -65,7 +65,7 @@ impl Tokenizer {
             .ok_or_else(|| invalid("tokenizer.json is missing"))?;
         let texts = Bounded::read(&bytes)?;
         drop(bytes);
-        let vocab = Arc::new(build_vocab(&texts.inner, folder, vocab_size)?);
+        let vocab = Arc::new(build_vocab(&texts, folder, vocab_size)?);
         let (before, after) = match wrap {
             true => frame(&texts)?,
             false => (vocab.bos.filter(|_| vocab.add_bos).into_iter().collect(), Vec::new()),
@@ -107,8 +107,7 @@ fn frame(texts: &Bounded) -> Result<(Vec<TokenId>, Vec<TokenId>), Failure> {
     const SAMPLE: &str = "a";
     let refused = || invalid("tokenizer.json: its post_processor is not one that we run");
     let bare = texts.ids(SAMPLE, true).map_err(|failure| refused().with_detail(failure.public))?;
-    let framed = texts.inner.encode_fast(SAMPLE, true).map_err(|error| refused().with_detail(error.to_string()))?;
-    let framed = framed.get_ids();
+    let framed = texts.framed(SAMPLE).map_err(|error| refused().with_detail(error.to_string()))?;
     let place = framed.windows(bare.len().max(1)).position(|part| part == bare).ok_or_else(refused)?;
     Ok((framed[..place].to_vec(), framed[place + bare.len()..].to_vec()))
 }
@@ -122,7 +121,8 @@ enum Spelling {
     SentencePiece,
 }
 
-fn build_vocab(tokenizer: &Inner, folder: &Path, vocab_size: usize) -> Result<Vocab, Failure> {
+fn build_vocab(texts: &Bounded, folder: &Path, vocab_size: usize) -> Result<Vocab, Failure> {
+    let tokenizer = &texts.inner;
     let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok()).unwrap_or_default();
     let spelling = if decoder.contains("\"ByteLevel\"") { Spelling::ByteLevel } else { Spelling::SentencePiece };
     let letters = byte_letters();
@@ -147,7 +147,7 @@ fn build_vocab(tokenizer: &Inner, folder: &Path, vocab_size: usize) -> Result<Vo
         vocab.kinds[id as usize] = if token.special { TokenKind::Control } else { TokenKind::UserDefined };
     }
     vocab.add_space_prefix = spelling == Spelling::SentencePiece && strips_first_space(&decoder);
-    read_special_tokens(tokenizer, folder, &mut vocab)?;
+    read_special_tokens(texts, folder, &mut vocab)?;
     Ok(vocab)
 }
 
@@ -158,7 +158,8 @@ fn strips_first_space(decoder: &str) -> bool {
     strip || metaspace
 }
 
-fn read_special_tokens(tokenizer: &Inner, folder: &Path, vocab: &mut Vocab) -> Result<(), Failure> {
+fn read_special_tokens(texts: &Bounded, folder: &Path, vocab: &mut Vocab) -> Result<(), Failure> {
+    let tokenizer = &texts.inner;
     let settings = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let generation = read_object(&folder.join("generation_config.json"))?.unwrap_or_default();
     let config = read_object(&folder.join("config.json"))?.unwrap_or_default();
@@ -197,7 +198,7 @@ fn read_special_tokens(tokenizer: &Inner, folder: &Path, vocab: &mut Vocab) -> R
     vocab.ends = ends;
     vocab.add_bos = match settings.get("add_bos_token") {
         Some(Value::Bool(add)) => *add,
-        _ => adds_bos(tokenizer, vocab.bos),
+        _ => adds_bos(texts, vocab.bos),
     } && vocab.bos.is_some();
     vocab.infill = INFILL.iter().find_map(|[prefix, suffix, middle]| {
         let id = |name: &str| tokenizer.token_to_id(name).filter(valid);
@@ -206,8 +207,8 @@ fn read_special_tokens(tokenizer: &Inner, folder: &Path, vocab: &mut Vocab) -> R
     Ok(())
 }
 
-fn adds_bos(tokenizer: &Inner, bos: Option<TokenId>) -> bool {
-    tokenizer.encode_fast("a", true).is_ok_and(|encoding| bos.is_some() && encoding.get_ids().first().copied() == bos)
+fn adds_bos(texts: &Bounded, bos: Option<TokenId>) -> bool {
+    bos.is_some() && texts.framed("a").is_ok_and(|tokens| tokens.first().copied() == bos)
 }
 
 fn token_bytes(text: &str, spelling: Spelling, letters: &HashMap<char, u8>) -> Vec<u8> {

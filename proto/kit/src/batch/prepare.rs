@@ -25,7 +25,9 @@ use super::slices::Seams;
 use crate::chat::{ChatFormat, as_deep_thread};
 use crate::engine::{EngineFacts, Tokenizer};
 use crate::grammar::GrammarFactory;
-use crate::limits::{DEEP_STACK_BYTES, PREPARATION_NICE, PREPARATIONS_MAX, PREPARE_PART_TIME, TOKENIZE_BYTES_PER_S, TOKENIZE_TIME};
+use crate::limits::{
+    DEEP_STACK_BYTES, PREPARATION_NICE, PREPARATIONS_MAX, PREPARE_PART_TIME, TOKENIZE_BYTES_PER_S, TOKENIZE_TIME,
+};
 
 /// What of a preparation takes time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -109,12 +109,13 @@ impl Seams {
         for lead in LEADS {
             let Ok(lead_tokens) = tokenizer.tokenize(lead, false, true) else { continue };
             (seams.lead, seams.lead_tokens) = (lead, lead_tokens);
-            seams.before_space = before_space && seams.hold(tokenizer, &["", " ", "  "], " ");
-            seams.after_line = after_line && seams.hold(tokenizer, &["\n"], "");
-            if seams.before_space {
+            let (space, line) = (seams.hold(tokenizer, &["", " ", "  "], " "), seams.hold(tokenizer, &["\n"], ""));
+            if space || line {
+                (seams.before_space, seams.after_line) = (before_space && space, after_line && line);
                 return seams;
             }
         }
+        (seams.lead, seams.lead_tokens) = ("", Vec::new());
         seams
     }
 
@@ -186,9 +187,7 @@ impl Seams {
         let is_word = |character: Option<char>| character.is_some_and(|it| !it.is_whitespace());
         match (bytes[at - 1], bytes[at]) {
             (before, b' ') => {
-                self.before_space
-                    && !self.ends_control[usize::from(before)]
-                    && is_word(text[..at].chars().next_back())
+                self.before_space && !self.ends_control[usize::from(before)] && is_word(text[..at].chars().next_back())
             }
             (b'\n', next) => {
                 self.after_line

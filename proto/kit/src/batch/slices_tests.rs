@@ -2,12 +2,17 @@
 //! is read that nobody wants.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ollmlx_proto::{Failure, TokenId};
+use ollmlx_proto::{Embed, Failure, FailureKind, Output, Request, Role, TokenId, Work};
 
 use super::prepare::{Part, Watch};
 use super::slices::{Reader, Seams, Text};
+use super::tests::{chat, message};
+use super::toy::{BOS as TOY_BOS, EOS as TOY_EOS, Toy, complete};
+use super::{Batcher, Outputs, StepOutcome};
+use crate::contract::PROMPT_TOO_LONG;
 use crate::engine::Tokenizer;
 use crate::limits::{
     CONTROL_BYTES_MAX, FLAT_RUN_BYTES_MAX, LONG_TOKEN_BYTES, LONG_TOKEN_RUN_BYTES_MAX, RUN_BYTES_MAX, SLICE_BYTES,
@@ -209,4 +214,68 @@ fn markers_go_around_the_whole_and_cuts_stay() {
     let tokens = all(&words, &seams, text);
     assert!(!tokens.contains(&END_TOKEN), "what a client typed is no control token");
     assert_eq!((tokens.first(), tokens.last()), (Some(&BOS), Some(&EOS)));
+}
+
+/// Bytes that a toy was given for a request, and all that was said; its slot is left as it was.
+fn read(toy: Toy, request: Request) -> (Batcher<Toy>, usize, Outputs) {
+    let mut batcher = Batcher::new(toy);
+    let before = batcher.engine().read.load(Ordering::Relaxed);
+    batcher.run(request);
+    let mut out = Outputs::new();
+    while batcher.step(&mut out).expect("the engine is not broken") != StepOutcome::Idle {}
+    let read = batcher.engine().read.load(Ordering::Relaxed) - before;
+    (batcher, read, out)
+}
+
+/// Far more than a window, and nothing in it twice.
+fn numbers() -> String {
+    (0..200_000).map(|number| format!("{number} ")).collect()
+}
+
+#[test]
+fn a_prompt_far_over_its_window_is_read_where_it_is_kept() {
+    let text = numbers();
+    let mut request = complete(1, &text);
+    request.limits.max_tokens = Some(1);
+    let (batcher, read, _) = read(Toy::new(1, 4096, 4096), request);
+    let bytes = |text: &str| text.bytes().map(TokenId::from).collect::<Vec<_>>();
+    // 4096 − (4096 − 5) / 2 = 2051 tokens: the beginning and four from the start, the others from the end.
+    let kept = [vec![TOY_BOS], bytes(&text[..4]), bytes(&text[text.len() - 2046..])].concat();
+    assert_eq!(batcher.engine().caches[0][..2051], kept);
+    assert!(read < 3 * SLICE_BYTES, "{read} of {} bytes", text.len());
+}
+
+#[test]
+fn a_prompt_that_may_not_be_cut_is_refused_by_its_first_window() {
+    let mut request = complete(1, &numbers());
+    request.limits.truncate = false;
+    let (_, read, out) = read(Toy::new(1, 4096, 4096), request);
+    let [(_, Output::Failed(failure))] = &out[..] else { panic!("{out:?}") };
+    assert_eq!((failure.kind, failure.public.as_str()), (FailureKind::ContextExceeded, PROMPT_TOO_LONG));
+    assert!(read < 2 * SLICE_BYTES, "{read} bytes");
+}
+
+#[test]
+fn of_a_long_input_to_embed_its_window_is_read() {
+    let inputs = vec![numbers(), "short".to_owned(), numbers()];
+    let work = Work::Embed(Embed { inputs, truncate: true, normalize: false, dimensions: None });
+    let mut toy = Toy::new(1, 4096, 4096);
+    toy.facts.embedding = true;
+    let (_, read, out) = read(toy, Request { work, ..complete(1, "") });
+    let [(_, Output::Embedded(embedded))] = &out[..] else { panic!("{out:?}") };
+    let (tokens, last): (Vec<_>, Vec<_>) = embedded.vectors.iter().map(|vector| (vector[0], vector[3])).unzip();
+    assert_eq!((tokens, last), (vec![4096.0, 7.0, 4096.0], vec![TOY_EOS as f32; 3]), "the marker at the end stays");
+    assert!(read < 4 * SLICE_BYTES, "{read} bytes");
+}
+
+#[test]
+fn turns_are_dropped_without_reading_all_of_them_each_time() {
+    let texts: Vec<String> = (0..256).map(|index| format!("{index} {}", "word ".repeat(1_600))).collect();
+    let turns = texts.iter().map(|text| message(Role::User, text)).collect();
+    let mut request = chat(1, turns);
+    request.limits.context_tokens = 16_384;
+    request.limits.max_tokens = Some(1);
+    let (batcher, read, _) = read(Toy::new(1, 16_384, 16_384), request);
+    assert!(batcher.engine().caches[0].len() > 8_000, "one of the messages is left");
+    assert!(read < 12 * 2 * SLICE_BYTES, "{read} bytes: eight halvings, two slices each");
 }

@@ -4,7 +4,7 @@
 //! contract of [`Engine`] on every call, and can be told to fail.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -49,6 +49,8 @@ pub(crate) struct Toy {
     pub(crate) script: Option<String>,
     /// Texts with `!wait` are tokenised when something is sent through it, or its other end is dropped.
     pub(crate) gate: Option<Gate>,
+    /// Bytes that its tokenizer was given.
+    pub(crate) read: Arc<AtomicUsize>,
     /// Panics in the next forward pass.
     pub(crate) explode: bool,
     /// Forward passes compute until this is true.
@@ -98,6 +100,7 @@ impl Toy {
             copies: 0,
             script: None,
             gate: None,
+            read: Arc::default(),
             explode: false,
             long_until: None,
             pulse: None,
@@ -148,10 +151,12 @@ struct ToyTokenizer {
     /// An end token follows the text.
     wraps: bool,
     gate: Option<Gate>,
+    read: Arc<AtomicUsize>,
 }
 
 impl Tokenizer for ToyTokenizer {
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        self.read.fetch_add(text.len(), Ordering::Relaxed);
         if text.contains("!wait")
             && let Some(gate) = &self.gate
         {
@@ -184,7 +189,8 @@ impl Engine for Toy {
     }
 
     fn tokenizer(&self) -> Arc<dyn Tokenizer> {
-        Arc::new(ToyTokenizer { wraps: self.facts.embedding, gate: self.gate.clone() })
+        let (gate, read) = (self.gate.clone(), Arc::clone(&self.read));
+        Arc::new(ToyTokenizer { wraps: self.facts.embedding, gate, read })
     }
 
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {
