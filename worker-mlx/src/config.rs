@@ -200,7 +200,7 @@ fn short(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::limits::LAYERS_MAX;
+    use super::super::limits::LAYERS_MAX;
 
     use super::*;
 
