@@ -25,6 +25,17 @@ use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 #[expect(dead_code, reason = "only the header parser of that crate is used")]
 mod gguf;
 
+/// So is the tokenizer: its crate would bring MLX.
+#[path = "../worker-mlx/src/config.rs"]
+#[expect(dead_code, reason = "only what reads files is used")]
+mod config;
+#[path = "../worker-mlx/src/limits.rs"]
+#[expect(dead_code, reason = "only those of files are used")]
+mod limits;
+#[path = "../worker-mlx/src/tokenizer/mod.rs"]
+#[expect(dead_code, reason = "the chat template is read by another target")]
+mod tokenizer;
+
 /// Any bytes, cut anywhere, are frames or a typed error; and what is decoded is encoded to something that decodes again.
 pub fn frames(bytes: &[u8]) {
     let Some((&cut, bytes)) = bytes.split_first() else { return };
@@ -65,6 +76,24 @@ pub fn gguf(bytes: &[u8]) {
         let _ = header.per_layer("attention.head_count", 1);
     }
     let _ = std::fs::remove_file(&path);
+}
+
+/// Any `tokenizer.json` is refused, or makes tokens that its model has of a text, or gives the text up, in bounded time. The file
+/// ends at the first byte 0xff, which is in no text, and the text begins after it.
+pub fn tokenizers(bytes: &[u8]) {
+    const VOCAB_SIZE: usize = 512;
+    // The library panics, which is caught; libFuzzer would have every panic end the process at once.
+    drop(std::panic::take_hook());
+    let mut parts = bytes.splitn(2, |&byte| byte == 0xff);
+    let (file, text) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    std::fs::write(folder.path().join("tokenizer.json"), file).expect("a file can be written");
+    for wraps in [false, true] {
+        let Ok(tokenizer) = tokenizer::Tokenizer::load(folder.path(), VOCAB_SIZE, wraps) else { continue };
+        if let Ok(tokens) = tokenizer.encode(&String::from_utf8_lossy(text), true, wraps) {
+            assert!(tokens.iter().all(|&token| (token as usize) < VOCAB_SIZE));
+        }
+    }
 }
 
 /// Any file is a Modelfile or an error.

@@ -102,6 +102,11 @@ fn any_template_renders_or_fails() {
     replay(targets::templates, "templates");
 }
 
+#[test]
+fn any_tokenizer_makes_tokens_or_gives_up() {
+    replay(targets::tokenizers, "tokenizers");
+}
+
 /// A target that nobody replays would be found by nobody.
 #[test]
 fn every_corpus_is_replayed() {

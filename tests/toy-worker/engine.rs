@@ -10,7 +10,9 @@ use harness::toy::Weights;
 use ollmlx_proto::{Capability, Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::{ChatSource, template_capabilities};
 use ollmlx_worker_kit::contract::NO_EMBEDDINGS;
-use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, SlotInput};
+use ollmlx_worker_kit::engine::{
+    Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, SlotInput, Tokenizer,
+};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 
 const BEGIN: TokenId = 256;
@@ -120,13 +122,21 @@ impl Toy {
     }
 }
 
+struct Bytes;
+
+impl Tokenizer for Bytes {
+    fn tokenize(&self, text: &str, add_special: bool, _parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        Ok(add_special.then_some(BEGIN).into_iter().chain(text.bytes().map(TokenId::from)).collect())
+    }
+}
+
 impl Engine for Toy {
     fn facts(&self) -> &EngineFacts {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str, add_special: bool, _parse_special: bool) -> Result<Vec<TokenId>, Failure> {
-        Ok(add_special.then_some(BEGIN).into_iter().chain(text.bytes().map(TokenId::from)).collect())
+    fn tokenizer(&self) -> Arc<dyn Tokenizer> {
+        Arc::new(Bytes)
     }
 
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {

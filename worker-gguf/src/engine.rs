@@ -19,14 +19,14 @@ use std::sync::Arc;
 
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, SlotId, TokenId};
 use ollmlx_worker_kit::contract::ONLY_EMBEDDINGS;
-use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput};
+use ollmlx_worker_kit::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput, Tokenizer};
 
 use self::embed::{Embedder, Underway};
 pub use self::load::load;
 use self::slots::Slots;
 use crate::ffi::batch::{Batch, Place};
 use crate::ffi::context::{Context, DecodeError, Heart};
-use crate::ffi::model::{Model, Specials};
+use crate::ffi::model::{Model, Specials, Vocabulary};
 
 /// A loaded model with its cache.
 #[derive(Debug)]
@@ -96,6 +96,13 @@ impl Generator {
     }
 }
 
+impl Tokenizer for Vocabulary {
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        let tokens = self.tokens(text.as_bytes(), Specials { add: add_special, parse: parse_special });
+        tokens.ok_or_else(|| Failure::new(FailureKind::EngineFailed, "the tokenizer failed"))
+    }
+}
+
 impl Engine for GgufEngine {
     fn on_progress(&mut self, pulse: Pulse) {
         let heart = Arc::new(Heart::new(move || pulse.beat()));
@@ -107,9 +114,8 @@ impl Engine for GgufEngine {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
-        let tokens = self.model.tokenize(text.as_bytes(), Specials { add: add_special, parse: parse_special });
-        tokens.ok_or_else(|| Failure::new(FailureKind::EngineFailed, "the tokenizer failed"))
+    fn tokenizer(&self) -> Arc<dyn Tokenizer> {
+        Arc::new(self.model.vocabulary())
     }
 
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {

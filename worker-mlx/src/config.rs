@@ -11,7 +11,7 @@ use std::path::Path;
 use ollmlx_proto::{Failure, FailureKind};
 use serde_json::{Map, Value};
 
-use crate::limits::CONFIG_BYTES_MAX;
+use super::limits::CONFIG_BYTES_MAX;
 
 /// A fault of the model's files.
 #[must_use]
@@ -200,7 +200,7 @@ fn short(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::limits::LAYERS_MAX;
+    use super::super::limits::LAYERS_MAX;
 
     use super::*;
 

@@ -12,7 +12,9 @@ use mlx_rs::{Array, memory, transforms};
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryModel, MemoryReport, ModelCard, SlotId, TokenId};
 use ollmlx_worker_kit::chat::ChatSource;
 use ollmlx_worker_kit::contract::{CellType, NO_EMBEDDINGS};
-use ollmlx_worker_kit::engine::{Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, Pulse, SlotInput};
+use ollmlx_worker_kit::engine::{
+    self, Backend, EmbedStep, Engine, EngineError, EngineFacts, LoadProgress, Pulse, SlotInput,
+};
 
 use crate::card::{self, Description};
 use crate::config::Config;
@@ -63,7 +65,7 @@ enum Model {
 pub struct MlxEngine {
     facts: EngineFacts,
     model: Model,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     slots: Vec<SlotCache>,
     shapes: Vec<KvShape>,
     embeddings: Option<Underway>,
@@ -126,7 +128,7 @@ impl MlxEngine {
             ModelSpec::Decoder(spec) => spec.vocab,
             ModelSpec::Encoder(spec) => spec.vocab,
         };
-        let tokenizer = Tokenizer::load(&checkpoint.folder, vocab_size as usize, encoder)?;
+        let tokenizer = Arc::new(Tokenizer::load(&checkpoint.folder, vocab_size as usize, encoder)?);
         let chat = ChatSource {
             jinja: chat_template(&checkpoint.folder)?,
             go: load.go_template.clone(),
@@ -368,8 +370,8 @@ impl Engine for MlxEngine {
         &self.facts
     }
 
-    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
-        self.tokenizer.encode(text, add_special, parse_special)
+    fn tokenizer(&self) -> Arc<dyn engine::Tokenizer> {
+        Arc::<Tokenizer>::clone(&self.tokenizer)
     }
 
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {

@@ -1,6 +1,8 @@
 //! The numbers of this engine, each with its unit and reason: of model folders, and of how MLX is used. What only makes the
 //! estimate is in [`crate::memory`].
 
+use std::time::Duration;
+
 // --- model folders ---
 /// Bytes of `tokenizer.json`; that of Gemma 3 has 33 MB.
 pub const TOKENIZER_BYTES_MAX: u64 = 128 * 1024 * 1024;
@@ -8,8 +10,35 @@ pub const TOKENIZER_BYTES_MAX: u64 = 128 * 1024 * 1024;
 pub const TEMPLATE_BYTES_MAX: u64 = 1024 * 1024;
 /// Added tokens of a vocabulary; the largest known has about 6500.
 pub const ADDED_TOKENS_MAX: usize = 100_000;
+/// Bytes of their spellings: an automaton is built of them, of dozens of bytes for each. The largest known have 100 KB.
+pub const ADDED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Values of `tokenizer.json`, each of which the library copies several times as it reads them; that of Gemma 3 has 2 million.
+pub const JSON_VALUES_MAX: usize = 6_000_000;
+/// Bytes of its normaliser; those with a map of SentencePiece have half a megabyte.
+pub const NORMALISER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of its pre-tokenizer, post-processor or decoder; real ones have a few kilobytes.
+pub const SECTION_BYTES_MAX: usize = 256 * 1024;
+/// Steps of one of these, sequences among them; real ones have at most ten.
+pub const STEPS_MAX: usize = 64;
 /// Bytes that a normaliser may put in place of a match; real ones put one letter.
 pub const REPLACEMENT_BYTES_MAX: usize = 32;
+/// Bytes of a text that a SentencePiece map puts in place of a letter; the longest of Unicode's own has 33.
+pub const CHARSMAP_PIECE_BYTES_MAX: usize = 64;
+/// Tokens that a template puts around a text; real ones put two.
+pub const MARKERS_MAX: usize = 64;
+/// Bytes of what marks parts of words (`##`, `</w>`): it is put before each of their letters.
+pub const WORD_AFFIX_BYTES_MAX: usize = 32;
+/// Letters of a word that WordPiece looks into, which it needs time by the cube of; real ones have 100.
+pub const WORD_LETTERS_MAX: u64 = 1024;
+/// Bytes of a piece of a unigram vocabulary: all pieces that begin at a letter are copied. Real ones have 50.
+pub const UNIGRAM_PIECE_BYTES_MAX: usize = 256;
+/// Times its length that a text may grow on its way to tokens: one letter is at most eleven times as long when Unicode's
+/// normal forms take it apart.
+pub const GROWTH_MAX: usize = 16;
+/// Bytes that a short text may grow to; and of a text that a second more is allowed for.
+pub const GROWTH_BYTES_MIN: usize = 64 * 1024;
+/// What a text may take on its way to tokens, in which known tokenizers do megabytes.
+pub const TEXT_TIME: Duration = Duration::from_secs(3);
 /// Bytes of one header; that of a model of 100 000 tensors has about 12 MB.
 pub const HEADER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Tensors of one model.

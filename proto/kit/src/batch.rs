@@ -5,15 +5,21 @@
 //! for every generating slot, and fills the rest of the batch with prompt tokens; while others generate, prompts
 //! get `PREFILL_CHUNK_TOKENS` per step, so that nobody waits long for the next token.
 //!
-//! Requests start in the order they came. Embeddings use all slots, so they wait until nothing generates, and what
-//! came after them waits for them. A request that fails takes nobody with it, except those whose forward pass failed
+//! A request is made ready off this thread ([`prepare`]), and starts in the order it came among those that are ready.
+//! Embeddings use all slots, so they wait until nothing generates, and what is ready after them waits for them. A request that fails takes nobody with it, except those whose forward pass failed
 //! together with its own. Knows nothing of sockets; the clock is only read for timings and proof of life.
 
 mod embed;
 #[cfg(test)]
 mod format_tests;
 mod job;
+mod prepare;
+#[cfg(test)]
+mod prepare_tests;
 mod prompt;
+mod slices;
+#[cfg(test)]
+mod slices_tests;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -27,18 +33,20 @@ use std::time::{Duration, Instant};
 use ollmlx_proto::limits::SLOTS_MAX;
 use ollmlx_proto::{
     Failure, FailureKind, FinishReason, Finished, Output, Request, RequestId, ResumePoint, SlotId, Started, TokenId,
-    Work,
 };
 
-use self::embed::{EmbedJob, Embeds};
+use self::embed::Embeds;
 use self::job::{Ending, Job, Stopwatch};
-use self::prompt::{Prepared, Renderer};
+use self::prepare::{Bench, Preparer, Ready, ReadyJob, Watch};
+use self::slices::Seams;
 use self::slots::{Placement, Replay, Slot, place};
 use crate::chat::ChatFormat;
 use crate::contract::Checked;
 use crate::engine::{Engine, EngineError, SlotInput};
 use crate::grammar::GrammarFactory;
-use crate::limits::{ARRIVALS_LEN_MAX, OLDEST_SHARE, PREFILL_CHUNK_TOKENS, PREFILL_TOLD_EVERY};
+use crate::limits::{
+    ARRIVALS_LEN_MAX, OLDEST_SHARE, PREFILL_CHUNK_TOKENS, PREFILL_TOLD_EVERY, PREPARED_POLL, PREPARED_SOON,
+};
 use crate::sampler::{Choice, Scratch};
 use crate::vocab::Vocab;
 
@@ -60,8 +68,9 @@ pub type Outputs = Vec<(RequestId, Output)>;
 pub struct Batcher<E> {
     engine: Checked<E>,
     vocab: Arc<Vocab>,
-    format: ChatFormat,
-    grammars: GrammarFactory,
+    preparer: Preparer,
+    /// How long a step waits for what has just come.
+    patience: Duration,
     arrivals: VecDeque<Arrival>,
     /// Turned away because too many wait.
     refused: Vec<RequestId>,
@@ -74,12 +83,29 @@ pub struct Batcher<E> {
     uses: u64,
 }
 
-#[derive(Debug)]
 struct Arrival {
-    request: Request,
+    id: RequestId,
     at: Instant,
     cancelled: bool,
     paused: bool,
+    stage: Stage,
+}
+
+/// How far a request has come that is in no slot yet.
+enum Stage {
+    Waiting(Arc<Request>),
+    Preparing(Arc<Watch>),
+    Ready(Result<Ready, Failure>),
+}
+
+impl Arrival {
+    fn is_underway(&self) -> bool {
+        !matches!(self.stage, Stage::Ready(_))
+    }
+
+    fn is_watched_by(&self, watch: &Arc<Watch>) -> bool {
+        matches!(&self.stage, Stage::Preparing(own) if Arc::ptr_eq(own, watch))
+    }
 }
 
 /// Tokens that one slot computes in one step.
@@ -96,10 +122,16 @@ impl<E: Engine> Batcher<E> {
         let facts = engine.facts();
         let vocab = Arc::clone(&facts.vocab);
         let slots = (0..facts.slots.clamp(1, SLOTS_MAX)).map(|_| Slot::empty()).collect();
+        let format = ChatFormat::new(&facts.chat, &vocab);
+        let (facts, grammars) = (facts.clone(), GrammarFactory::new(Arc::clone(&vocab)));
+        let engine = Checked::new(engine);
+        let tokenizer = engine.tokenizer();
+        let seams = Seams::new(&*tokenizer, &vocab);
+        let bench = Bench { facts, tokenizer, seams, format, grammars };
         Self {
-            format: ChatFormat::new(&facts.chat, &vocab),
-            grammars: GrammarFactory::new(Arc::clone(&vocab)),
-            engine: Checked::new(engine),
+            preparer: Preparer::new(bench),
+            patience: PREPARED_SOON,
+            engine,
             vocab,
             arrivals: VecDeque::new(),
             refused: Vec::new(),
@@ -117,7 +149,7 @@ impl<E: Engine> Batcher<E> {
         self.engine.inner()
     }
 
-    /// Forward passes computed so far.
+    /// Forward passes computed so far, and waits for what makes requests ready: a sign of life.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
@@ -136,12 +168,13 @@ impl<E: Engine> Batcher<E> {
             self.refused.push(request.id);
             return;
         }
-        self.arrivals.push_back(Arrival { request, at: Instant::now(), cancelled: false, paused: false });
+        let (id, at, stage) = (request.id, Instant::now(), Stage::Waiting(Arc::new(request)));
+        self.arrivals.push_back(Arrival { id, at, cancelled: false, paused: false, stage });
     }
 
     /// Ends a request in the next step. Unknown ids are ignored.
     pub fn cancel(&mut self, id: RequestId) {
-        for arrival in self.arrivals.iter_mut().filter(|arrival| arrival.request.id == id) {
+        for arrival in self.arrivals.iter_mut().filter(|arrival| arrival.id == id) {
             arrival.cancelled = true;
         }
         for job in self.slots.iter_mut().filter_map(|slot| slot.job.as_mut()).filter(|job| job.id == id) {
@@ -153,7 +186,7 @@ impl<E: Engine> Batcher<E> {
     /// Computes nothing more for a request, or goes on with it. Embeddings, which wait for all that runs, wait for no paused
     /// one: while there are any, nothing is paused. Unknown ids are ignored.
     pub fn pause(&mut self, id: RequestId, paused: bool) {
-        for arrival in self.arrivals.iter_mut().filter(|arrival| arrival.request.id == id) {
+        for arrival in self.arrivals.iter_mut().filter(|arrival| arrival.id == id) {
             arrival.paused = paused;
         }
         for job in self.slots.iter_mut().filter_map(|slot| slot.job.as_mut()).filter(|job| job.id == id) {
@@ -173,6 +206,8 @@ impl<E: Engine> Batcher<E> {
     /// The engine is broken: the worker must exit.
     pub fn step(&mut self, out: &mut Outputs) -> Result<StepOutcome, Failure> {
         self.end_cancelled(out);
+        self.prepare();
+        self.give_up_slow(Instant::now());
         self.admit(out);
         if self.any_job() {
             self.generate(out)?;
@@ -180,7 +215,8 @@ impl<E: Engine> Batcher<E> {
             self.embed(out)?;
         }
         // A slot that has just become free is for the next of those that wait.
-        let may_admit = !self.arrivals.is_empty() && self.slots.iter().any(|slot| slot.job.is_none());
+        let free = self.slots.iter().any(|slot| slot.job.is_none());
+        let may_admit = self.arrivals.iter().any(|arrival| free || arrival.is_underway());
         Ok(match self.is_idle() {
             true => StepOutcome::Idle,
             false if self.embeds.is_empty() && !may_admit && self.slots.iter().all(Slot::is_held) => {
@@ -200,7 +236,10 @@ impl<E: Engine> Batcher<E> {
         }
         self.arrivals.retain(|arrival| {
             if arrival.cancelled {
-                out.push((arrival.request.id, cancelled(&Stopwatch::new(arrival.at))));
+                if let Stage::Preparing(watch) = &arrival.stage {
+                    watch.give_up();
+                }
+                out.push((arrival.id, cancelled(&Stopwatch::new(arrival.at))));
             }
             !arrival.cancelled
         });
@@ -212,49 +251,96 @@ impl<E: Engine> Batcher<E> {
         }
     }
 
-    /// Starts what can start, in order of arrival.
-    fn admit(&mut self, out: &mut Outputs) {
-        while let Some(Arrival { request, .. }) = self.arrivals.front() {
-            let free = self.slots.iter().any(|slot| slot.job.is_none());
-            let may_start = match &request.work {
-                Work::Embed(_) => true,
-                Work::Chat(chat) if chat.render_only => true,
-                _ => free && self.embeds.is_empty(),
+    /// Has requests made ready, and waits a little for those that have just come; longer where there is nothing to compute.
+    fn prepare(&mut self) {
+        let called = Instant::now();
+        let mut fresh: Vec<Arc<Watch>> = Vec::new();
+        loop {
+            fresh.append(&mut self.begin_preparing());
+            let idle = self.embeds.is_empty() && self.slots.iter().all(Slot::is_held);
+            let polls = idle && !self.arrivals.is_empty() && self.arrivals.iter().all(Arrival::is_underway);
+            let until = match polls {
+                _ if !fresh.is_empty() => called + self.patience,
+                true => called + PREPARED_POLL,
+                false => called,
             };
-            if !may_start {
+            let Some((watch, outcome)) = self.preparer.next(until.saturating_duration_since(Instant::now())) else {
+                // Whoever waits for what is bounded is alive.
+                self.steps += u64::from(polls);
                 return;
-            }
-            let Some(arrival) = self.arrivals.pop_front() else { return };
-            let id = arrival.request.id;
-            if let Err(failure) = self.begin(arrival, out) {
-                out.push((id, Output::Failed(failure)));
+            };
+            fresh.retain(|one| !Arc::ptr_eq(one, &watch));
+            // Nobody waits for one that was cancelled, or too slow.
+            if let Some(arrival) = self.arrivals.iter_mut().find(|arrival| arrival.is_watched_by(&watch)) {
+                arrival.stage = Stage::Ready(outcome);
             }
         }
     }
 
-    fn begin(&mut self, arrival: Arrival, out: &mut Outputs) -> Result<(), Failure> {
-        let Arrival { request, at, paused, .. } = arrival;
-        if let Work::Embed(embed) = &request.work {
-            self.embeds.push(EmbedJob::new(&request, embed, &self.engine, at)?);
-            return Ok(());
-        }
-        let renderer = Renderer { engine: &self.engine, format: &self.format, asked_at: request.asked_at };
-        let prompt = match renderer.prepare(&request)? {
-            Prepared::Rendered(text) => {
-                out.push((request.id, Output::Rendered(text)));
-                return Ok(());
+    /// Begins what there is room for; returns what has begun.
+    fn begin_preparing(&mut self) -> Vec<Arc<Watch>> {
+        let mut begun = Vec::new();
+        for Arrival { stage, at, .. } in &mut self.arrivals {
+            let Stage::Waiting(request) = &stage else { continue };
+            if !self.preparer.has_room() {
+                break;
             }
-            Prepared::Prompt(prompt) => prompt,
-        };
-        let grammar = self.grammars.compile(&request.format)?;
-        let mut tokens = prompt.tokens.clone();
-        let prompt_tokens = tokens.len();
-        let mut job = Job::new(&request, prompt, grammar, at);
+            *stage = match self.preparer.begin(Arc::clone(request), *at) {
+                Ok(watch) => {
+                    begun.push(Arc::clone(&watch));
+                    Stage::Preparing(watch)
+                }
+                Err(failure) => Stage::Ready(Err(failure)),
+            };
+        }
+        begun
+    }
+
+    /// Whoever takes too long to be made ready is answered now; nobody waits for its thread.
+    fn give_up_slow(&mut self, now: Instant) {
+        for arrival in &mut self.arrivals {
+            if let Stage::Preparing(watch) = &arrival.stage
+                && let Some(failure) = watch.too_slow(now)
+            {
+                watch.give_up();
+                arrival.stage = Stage::Ready(Err(failure));
+            }
+        }
+    }
+
+    /// Starts what is ready and can start, in order of arrival.
+    fn admit(&mut self, out: &mut Outputs) {
+        let mut index = 0;
+        while let Some(Arrival { stage, .. }) = self.arrivals.get(index) {
+            let free = self.slots.iter().any(|slot| slot.job.is_none());
+            let may_start = match stage {
+                Stage::Waiting(_) | Stage::Preparing(_) => false,
+                Stage::Ready(Ok(Ready::Job(_))) if !(free && self.embeds.is_empty()) => return,
+                Stage::Ready(_) => true,
+            };
+            if !may_start {
+                index += 1;
+                continue;
+            }
+            let Some(Arrival { id, paused, stage: Stage::Ready(ready), .. }) = self.arrivals.remove(index) else {
+                return;
+            };
+            match ready {
+                Ok(Ready::Job(ready)) => self.begin(*ready, paused, out),
+                Ok(Ready::Embed(job)) => self.embeds.push(job),
+                Ok(Ready::Said(output)) => out.push((id, output)),
+                Err(failure) => out.push((id, Output::Failed(failure))),
+            }
+        }
+    }
+
+    fn begin(&mut self, ready: ReadyJob, paused: bool, out: &mut Outputs) {
+        let ReadyJob { mut job, tokens, prompt_tokens, salt, missing, ending, produced, replay_exact } = ready;
+        let id = job.id;
         job.paused = paused;
-        let (ending, missing) = replay(&mut job, &request, &mut tokens, &self.vocab)?;
-        let salt = request.cache_salt;
         let Some(placement) = place(&self.slots, &tokens, salt) else {
-            return Err(Failure::new(FailureKind::Internal, "no slot is free"));
+            out.push((id, Output::Failed(Failure::new(FailureKind::Internal, "no slot is free"))));
+            return;
         };
         let slot = placement.slot;
         let computed = self.reuse(placement);
@@ -264,20 +350,18 @@ impl<E: Engine> Batcher<E> {
             prompt_tokens: job.usage.prompt_tokens,
             cached_tokens: job.usage.cached_tokens,
         };
-        out.push((request.id, Output::Started(started)));
-        out.extend(missing.into_iter().map(|output| (request.id, output)));
+        out.push((id, Output::Started(started)));
+        out.extend(missing.into_iter().map(|output| (id, output)));
         self.uses += 1;
         // A window that slid has lost what it was computed from.
-        let ResumePoint { produced, replay_exact_ms, .. } = &request.progress;
-        let slid = tokens.len() != prompt_tokens + produced.len();
-        let exact = *replay_exact_ms > 0 && !produced.is_empty() && !slid;
-        let replay = exact.then(|| Replay::new(prompt_tokens, Duration::from_millis(u64::from(*replay_exact_ms))));
+        let slid = tokens.len() != prompt_tokens + produced;
+        let exact = !replay_exact.is_zero() && produced > 0 && !slid;
+        let replay = exact.then(|| Replay::new(prompt_tokens, replay_exact));
         let used = self.uses;
         self.slots[slot] = Slot { tokens, computed, exact: usize::MAX, salt, used, job: Some(job), replay };
         if let Some(ending) = ending {
             self.finish(slot, ending, out);
         }
-        Ok(())
     }
 
     /// Prepares a slot's cache; returns how many tokens it really holds then.
@@ -465,11 +549,13 @@ fn replay(
     request: &Request,
     tokens: &mut Vec<TokenId>,
     vocab: &Vocab,
+    watch: &Watch,
 ) -> Result<(Option<Ending>, Vec<Output>), Failure> {
     let ResumePoint { produced, said_after, .. } = &request.progress;
     let mut missing = Vec::new();
     job.heard = *said_after as usize;
     for (index, &token) in produced.iter().enumerate() {
+        watch.check()?;
         if token as usize >= vocab.len() {
             return Err(Failure::new(FailureKind::Internal, "a produced token is not in the vocabulary"));
         }

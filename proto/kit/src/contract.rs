@@ -4,10 +4,12 @@
 //! range, which llama.cpp ends the process for. So engines have no checks of their own, and whichever of them computes, a
 //! client is told the same. Knows nothing of requests.
 
+use std::sync::Arc;
+
 use ollmlx_proto::limits::{BATCH_TOKENS_MAX, CONTEXT_TOKENS_MIN, SLOTS_MAX};
 use ollmlx_proto::{Failure, FailureKind, LoadSpec, MemoryReport, SlotId, TokenId};
 
-use crate::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput};
+use crate::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput, Tokenizer};
 use crate::limits::{BATCH_TOKENS, RENDERED_BYTES_MAX};
 
 /// Ollama's words for a prompt that does not fit.
@@ -158,6 +160,30 @@ impl<E: Engine> Checked<E> {
     }
 }
 
+/// A tokenizer whose texts are bounded, and whose tokens the model has.
+struct CheckedTokenizer {
+    tokenizer: Arc<dyn Tokenizer>,
+    /// Tokens of the vocabulary.
+    size: usize,
+}
+
+impl Tokenizer for CheckedTokenizer {
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        if text.len() > RENDERED_BYTES_MAX {
+            let text = format!("the text has {} bytes, over the limit of {RENDERED_BYTES_MAX}", text.len());
+            return Err(Failure::new(FailureKind::InvalidRequest, text));
+        }
+        let tokens = self.tokenizer.tokenize(text, add_special, parse_special)?;
+        match tokens.iter().find(|&&token| token as usize >= self.size) {
+            None => Ok(tokens),
+            Some(token) => Err(Failure::new(
+                FailureKind::ModelInvalid,
+                format!("the tokenizer knows token {token}, but the model has only {}", self.size),
+            )),
+        }
+    }
+}
+
 /// The kit promised otherwise.
 fn defect(detail: String) -> Failure {
     Failure::new(FailureKind::Internal, "the worker made a batch that can't be computed").with_detail(detail)
@@ -172,20 +198,9 @@ impl<E: Engine> Engine for Checked<E> {
         self.engine.facts()
     }
 
-    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
-        if text.len() > RENDERED_BYTES_MAX {
-            let text = format!("the text has {} bytes, over the limit of {RENDERED_BYTES_MAX}", text.len());
-            return Err(Failure::new(FailureKind::InvalidRequest, text));
-        }
-        let tokens = self.engine.tokenize(text, add_special, parse_special)?;
+    fn tokenizer(&self) -> Arc<dyn Tokenizer> {
         let size = self.engine.facts().vocab.len();
-        match tokens.iter().find(|&&token| token as usize >= size) {
-            None => Ok(tokens),
-            Some(token) => Err(Failure::new(
-                FailureKind::ModelInvalid,
-                format!("the tokenizer knows token {token}, but the model has only {size}"),
-            )),
-        }
+        Arc::new(CheckedTokenizer { tokenizer: self.engine.tokenizer(), size })
     }
 
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {

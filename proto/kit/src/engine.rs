@@ -1,7 +1,8 @@
 //! All that an engine must implement.
 //!
 //! What a method may be called with is checked before it is called ([`crate::contract`]), so that engines need no checks of
-//! their own. An engine is single-threaded: every method is called from the one engine thread. It knows sequences ("slots") and
+//! their own. An engine is single-threaded: every method is called from the one engine thread; only its tokenizer is used
+//! from others as well. It knows sequences ("slots") and
 //! tokens, nothing of requests, text or sampling. Positions are the engine's own: each slot is a list of cached
 //! tokens that [`Engine::forward`] appends to.
 
@@ -57,6 +58,16 @@ pub trait Backend {
     fn load(spec: &LoadSpec, progress: LoadProgress<'_>) -> Result<Self::Engine, Failure>;
 }
 
+/// Text to tokens, on any thread: prompts are made ready while the engine computes.
+pub trait Tokenizer: Send + Sync {
+    /// `add_special` puts the model's beginning-of-sequence token in front where its vocabulary says so;
+    /// `parse_special` turns the text of control tokens into them.
+    ///
+    /// # Errors
+    /// The tokenizer refused the text.
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure>;
+}
+
 /// A loaded model.
 pub trait Engine {
     /// Called once after the load, with what [`Engine::forward`] and [`Engine::embed_step`] call while they compute, so that
@@ -67,14 +78,16 @@ pub trait Engine {
     /// Facts that hold for the life of the engine.
     fn facts(&self) -> &EngineFacts;
 
-    /// Text to tokens.
-    ///
-    /// `add_special` puts the model's beginning-of-sequence token in front where its vocabulary says so;
-    /// `parse_special` turns the text of control tokens into them.
+    /// Its tokenizer. Asked for once, after the load.
+    fn tokenizer(&self) -> Arc<dyn Tokenizer>;
+
+    /// Text to tokens, see [`Tokenizer::tokenize`].
     ///
     /// # Errors
     /// The tokenizer refused the text.
-    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure>;
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        self.tokenizer().tokenize(text, add_special, parse_special)
+    }
 
     /// Computes one ragged batch: for each input, its tokens are appended to its slot. Inputs name distinct slots;
     /// the sum of their tokens is at most [`EngineFacts::batch_tokens`]; no slot grows over

@@ -34,6 +34,37 @@ pub const OLDEST_SHARE: usize = 4;
 /// Requests that may wait for a slot. The supervisor sends no more than there are slots, but one that ends and one that
 /// starts may cross.
 pub const ARRIVALS_LEN_MAX: usize = 2 * SLOTS_MAX as usize;
+/// Requests made ready at once, each on a thread of its own. Those that nobody waits for any more count as well, until they
+/// end: bounded, so that their memory is, and enough that a quick one finds a place beside slow ones.
+pub const PREPARATIONS_MAX: usize = 8;
+/// Added to the niceness of such a thread: each then has a third of the weight of one of the engine's.
+pub const PREPARATION_NICE: i32 = 5;
+/// What a request may take to render, and to compile its format. Both are bounded by fuel, and end well before where a
+/// processor is free.
+pub const PREPARE_PART_TIME: Duration = Duration::from_secs(2);
+/// What the tokenizing of a request may take, whatever its length.
+pub const TOKENIZE_TIME: Duration = Duration::from_secs(4);
+/// And a second more for so many bytes: a hundredth of what known tokenizers do, beside engines that take all processors.
+pub const TOKENIZE_BYTES_PER_S: f64 = 32.0 * 1024.0;
+/// Bytes of a text that become tokens at once, and up to the next place where it can be parted: some milliseconds.
+pub const SLICE_BYTES: usize = 16 * 1024;
+/// Where there is no such place, a text is parted after so many bytes: what needs time by the square is over in a second or two.
+pub const RUN_BYTES_MAX: usize = 32 * 1024;
+/// White space or digits in a row after which a text is parted: the patterns of some vocabularies look from each of them to
+/// the last, which takes a second for so many.
+pub const FLAT_RUN_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a token from which on a text is parted more often, and after how many then: what needs time by the cube of such is
+/// over in seconds as well. The longest tokens known have 256.
+pub const LONG_TOKEN_BYTES: usize = 512;
+/// See [`LONG_TOKEN_BYTES`].
+pub const LONG_TOKEN_RUN_BYTES_MAX: usize = 2 * 1024;
+/// Bytes of the spelling of a control token that a text is not parted in; the longest known has about 50.
+pub const CONTROL_BYTES_MAX: usize = 256;
+/// A step waits this long for requests that have just come, most of which are ready by then and join it. A test waits for
+/// as long as it takes, so that what it sees doesn't depend on the machine.
+pub const PREPARED_SOON: Duration = if cfg!(test) { Duration::from_secs(60) } else { Duration::from_millis(2) };
+/// Where there is nothing to compute, a step waits this long for a request to be ready; a cancel is seen in between.
+pub const PREPARED_POLL: Duration = Duration::from_millis(20);
 /// A long prefill is told of this often: twice as often as a silence would be noticed.
 pub const PREFILL_TOLD_EVERY: Duration = Duration::from_millis(PROGRESS_INTERVAL_MS / 2);
 /// Tokens that a copy from another slot must save to be worth it.

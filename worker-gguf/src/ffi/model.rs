@@ -10,6 +10,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel, RopeType};
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token_type::LlamaTokenAttr;
+use llama_cpp_2::vocab::LlamaVocab;
 use llama_cpp_2::{LlamaLoraAdapterInitError, LlamaModelLoadError};
 use llama_cpp_sys_2::{llama_adapter_lora, llama_model};
 use ollmlx_proto::TokenId;
@@ -28,6 +29,24 @@ pub struct Model {
     adapter: Option<LlamaLoraAdapter>,
     token_count: u32,
     one_thread: PhantomData<*const ()>,
+}
+
+/// What turns a model's texts to tokens.
+#[derive(Debug)]
+pub struct Vocabulary(LlamaVocab<'static>);
+
+impl Vocabulary {
+    /// A text's tokens; `None` where its length has more than 31 bits.
+    ///
+    /// # Panics
+    /// So has the number of its tokens.
+    #[must_use]
+    pub fn tokens(&self, text: &[u8], specials: Specials) -> Option<Vec<TokenId>> {
+        // The safe crate panics for it.
+        i32::try_from(text.len()).ok()?;
+        let tokens = self.0.tokenize(text, specials.add, specials.parse);
+        tokens.into_iter().map(|token| TokenId::try_from(token.0).ok()).collect()
+    }
 }
 
 /// How a model's positions are made part of its keys.
@@ -166,16 +185,10 @@ impl Model {
         self.token_count
     }
 
-    /// A text's tokens; `None` where its length has more than 31 bits.
-    ///
-    /// # Panics
-    /// So has the number of its tokens.
+    /// Its vocabulary, for any thread: llama.cpp only reads there, and keeps what a text leads to apart from it.
     #[must_use]
-    pub fn tokenize(&self, text: &[u8], specials: Specials) -> Option<Vec<TokenId>> {
-        // The safe crate panics for it.
-        i32::try_from(text.len()).ok()?;
-        let tokens = self.model.vocab().tokenize(text, specials.add, specials.parse);
-        tokens.into_iter().map(|token| TokenId::try_from(token.0).ok()).collect()
+    pub fn vocabulary(&'static self) -> Vocabulary {
+        Vocabulary(self.model.vocab())
     }
 
     /// The bytes of a token, or the spelling of a control token; empty where there is none.

@@ -9,6 +9,8 @@ use std::time::Instant;
 use ollmlx_proto::{Embed, Embeddings, Failure, FailureKind, Output, Request, RequestId, TokenId};
 
 use super::job::Stopwatch;
+use super::prompt::Renderer;
+use super::slices::Text;
 use super::{Outputs, broken, cancelled, failure, prompt};
 use crate::contract::INPUT_TOO_LONG;
 use crate::engine::{EmbedStep, Engine, EngineError};
@@ -37,22 +39,28 @@ impl EmbedJob {
     ///
     /// # Errors
     /// An input is too long, or empty.
-    pub(super) fn new<E: Engine>(
+    pub(super) fn new(
         request: &Request,
         embed: &Embed,
-        engine: &E,
+        renderer: &Renderer<'_>,
         arrived: Instant,
     ) -> Result<Self, Failure> {
-        let window = prompt::window(&request.limits, engine.facts());
-        let frame = engine.tokenize("", true, true)?;
+        let window = prompt::window(&request.limits, &renderer.bench.facts);
+        let marker = renderer.bench.seams.last_marker();
         let mut inputs = Vec::with_capacity(embed.inputs.len());
         for text in &embed.inputs {
-            let mut tokens = engine.tokenize(text, true, true)?;
+            let text = Text { text, cuts: &[], add_special: true };
+            // One more than fit shows that they don't.
+            let mut tokens = renderer.first(text, window + 1)?;
             if tokens.len() > window {
                 if !embed.truncate {
                     return Err(Failure::new(FailureKind::ContextExceeded, INPUT_TOO_LONG));
                 }
-                shorten(&mut tokens, &frame, window);
+                tokens.truncate(window);
+                // The marker at its end stays, where the tokenizer puts one there.
+                if let (Some(marker), Some(last)) = (marker, tokens.last_mut()) {
+                    *last = marker;
+                }
             }
             if tokens.is_empty() {
                 return Err(Failure::new(FailureKind::InvalidRequest, "an input is empty"));
@@ -117,18 +125,6 @@ impl EmbedJob {
             }
         }
         Ok(vector)
-    }
-}
-
-/// Cuts an input, but keeps the marker at its end where the tokenizer puts one there.
-fn shorten(tokens: &mut Vec<TokenId>, frame: &[TokenId], window: usize) {
-    let end = match (frame, tokens.last()) {
-        (&[_, .., end], Some(&last)) if end == last => Some(end),
-        _ => None,
-    };
-    tokens.truncate(window);
-    if let (Some(end), Some(last)) = (end, tokens.last_mut()) {
-        *last = end;
     }
 }
 

@@ -1,16 +1,19 @@
 //! Work to prompt tokens: rendering, tokenising, and shortening what does not fit.
 //!
 //! Shortening follows Ollama: the oldest turns of a chat are dropped until the rest fits, system messages and the last
-//! message always stay; then, if the window may slide, the tokens are cut in the middle. Knows nothing of slots.
+//! message always stay; then, if the window may slide, the tokens are cut in the middle. Of a text that does not fit only
+//! what stays becomes tokens, and as much as shows that it does not fit ([`super::slices`]). Knows nothing of slots.
 
 use ollmlx_proto::limits::CONTEXT_TOKENS_MIN;
 use ollmlx_proto::{
     Chat, Complete, ContentPart, Failure, FailureKind, Limits, Request, Role, TokenId, UnixSeconds, Work,
 };
 
-use crate::chat::{ChatFormat, OutputParser, RenderedPrompt};
+use super::prepare::{Bench, Part, Watch};
+use super::slices::{Reader, Text};
+use crate::chat::{OutputParser, RenderedPrompt};
 use crate::contract::{ONLY_EMBEDDINGS, PROMPT_TOO_LONG};
-use crate::engine::{Engine, EngineFacts};
+use crate::engine::EngineFacts;
 
 /// What a request's work turned into.
 pub(super) enum Prepared {
@@ -35,57 +38,80 @@ pub(super) struct Prompt {
 }
 
 /// What this needs of the batcher.
-pub(super) struct Renderer<'a, E> {
-    pub(super) engine: &'a E,
-    pub(super) format: &'a ChatFormat,
+pub(super) struct Renderer<'a> {
+    pub(super) bench: &'a Bench,
+    pub(super) watch: &'a Watch,
     /// When it was asked.
     pub(super) asked_at: UnixSeconds,
 }
 
-impl<E: Engine> Renderer<'_, E> {
+/// A rendered prompt and its first tokens: all of them, or at least a window's.
+struct Read<'a> {
+    /// Tokens of an earlier exchange, in front.
+    context: &'a [TokenId],
+    rendered: RenderedPrompt,
+    tokens: Vec<TokenId>,
+}
+
+impl Renderer<'_> {
     /// Turns work into a prompt.
     ///
     /// # Errors
     /// The template failed, the prompt does not fit, or something in it is impossible.
     pub(super) fn prepare(&self, request: &Request) -> Result<Prepared, Failure> {
-        let facts = self.engine.facts();
+        let facts = &self.bench.facts;
         if facts.embedding {
             return Err(Failure::new(FailureKind::Unsupported, ONLY_EMBEDDINGS));
         }
         let window = window(&request.limits, facts);
-        let (tokens, parser, wants_context) = match &request.work {
+        let (mut read, parser, wants_context) = match &request.work {
             Work::Chat(chat) if chat.render_only => {
-                return self.format.render(chat, self.asked_at).map(|rendered| Prepared::Rendered(rendered.text));
+                return self.render(chat).map(|rendered| Prepared::Rendered(rendered.text));
             }
             Work::Chat(chat) => self.chat(chat, &request.limits, window)?,
-            Work::Complete(complete) => (self.complete(complete)?, OutputParser::passthrough(), false),
+            Work::Complete(complete) => {
+                (self.read(&[], self.complete(complete)?, window)?, OutputParser::passthrough(), false)
+            }
             Work::Embed(_) => return Err(Failure::new(FailureKind::Internal, "embeddings have no prompt")),
         };
-        let tokens = self.never_empty(tokens)?;
+        let tokens = self.never_empty(std::mem::take(&mut read.tokens))?;
         let keep = keep(&request.limits, facts, tokens.len());
-        let tokens = fit(tokens, keep, window, &request.limits)?;
+        let tokens = fit(tokens, keep, window, &request.limits, |count| self.last(&read, count))?;
         Ok(Prepared::Prompt(Prompt { tokens, window, keep, parser, wants_context }))
     }
 
-    fn complete(&self, complete: &Complete) -> Result<Vec<TokenId>, Failure> {
+    fn complete(&self, complete: &Complete) -> Result<RenderedPrompt, Failure> {
         match complete.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
-            None => self.engine.tokenize(&complete.prompt, true, true),
-            Some(suffix) => {
-                let vocab = &self.engine.facts().vocab;
-                self.tokenize(&self.format.render_suffix(&complete.prompt, suffix, vocab)?)
-            }
+            None => Ok(RenderedPrompt {
+                text: complete.prompt.clone(),
+                cuts: Vec::new(),
+                add_special: true,
+                thinking_open: false,
+            }),
+            Some(suffix) => self.bench.format.render_suffix(&complete.prompt, suffix, &self.bench.facts.vocab),
         }
     }
 
-    fn chat(&self, chat: &Chat, limits: &Limits, window: usize) -> Result<(Vec<TokenId>, OutputParser, bool), Failure> {
+    fn chat<'a>(
+        &self,
+        chat: &'a Chat,
+        limits: &Limits,
+        window: usize,
+    ) -> Result<(Read<'a>, OutputParser, bool), Failure> {
         self.check(chat)?;
-        let (tokens, rendered) = self.turns(chat)?;
-        let parser = self.format.parser(chat, &rendered);
-        if !limits.truncate || tokens.len() < window || chat.suffix.is_some() {
-            return Ok((tokens, parser, chat.single_turn));
+        let read = self.read(&chat.context, self.render(chat)?, window)?;
+        if !limits.truncate || read.tokens.len() < window || chat.suffix.is_some() {
+            let parser = self.bench.format.parser(chat, &read.rendered);
+            return Ok((read, parser, chat.single_turn));
         }
-        let (tokens, parser) = self.drop_turns(chat, window)?.unwrap_or((tokens, parser));
-        Ok((tokens, parser, chat.single_turn))
+        let (read, parser) = match self.drop_turns(chat, window)? {
+            Some(shorter) => shorter,
+            None => {
+                let parser = self.bench.format.parser(chat, &read.rendered);
+                (read, parser)
+            }
+        };
+        Ok((read, parser, chat.single_turn))
     }
 
     fn check(&self, chat: &Chat) -> Result<(), Failure> {
@@ -93,7 +119,7 @@ impl<E: Engine> Renderer<'_, E> {
         if parts.any(|part| matches!(part, ContentPart::Image(_))) {
             return Err(Failure::new(FailureKind::Unsupported, "this model does not support image input"));
         }
-        let size = self.engine.facts().vocab.len();
+        let size = self.bench.facts.vocab.len();
         match chat.context.iter().find(|&&token| token as usize >= size) {
             None => Ok(()),
             Some(token) => Err(Failure::new(
@@ -103,62 +129,87 @@ impl<E: Engine> Renderer<'_, E> {
         }
     }
 
-    /// All turns, with the tokens of an earlier exchange in front.
-    fn turns(&self, chat: &Chat) -> Result<(Vec<TokenId>, RenderedPrompt), Failure> {
-        let vocab = &self.engine.facts().vocab;
-        let mut rendered = self.format.render(chat, self.asked_at)?;
-        if chat.context.is_empty() {
-            return Ok((self.tokenize(&rendered)?, rendered));
+    /// The tokens of a prompt, as many as show whether it fits.
+    fn read<'a>(
+        &self,
+        context: &'a [TokenId],
+        mut rendered: RenderedPrompt,
+        window: usize,
+    ) -> Result<Read<'a>, Failure> {
+        if context.is_empty() {
+            let tokens = self.first(text(&rendered), window)?;
+            return Ok(Read { context, rendered, tokens });
         }
         rendered.add_special = false;
-        let new = self.tokenize(&rendered)?;
-        // A template that prints the beginning-of-sequence token does so once too often here.
-        let new = new.strip_prefix(vocab.bos.as_slice()).unwrap_or(&new);
-        Ok(([&chat.context, new].concat(), rendered))
+        let mut tokens = context.to_vec();
+        if context.len() < window {
+            let new = self.first(text(&rendered), window - context.len() + 1)?;
+            tokens.extend_from_slice(self.without_beginning(&new));
+        }
+        Ok(Read { context, rendered, tokens })
+    }
+
+    /// The last tokens of a prompt that has more than so many.
+    fn last(&self, read: &Read<'_>, count: usize) -> Result<Vec<TokenId>, Failure> {
+        self.watch.enter(Part::Tokens)?;
+        let mut new = self.reader().last(text(&read.rendered), count)?;
+        if new.len() < count && !read.context.is_empty() {
+            new = self.without_beginning(&new).to_vec();
+        }
+        let before = read.context.len().saturating_sub(count - new.len());
+        Ok([&read.context[before..], &new].concat())
+    }
+
+    /// A template that prints the beginning-of-sequence token does so once too often behind an earlier exchange.
+    fn without_beginning<'a>(&self, tokens: &'a [TokenId]) -> &'a [TokenId] {
+        tokens.strip_prefix(self.bench.facts.vocab.bos.as_slice()).unwrap_or(tokens)
     }
 
     /// Drops as few of the oldest messages as will do. Templates may refuse some of the shorter chats (roles that
     /// do not alternate); those count as too long. `None` where no chat works.
-    fn drop_turns(&self, chat: &Chat, window: usize) -> Result<Option<(Vec<TokenId>, OutputParser)>, Failure> {
+    fn drop_turns<'a>(&self, chat: &'a Chat, window: usize) -> Result<Option<(Read<'a>, OutputParser)>, Failure> {
         let last = chat.messages.len().saturating_sub(1);
         let droppable: Vec<usize> = (0..last).filter(|&index| chat.messages[index].role != Role::System).collect();
-        let attempt = |dropped: usize| -> Option<(Vec<TokenId>, RenderedPrompt, Chat)> {
+        let attempt = |dropped: usize| -> Option<(Read<'a>, Chat)> {
             let gone = &droppable[..dropped];
             let kept = chat.messages.iter().enumerate().filter(|(index, _)| gone.binary_search(index).is_err());
             let shorter = Chat { messages: kept.map(|(_, message)| message.clone()).collect(), ..chat.clone() };
-            let (tokens, rendered) = self.turns(&shorter).ok()?;
-            Some((tokens, rendered, shorter))
+            self.watch.check().ok()?;
+            let rendered = self.render(&shorter).ok()?;
+            Some((self.read(&chat.context, rendered, window).ok()?, shorter))
         };
-        let fits = |dropped: usize| attempt(dropped).is_some_and(|(tokens, ..)| tokens.len() < window);
+        let fits = |dropped: usize| attempt(dropped).is_some_and(|(read, _)| read.tokens.len() < window);
         let (mut too_few, mut enough) = (0, droppable.len());
         while enough > too_few + 1 {
             let middle = too_few.midpoint(enough);
             if fits(middle) { enough = middle } else { too_few = middle }
         }
         let best = (enough..=droppable.len()).find_map(attempt);
-        Ok(best.map(|(tokens, rendered, shorter)| (tokens, self.format.parser(&shorter, &rendered))))
+        Ok(best.map(|(read, shorter)| {
+            let parser = self.bench.format.parser(&shorter, &read.rendered);
+            (read, parser)
+        }))
     }
 
-    /// The pieces between the cuts one by one: what a client typed can't become a control token across a cut.
-    fn tokenize(&self, rendered: &RenderedPrompt) -> Result<Vec<TokenId>, Failure> {
-        let text = rendered.text.as_str();
-        let mut tokens = Vec::new();
-        let mut start = 0;
-        for end in rendered.cuts.iter().copied().chain([text.len()]) {
-            let Some(piece) = text.get(start..end) else { continue };
-            if piece.is_empty() && !(start == 0 && end == text.len()) {
-                continue;
-            }
-            let add_special = rendered.add_special && start == 0;
-            tokens.append(&mut self.engine.tokenize(piece, add_special, true)?);
-            start = end;
-        }
-        Ok(tokens)
+    fn render(&self, chat: &Chat) -> Result<RenderedPrompt, Failure> {
+        self.watch.enter(Part::Template)?;
+        self.bench.format.render(chat, self.asked_at)
+    }
+
+    /// The tokens of a text, control tokens among them: all of them, or `enough` and some more.
+    pub(super) fn first(&self, text: Text<'_>, enough: usize) -> Result<Vec<TokenId>, Failure> {
+        self.watch.enter(Part::Tokens)?;
+        self.reader().first(text, enough)
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        let Bench { tokenizer, seams, .. } = self.bench;
+        Reader { tokenizer: &**tokenizer, seams, watch: self.watch }
     }
 
     /// The engine can't continue nothing: an empty prompt is the beginning of a sequence.
     fn never_empty(&self, tokens: Vec<TokenId>) -> Result<Vec<TokenId>, Failure> {
-        let vocab = &self.engine.facts().vocab;
+        let vocab = &self.bench.facts.vocab;
         match vocab.bos.or(vocab.eos) {
             _ if !tokens.is_empty() => Ok(tokens),
             Some(beginning) => Ok(vec![beginning]),
@@ -179,20 +230,29 @@ fn keep(limits: &Limits, facts: &EngineFacts, prompt: usize) -> usize {
     }
 }
 
+fn text(rendered: &RenderedPrompt) -> Text<'_> {
+    Text { text: &rendered.text, cuts: &rendered.cuts, add_special: rendered.add_special }
+}
+
 /// Cuts tokens out of the middle where that is allowed: the first `keep` stay, and so many of the last that about half
-/// of the rest of the window is free.
-fn fit(tokens: Vec<TokenId>, keep: usize, window: usize, limits: &Limits) -> Result<Vec<TokenId>, Failure> {
+/// of the rest of the window is free. `tokens` are all, or a window's at least; `last` brings the last of all.
+fn fit(
+    tokens: Vec<TokenId>,
+    keep: usize,
+    window: usize,
+    limits: &Limits,
+    last: impl FnOnce(usize) -> Result<Vec<TokenId>, Failure>,
+) -> Result<Vec<TokenId>, Failure> {
     if tokens.len() < window {
         return Ok(tokens);
     }
     if !(limits.truncate && limits.shift) {
         return Err(Failure::new(FailureKind::ContextExceeded, PROMPT_TOO_LONG)
-            .with_detail(format!("{} prompt tokens, window of {window}", tokens.len())));
+            .with_detail(format!("{} prompt tokens or more, window of {window}", tokens.len())));
     }
     let keep = keep.min(window.saturating_sub(1));
     let target = window - ((window - keep) / 2).max(1);
-    let tail = tokens.len() - (target - keep);
-    Ok([&tokens[..keep], &tokens[tail..]].concat())
+    Ok([&tokens[..keep], &last(target - keep)?].concat())
 }
 
 #[cfg(test)]
@@ -201,6 +261,12 @@ mod tests {
 
     fn limits() -> Limits {
         Limits { max_tokens: None, context_tokens: 10, truncate: true, shift: true, keep_tokens: 4 }
+    }
+
+    /// [`super::fit`] where all tokens are there.
+    fn fit(tokens: Vec<TokenId>, keep: usize, window: usize, limits: &Limits) -> Result<Vec<TokenId>, Failure> {
+        let all = tokens.clone();
+        super::fit(tokens, keep, window, limits, |count| Ok(all[all.len() - count..].to_vec()))
     }
 
     #[test]

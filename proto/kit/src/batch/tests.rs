@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use ollmlx_proto::{Chat, ContentPart, Delta, Embed, Limits, Logprobs, Message, Part, Role, ThinkMode, TokenLogprob};
+use ollmlx_proto::{
+    Chat, ContentPart, Delta, Embed, Limits, Logprobs, Message, Part, Role, ThinkMode, TokenLogprob, Work,
+};
 
 use super::toy::{BOS, EOS, Toy, after, complete};
 use super::*;

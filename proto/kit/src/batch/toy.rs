@@ -4,8 +4,9 @@
 //! contract of [`Engine`] on every call, and can be told to fail.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ollmlx_proto::{
@@ -14,12 +15,14 @@ use ollmlx_proto::{
 };
 
 use crate::chat::ChatSource;
-use crate::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput};
+use crate::engine::{EmbedStep, Engine, EngineError, EngineFacts, Pulse, SlotInput, Tokenizer};
 use crate::vocab::{TokenKind, Vocab};
 
 pub(crate) const BOS: TokenId = 256;
 pub(crate) const EOS: TokenId = 257;
 const SIZE: u32 = 258;
+/// See [`Toy::gate`].
+pub(crate) type Gate = Arc<Mutex<Receiver<()>>>;
 const LONG_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -44,6 +47,10 @@ pub(crate) struct Toy {
     pub(crate) copies: usize,
     /// What follows the last tilde of prompt and answer, and then the end token.
     pub(crate) script: Option<String>,
+    /// Texts with `!wait` are tokenised when something is sent through it, or its other end is dropped.
+    pub(crate) gate: Option<Gate>,
+    /// Bytes that its tokenizer was given.
+    pub(crate) read: Arc<AtomicUsize>,
     /// Panics in the next forward pass.
     pub(crate) explode: bool,
     /// Forward passes compute until this is true.
@@ -92,6 +99,8 @@ impl Toy {
             end_logit: f32::NEG_INFINITY,
             copies: 0,
             script: None,
+            gate: None,
+            read: Arc::default(),
             explode: false,
             long_until: None,
             pulse: None,
@@ -137,16 +146,23 @@ impl Toy {
     }
 }
 
-impl Engine for Toy {
-    fn on_progress(&mut self, pulse: Pulse) {
-        self.pulse = Some(pulse);
-    }
+/// A token per byte.
+struct ToyTokenizer {
+    /// An end token follows the text.
+    wraps: bool,
+    gate: Option<Gate>,
+    read: Arc<AtomicUsize>,
+}
 
-    fn facts(&self) -> &EngineFacts {
-        &self.facts
-    }
-
+impl Tokenizer for ToyTokenizer {
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        self.read.fetch_add(text.len(), Ordering::Relaxed);
+        if text.contains("!wait")
+            && let Some(gate) = &self.gate
+        {
+            // What the test does with its end of the gate ends this.
+            let _opened = gate.lock().expect("nothing panics here").recv();
+        }
         if text.contains("!refuse") {
             return Err(Failure::new(FailureKind::InvalidRequest, "refused"));
         }
@@ -156,10 +172,25 @@ impl Engine for Toy {
             tokens.extend((index > 0).then_some(EOS));
             tokens.extend(piece.bytes().map(TokenId::from));
         }
-        if self.facts.embedding && add_special {
+        if self.wraps && add_special {
             tokens.push(EOS);
         }
         Ok(tokens)
+    }
+}
+
+impl Engine for Toy {
+    fn on_progress(&mut self, pulse: Pulse) {
+        self.pulse = Some(pulse);
+    }
+
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    fn tokenizer(&self) -> Arc<dyn Tokenizer> {
+        let (gate, read) = (self.gate.clone(), Arc::clone(&self.read));
+        Arc::new(ToyTokenizer { wraps: self.facts.embedding, gate, read })
     }
 
     fn forward(&mut self, batch: &[SlotInput<'_>]) -> Result<(), EngineError> {

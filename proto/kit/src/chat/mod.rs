@@ -4,6 +4,7 @@
 //! makes a parser for the answer of each ([`ChatFormat::parser`]). Templates come out of model files and, where a
 //! request brings its own, from clients; both are hostile: see `jinja` and `go` for the bounds.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use ollmlx_proto::{Capability, Chat, Failure, FailureKind, TokenId, UnixSeconds};
@@ -292,15 +293,29 @@ pub fn template_capabilities(jinja: Option<&str>, go: Option<&str>) -> Vec<Capab
     found.into_iter().collect()
 }
 
+thread_local! {
+    /// Whether this thread's stack has [`limits::DEEP_STACK_BYTES`].
+    static IS_DEEP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on this thread, which was started with [`limits::DEEP_STACK_BYTES`] of stack.
+pub(crate) fn as_deep_thread<T>(work: impl FnOnce() -> T) -> T {
+    IS_DEEP.set(true);
+    work()
+}
+
 /// Runs `work` where recursion has room.
 pub(crate) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    if IS_DEEP.get() {
+        return Ok(work());
+    }
     let internal =
         |text: String| Failure::new(FailureKind::Internal, "the worker could not run this").with_detail(text);
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("deep-stack".into())
             .stack_size(limits::DEEP_STACK_BYTES)
-            .spawn_scoped(scope, work)
+            .spawn_scoped(scope, || as_deep_thread(work))
             .map_err(|error| internal(error.to_string()))?
             .join()
             .map_err(|_| internal("a panic in a template or grammar".into()))

@@ -2,8 +2,12 @@
 //!
 //! The table holds the bytes of every token, so that nothing downstream has to know whether a vocabulary spells bytes
 //! as letters (byte-level BPE) or spaces as `▁` and bytes as `<0xNN>` (SentencePiece).
+//!
+//! The file is hostile: [`check`] looks at it before it is read, [`bounded`] at what it makes of a text. Its decoder never runs.
 
-use std::cell::RefCell;
+mod bounded;
+mod check;
+
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +15,10 @@ use std::sync::Arc;
 use ollmlx_proto::{Failure, FailureKind, TokenId};
 use ollmlx_worker_kit::vocab::{TokenKind, Vocab};
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer as HfTokenizer;
 
-use crate::config::{invalid, read_bounded, read_object};
-use crate::limits::{ADDED_TOKENS_MAX, REPLACEMENT_BYTES_MAX, TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX};
+use self::bounded::Bounded;
+use super::config::{invalid, read_bounded, read_object};
+use super::limits::{TEMPLATE_BYTES_MAX, TOKENIZER_BYTES_MAX};
 
 /// Names that end a turn wherever they are control tokens: many checkpoints list only one of their ends.
 const TURN_ENDS: [&str; 9] = [
@@ -38,10 +42,11 @@ const INFILL: [[&str; 3]; 3] = [
 
 /// A model's tokenizer.
 pub struct Tokenizer {
-    inner: RefCell<HfTokenizer>,
+    texts: Bounded,
     vocab: Arc<Vocab>,
-    /// Whether the whole template of special tokens is put around a text (encoders), not just the first.
-    wrap: bool,
+    /// What is put before and behind a text: the beginning-of-sequence token, or all that the file's template has (encoders).
+    before: Vec<TokenId>,
+    after: Vec<TokenId>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -58,17 +63,14 @@ impl Tokenizer {
     pub fn load(folder: &Path, vocab_size: usize, wrap: bool) -> Result<Self, Failure> {
         let bytes = read_bounded(&folder.join("tokenizer.json"), TOKENIZER_BYTES_MAX)?
             .ok_or_else(|| invalid("tokenizer.json is missing"))?;
-        let mut inner = HfTokenizer::from_bytes(&bytes)
-            .map_err(|error| invalid("tokenizer.json is not usable").with_detail(error.to_string()))?;
+        let texts = Bounded::read(&bytes)?;
         drop(bytes);
-        check_normaliser(&inner)?;
-        // Padding and truncation are the engine's business, never the file's.
-        inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|error| invalid("tokenizer.json is not usable").with_detail(error.to_string()))?;
-        let vocab = Arc::new(build_vocab(&inner, folder, vocab_size)?);
-        Ok(Self { inner: RefCell::new(inner), vocab, wrap })
+        let vocab = Arc::new(build_vocab(&texts, folder, vocab_size)?);
+        let (before, after) = match wrap {
+            true => frame(&texts)?,
+            false => (vocab.bos.filter(|_| vocab.add_bos).into_iter().collect(), Vec::new()),
+        };
+        Ok(Self { texts, vocab, before, after })
     }
 
     /// The vocabulary table.
@@ -82,14 +84,10 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refused the text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
-        let mut inner = self.inner.borrow_mut();
-        inner.set_encode_special_tokens(!parse_special);
-        let encoding = inner.encode_fast(text, add_special && self.wrap).map_err(|error| {
-            Failure::new(FailureKind::InvalidRequest, "the text could not be tokenized").with_detail(error.to_string())
-        })?;
-        let ids = encoding.get_ids();
-        let bos = self.vocab.bos.filter(|_| add_special && !self.wrap && self.vocab.add_bos);
-        let tokens: Vec<TokenId> = bos.into_iter().chain(ids.iter().copied()).collect();
+        let mut tokens = self.texts.ids(text, parse_special)?;
+        if add_special {
+            tokens = [&*self.before, &*tokens, &*self.after].concat();
+        }
         let known = self.vocab.len();
         if tokens.iter().any(|&token| token as usize >= known) {
             return Err(Failure::new(FailureKind::InvalidRequest, "the text has a token that the model does not have"));
@@ -98,25 +96,20 @@ impl Tokenizer {
     }
 }
 
-/// Refuses a normaliser that would blow a text up: a replacement for nothing, or a long one.
-fn check_normaliser(tokenizer: &HfTokenizer) -> Result<(), Failure> {
-    let Some(normaliser) = tokenizer.get_normalizer() else { return Ok(()) };
-    let value = serde_json::to_value(normaliser)
-        .map_err(|error| invalid("tokenizer.json: bad normalizer").with_detail(error.to_string()))?;
-    let steps = match value.get("normalizers").and_then(Value::as_array) {
-        Some(steps) => steps.clone(),
-        None => vec![value],
-    };
-    for step in &steps {
-        let text = |key: &str| step.get(key).and_then(Value::as_str).unwrap_or_default();
-        let pattern = step.get("pattern").and_then(|pattern| pattern.get("String").or_else(|| pattern.get("Regex")));
-        let empty = pattern.and_then(Value::as_str).is_some_and(str::is_empty);
-        let nested = step.get("normalizers").is_some();
-        if empty || nested || text("content").len().max(text("prepend").len()) > REPLACEMENT_BYTES_MAX {
-            return Err(invalid("tokenizer.json: its normalizer is not one that we run"));
-        }
+impl ollmlx_worker_kit::engine::Tokenizer for Tokenizer {
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, Failure> {
+        self.encode(text, add_special, parse_special)
     }
-    Ok(())
+}
+
+/// What the file's template puts before and behind a text.
+fn frame(texts: &Bounded) -> Result<(Vec<TokenId>, Vec<TokenId>), Failure> {
+    const SAMPLE: &str = "a";
+    let refused = || invalid("tokenizer.json: its post_processor is not one that we run");
+    let bare = texts.ids(SAMPLE, true).map_err(|failure| refused().with_detail(failure.public))?;
+    let framed = texts.framed(SAMPLE).map_err(|error| refused().with_detail(error.to_string()))?;
+    let place = framed.windows(bare.len().max(1)).position(|part| part == bare).ok_or_else(refused)?;
+    Ok((framed[..place].to_vec(), framed[place + bare.len()..].to_vec()))
 }
 
 /// How token texts stand for bytes.
@@ -128,7 +121,8 @@ enum Spelling {
     SentencePiece,
 }
 
-fn build_vocab(tokenizer: &HfTokenizer, folder: &Path, vocab_size: usize) -> Result<Vocab, Failure> {
+fn build_vocab(texts: &Bounded, folder: &Path, vocab_size: usize) -> Result<Vocab, Failure> {
+    let tokenizer = &texts.inner;
     let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok()).unwrap_or_default();
     let spelling = if decoder.contains("\"ByteLevel\"") { Spelling::ByteLevel } else { Spelling::SentencePiece };
     let letters = byte_letters();
@@ -141,9 +135,6 @@ fn build_vocab(tokenizer: &HfTokenizer, folder: &Path, vocab_size: usize) -> Res
         }
     }
     let added = tokenizer.get_added_tokens_decoder();
-    if added.len() > ADDED_TOKENS_MAX {
-        return Err(invalid(format!("tokenizer.json adds more than {ADDED_TOKENS_MAX} tokens")));
-    }
     for (id, token) in added {
         // Gemma's text models ship the tokenizer of their siblings, whose image token they do not have.
         let Some(bytes) = vocab.bytes.get_mut(id as usize) else { continue };
@@ -156,7 +147,7 @@ fn build_vocab(tokenizer: &HfTokenizer, folder: &Path, vocab_size: usize) -> Res
         vocab.kinds[id as usize] = if token.special { TokenKind::Control } else { TokenKind::UserDefined };
     }
     vocab.add_space_prefix = spelling == Spelling::SentencePiece && strips_first_space(&decoder);
-    read_special_tokens(tokenizer, folder, &mut vocab)?;
+    read_special_tokens(texts, folder, &mut vocab)?;
     Ok(vocab)
 }
 
@@ -167,7 +158,8 @@ fn strips_first_space(decoder: &str) -> bool {
     strip || metaspace
 }
 
-fn read_special_tokens(tokenizer: &HfTokenizer, folder: &Path, vocab: &mut Vocab) -> Result<(), Failure> {
+fn read_special_tokens(texts: &Bounded, folder: &Path, vocab: &mut Vocab) -> Result<(), Failure> {
+    let tokenizer = &texts.inner;
     let settings = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let generation = read_object(&folder.join("generation_config.json"))?.unwrap_or_default();
     let config = read_object(&folder.join("config.json"))?.unwrap_or_default();
@@ -206,7 +198,7 @@ fn read_special_tokens(tokenizer: &HfTokenizer, folder: &Path, vocab: &mut Vocab
     vocab.ends = ends;
     vocab.add_bos = match settings.get("add_bos_token") {
         Some(Value::Bool(add)) => *add,
-        _ => adds_bos(tokenizer, vocab.bos),
+        _ => adds_bos(texts, vocab.bos),
     } && vocab.bos.is_some();
     vocab.infill = INFILL.iter().find_map(|[prefix, suffix, middle]| {
         let id = |name: &str| tokenizer.token_to_id(name).filter(valid);
@@ -215,8 +207,8 @@ fn read_special_tokens(tokenizer: &HfTokenizer, folder: &Path, vocab: &mut Vocab
     Ok(())
 }
 
-fn adds_bos(tokenizer: &HfTokenizer, bos: Option<TokenId>) -> bool {
-    tokenizer.encode_fast("a", true).is_ok_and(|encoding| bos.is_some() && encoding.get_ids().first().copied() == bos)
+fn adds_bos(texts: &Bounded, bos: Option<TokenId>) -> bool {
+    bos.is_some() && texts.framed("a").is_ok_and(|tokens| tokens.first().copied() == bos)
 }
 
 fn token_bytes(text: &str, spelling: Spelling, letters: &HashMap<char, u8>) -> Vec<u8> {
