@@ -107,7 +107,8 @@ pub(super) fn chosen(model_bytes: u64, names: &[String]) -> Result<Chosen, CliEr
         }
         return Err(CliError::Usage(format!("unknown fault {unknown:?}; known are {}", listed.join(", "))));
     }
-    let is_asked = |name: &str, kind: &str| names.is_empty() || names.iter().any(|asked| asked == name || asked == kind);
+    let is_asked =
+        |name: &str, kind: &str| names.is_empty() || names.iter().any(|asked| asked == name || asked == kind);
     let requests = requests::ALL.iter().filter(|request| is_asked(request.name, REQUESTS)).cloned().collect();
     let trials = trials.into_iter().filter(|trial| is_asked(name(&trial.fault), FAULTS)).collect();
     Ok(Chosen { trials, requests })

@@ -58,12 +58,7 @@ pub(super) const ALL: &[HostileRequest] = &[
     request("body-deep", "10^6 brackets", |_| "[".repeat(1_000_000), Answer::Refused("")),
 ];
 
-const fn request(
-    name: &'static str,
-    sent: &'static str,
-    body: fn(&str) -> String,
-    expected: Answer,
-) -> HostileRequest {
+const fn request(name: &'static str, sent: &'static str, body: fn(&str) -> String, expected: Answer) -> HostileRequest {
     HostileRequest { name, sent, path: "/api/chat", body, expected }
 }
 
@@ -113,8 +108,10 @@ fn turns(model: &str) -> String {
 }
 
 fn tools(model: &str) -> String {
-    let nested = (0..40).fold(json!({"type": "string"}), |inner, _| json!({"type": "object", "properties": {"x": inner}}));
-    let tool = json!({"type": "function", "function": {"name": "f", "description": "d".repeat(200), "parameters": nested}});
+    let nested =
+        (0..40).fold(json!({"type": "string"}), |inner, _| json!({"type": "object", "properties": {"x": inner}}));
+    let tool =
+        json!({"type": "function", "function": {"name": "f", "description": "d".repeat(200), "parameters": nested}});
     chat(model, "x", &json!({ "tools": vec![tool; 1_000] }))
 }
 
