@@ -7,7 +7,7 @@ use ollmlx_proto::RequestId;
 use ollmlx_supervisor::config::Keys;
 use ollmlx_supervisor::http::Crowd;
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
-use ollmlx_supervisor::types::{Client, Job, KeyName, Mono};
+use ollmlx_supervisor::types::{Caller, Job, KeyName, Mono};
 use serde_json::{Value, json};
 
 use crate::door::{Door, Ground, Reply};
@@ -188,8 +188,8 @@ async fn what_one_key_has_loaded_another_neither_unloads_nor_learns_the_path_of(
     door.close().await;
 }
 
-fn client(key: &str, address: u64) -> Client {
-    Client { key: (!key.is_empty()).then(|| KeyName::new(key)), address }
+fn client(key: &str, address: u64) -> Caller {
+    Caller { key: (!key.is_empty()).then(|| KeyName::new(key)), address }
 }
 
 /// A line of four: who gets in, of those that come one after the other. Nobody is ever served.

@@ -10,7 +10,7 @@ use ollmlx_supervisor::config::{Keys, Rules};
 use ollmlx_supervisor::http::fit::Question;
 use ollmlx_supervisor::http::{HttpConfig, learn};
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Scheduler, SchedulerConfig};
-use ollmlx_supervisor::types::{Client, Job, KeepAlive, LoadPlan, LoadWish, Mono, Shrink};
+use ollmlx_supervisor::types::{Caller, Job, KeepAlive, LoadPlan, LoadWish, Mono, Shrink};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -75,7 +75,7 @@ impl Desk {
     fn load(&mut self, plan: &LoadPlan, keep_alive: Option<KeepAlive>) {
         let request = RequestId(self.next_request);
         self.next_request += 1;
-        let (plan, client) = (Box::new(plan.clone()), Client::default());
+        let (plan, client) = (Box::new(plan.clone()), Caller::default());
         self.tell(Event::Arrived { request, job: Job::Load, plan, keep_alive, client });
     }
 
@@ -501,7 +501,7 @@ fn what_is_held_elsewhere_is_in_no_group_s_ceiling() {
     let mut out = Outbox::default();
     scheduler.step(Mono(1), Event::ElsewhereHeld { bytes: 500 }, &mut out);
     let plan = Box::new(plan("m", 1, 800, 800));
-    let (request, client) = (RequestId(1), Client::default());
+    let (request, client) = (RequestId(1), Caller::default());
     scheduler.step(Mono(2), Event::Arrived { request, job: Job::Load, plan, keep_alive: None, client }, &mut out);
     let ceilings = out.0.iter().filter_map(|effect| match effect {
         Effect::Spawn { ceiling_bytes, .. } => Some(*ceiling_bytes),
@@ -519,7 +519,7 @@ fn a_replaced_server_keeps_no_model_for_later() {
         job: Job::Run(harness::request(77, "")),
         plan: Box::new(plan("busy", 1, 800, 800)),
         keep_alive: Some(KeepAlive::Forever),
-        client: Client::default(),
+        client: Caller::default(),
     };
     desk.tell(busy);
     desk.tell(Event::Replaced);

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ollmlx_proto::{Failure, FailureKind, MemoryReport, ModelId, Ready, RequestId, WorkerId};
 use ollmlx_supervisor::limits;
 use ollmlx_supervisor::scheduler::{Effect, Event, Outbox, Push, Scheduler, SchedulerConfig};
-use ollmlx_supervisor::types::{Cause, Client, Job, KeepAlive, LoadPlan, Mono, Snapshot, Step, WorkerView};
+use ollmlx_supervisor::types::{Caller, Cause, Job, KeepAlive, LoadPlan, Mono, Snapshot, Step, WorkerView};
 
 use crate::together::Together;
 
@@ -143,7 +143,7 @@ pub(crate) struct World {
     /// What requests say; where it is empty, each says something else.
     pub(crate) text: String,
     /// Who they are from.
-    pub(crate) client: Client,
+    pub(crate) client: Caller,
     /// What the next request to arrive is answered.
     pub(crate) next_answer: Answer,
     workers_max: usize,
@@ -181,7 +181,7 @@ impl World {
             slots: 2,
             reports: None,
             text: String::new(),
-            client: Client::default(),
+            client: Caller::default(),
             next_answer: Answer::default(),
             incarnations: BTreeMap::new(),
             next_pid: 100,

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::identity::{Identity, Salt};
 use super::record::Record;
 use crate::os::clock::Clock;
-use crate::types::{Client, Job, KeepAlive, KeyName, LoadPlan, Mono, Outlook, Snapshot, TicketItem, WishedLoad};
+use crate::types::{Caller, Job, KeepAlive, KeyName, LoadPlan, Mono, Outlook, Snapshot, TicketItem, WishedLoad};
 use crate::worker::log_book::LogBook;
 
 /// What handles tell the driver.
@@ -28,7 +28,7 @@ pub(super) enum DriverCommand {
         plan: Box<LoadPlan>,
         keep_alive: Option<KeepAlive>,
         /// Who asks.
-        client: Client,
+        client: Caller,
         /// Where the answer goes.
         answer: mpsc::Sender<TicketItem>,
         /// For the record; `None` for what is no request.
@@ -103,13 +103,13 @@ impl Handle {
     /// Hands in a job. The request's id inside `Job::Run` is replaced by the driver's own. Never waits for more
     /// than room in the driver's queue; refusals arrive as `TicketItem::Failed`.
     pub async fn submit(&self, job: Job, plan: LoadPlan, keep_alive: Option<KeepAlive>) -> Ticket {
-        self.submit_for(Client::default(), job, plan, keep_alive).await
+        self.submit_for(Caller::default(), job, plan, keep_alive).await
     }
 
     /// The same for one client among others.
     pub async fn submit_for(
         &self,
-        client: Client,
+        client: Caller,
         mut job: Job,
         plan: LoadPlan,
         keep_alive: Option<KeepAlive>,
@@ -146,8 +146,8 @@ impl Handle {
 
     /// Somebody who asks from this address, which is told to nobody.
     #[must_use]
-    pub fn client(&self, key: Option<KeyName>, address: &impl Hash) -> Client {
-        Client { key, address: self.salt.word(address) }
+    pub fn caller(&self, key: Option<KeyName>, address: &impl Hash) -> Caller {
+        Caller { key, address: self.salt.word(address) }
     }
 
     /// Unload as soon as nothing runs. Returns at once; unknown models are fine.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::identity::Identity;
 use crate::catalog::{Backend, Correction, Details, ModelRef};
 use crate::scheduler::{Effect, Event};
-use crate::types::{Cause, Client, Job, KeepAlive, KeyName, LoadPlan, Terms};
+use crate::types::{Caller, Cause, Job, KeepAlive, KeyName, LoadPlan, Terms};
 
 /// One event, when it came, and what followed.
 #[derive(Debug, Serialize, Deserialize)]
@@ -73,7 +73,7 @@ pub(super) struct ArrivalLine {
     client: ClientLine,
 }
 
-/// [`Client`].
+/// [`Caller`].
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ClientLine {
@@ -180,12 +180,12 @@ impl KeepAliveLine {
 }
 
 impl ClientLine {
-    fn of(client: &Client) -> Self {
+    fn of(client: &Caller) -> Self {
         Self { key: client.key.as_ref().map(KeyName::to_string), address: client.address }
     }
 
-    fn client(self) -> Client {
-        Client { key: self.key.as_deref().map(KeyName::new), address: self.address }
+    fn client(self) -> Caller {
+        Caller { key: self.key.as_deref().map(KeyName::new), address: self.address }
     }
 }
 

@@ -93,13 +93,13 @@ async fn prepare(
     started: Mono,
 ) -> Result<Prepared, Rejection> {
     let (call, hold) = body.parse(endpoint.parse).await?;
-    let resolved = asker.resolve(state, &call.model).await;
+    let resolved = asker.resolve(&state.catalog, &call.model).await;
     let model = resolved.map_err(|error| model_error(endpoint, &call.model, &error))?;
     let framing = endpoint.dialect.framing;
     let mut encoder = (endpoint.encoder)(&call, meta(endpoint, &call));
     let watch = Stopwatch::new(state.handle.clone(), started, framing);
     if matches!(call.body, CallBody::Unload) {
-        asker.may_unload(state, &model.id)?;
+        asker.may_unload(&state.handle.snapshot(), &model.id)?;
         state.handle.unload(model.id.clone()).await;
         watch.set(encoder.as_mut());
         encoder.push(&TicketItem::Unloaded);
@@ -112,7 +112,7 @@ async fn prepare(
         let learned = state.learned.borrow();
         plan(call, &model, (&state.config, &learned), endpoint.verb)?
     };
-    let ticket = state.handle.submit_for(asker.client(state), job, plan, keep_alive).await;
+    let ticket = state.handle.submit_for(asker.caller(&state.handle), job, plan, keep_alive).await;
     // It is in the house now, which has a limit of its own.
     drop(hold);
     let pace = Pace::new(Arc::clone(&state.metrics), started);

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use ollmlx_proto::ModelId;
 
 use super::crowd::Peer;
-use super::state::AppState;
-use crate::catalog::{self, CatalogError, ModelRef};
+use crate::catalog::{Catalog, CatalogError, ModelRef, is_path};
 use crate::config::Right;
 use crate::dialect::Rejection;
-use crate::types::{Client, KeyName};
+use crate::driver::Handle;
+use crate::types::{Caller, KeyName, Snapshot};
 
 /// Whoever asks.
 #[derive(Clone, Debug)]
@@ -32,8 +32,8 @@ impl Asker {
     }
 
     /// As the line and the memory know it.
-    pub(super) fn client(&self, state: &AppState) -> Client {
-        state.handle.client(self.key.clone(), &Peer::of(self.address))
+    pub(super) fn caller(&self, handle: &Handle) -> Caller {
+        handle.caller(self.key.clone(), &Peer::of(self.address))
     }
 
     /// Whether it may do this.
@@ -52,8 +52,7 @@ impl Asker {
     ///
     /// # Errors
     /// 403 for one of others.
-    pub(super) fn may_unload(&self, state: &AppState, model: &ModelId) -> Result<(), Rejection> {
-        let snapshot = state.handle.snapshot();
+    pub(super) fn may_unload(&self, snapshot: &Snapshot, model: &ModelId) -> Result<(), Rejection> {
         let is_own = snapshot.of(model).is_none_or(|view| view.key == self.key);
         if is_own { Ok(()) } else { self.must(Right::Manage) }
     }
@@ -64,11 +63,11 @@ impl Asker {
     }
 
     /// The Modelfile of a model, with the files that it is made of where these are for it to know.
-    pub(super) fn modelfile(&self, state: &AppState, model: &ModelRef) -> String {
+    pub(super) fn modelfile(&self, catalog: &Catalog, model: &ModelRef) -> String {
         if self.right >= Right::Manage {
-            return state.catalog.modelfile(model);
+            return catalog.modelfile(model);
         }
-        state.catalog.modelfile(&ModelRef { weights: Vec::new(), adapters: Vec::new(), ..model.clone() })
+        catalog.modelfile(&ModelRef { weights: Vec::new(), adapters: Vec::new(), ..model.clone() })
     }
 
     /// Refuses a path, whether there is anything or not, where it may not name one.
@@ -76,7 +75,7 @@ impl Asker {
     /// # Errors
     /// 403 with what it would need.
     pub(super) fn must_not_be_path(&self, name: &str) -> Result<(), CatalogError> {
-        if self.names_paths || !catalog::is_path(name) {
+        if self.names_paths || !is_path(name) {
             return Ok(());
         }
         let who = match &self.key {
@@ -88,8 +87,8 @@ impl Asker {
     }
 
     /// The model of a name, or of a path where it may name one.
-    pub(super) async fn resolve(&self, state: &AppState, name: &str) -> Result<Arc<ModelRef>, CatalogError> {
+    pub(super) async fn resolve(&self, catalog: &Catalog, name: &str) -> Result<Arc<ModelRef>, CatalogError> {
         self.must_not_be_path(name)?;
-        state.catalog.resolve(name).await
+        catalog.resolve(name).await
     }
 }

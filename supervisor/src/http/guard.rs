@@ -15,7 +15,7 @@ use hyper::http::request::Parts;
 use super::asker::Asker;
 use super::config::HttpConfig;
 use super::host::{self, Authority, Host};
-use super::origin::{Allowed, Origin};
+use super::origin::{AllowedOrigins, PageOrigin};
 use super::respond::{HttpReply, empty, text};
 use crate::config::{Keys, Right};
 use crate::types::KeyName;
@@ -31,7 +31,7 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The rules, made once.
 #[derive(Debug)]
 pub(super) struct Guard {
-    origins: Allowed,
+    origins: AllowedOrigins,
     checks_host: bool,
     host_name: String,
     hosts: Vec<String>,
@@ -52,7 +52,7 @@ impl Guard {
         let host_name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
         let hosts: Vec<String> = config.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect();
         Self {
-            origins: Allowed::new(&config.origins),
+            origins: AllowedOrigins::new(&config.origins),
             checks_host: config.address.ip().is_loopback() || !hosts.is_empty(),
             host_name: host_name.to_ascii_lowercase(),
             hosts,
@@ -66,11 +66,11 @@ impl Guard {
             Ok(asked) => asked,
             Err(wrong) => return Clearance::Answer(text(400, wrong)),
         };
-        let allowed_origin = match Origin::of(&head.headers, asked.as_ref()) {
-            Origin::Own => None,
+        let allowed_origin = match PageOrigin::of(&head.headers, asked.as_ref()) {
+            PageOrigin::Own => None,
             _ if self.origins.any() => Some(HeaderValue::from_static("*")),
-            Origin::Other(origin) if self.origins.has(&origin) => HeaderValue::from_str(&origin).ok(),
-            Origin::Other(_) | Origin::Unnamed => return Clearance::Answer(empty(403)),
+            PageOrigin::Other(origin) if self.origins.has(&origin) => HeaderValue::from_str(&origin).ok(),
+            PageOrigin::Other(_) | PageOrigin::Unnamed => return Clearance::Answer(empty(403)),
         };
         let is_known = self.knows_host(asked.as_ref());
         if self.checks_host && !is_known {

@@ -28,7 +28,7 @@ pub(super) async fn show(state: &AppState, asker: &Asker, body: Body) -> Result<
     if request.name.is_empty() {
         return Err(Rejection::no_model());
     }
-    let model = asker.resolve(state, &request.name).await.map_err(|error| match error {
+    let model = asker.resolve(&state.catalog, &request.name).await.map_err(|error| match error {
         CatalogError::NotFound(_) => Rejection::unknown_model(&tagged(&request.name), None),
         CatalogError::NotCached { advice, .. } => Rejection::unknown_model(&tagged(&request.name), Some(&advice)),
         other => catalog_error(&other),
@@ -40,7 +40,7 @@ pub(super) async fn show(state: &AppState, asker: &Asker, body: Body) -> Result<
         }
     };
     put("license", Some(model.licenses.join("\n")));
-    put("modelfile", Some(asker.modelfile(state, &model)));
+    put("modelfile", Some(asker.modelfile(&state.catalog, &model)));
     put("parameters", Some(parameters(&model, request.options)));
     let (template, source) = model.template_in_use();
     put("template_in_use", request.template.clone().or_else(|| template.map(str::to_owned)));

@@ -19,7 +19,7 @@ pub(super) async fn list(state: &AppState) -> Result<HttpReply, Rejection> {
 
 /// `GET /v1/models/{id}`.
 pub(super) async fn one(state: &AppState, asker: &Asker, id: &str) -> Result<HttpReply, Rejection> {
-    let model = asker.resolve(state, id).await.map_err(|error| match error {
+    let model = asker.resolve(&state.catalog, id).await.map_err(|error| match error {
         CatalogError::NotFound(_) | CatalogError::InvalidName(_) => Rejection::unknown_model(id, None),
         other => catalog_error(&other),
     })?;

@@ -31,7 +31,7 @@ pub(super) async fn model(state: &AppState, asker: &Asker, name: &str) -> Result
     if name.is_empty() {
         return Err(Rejection::no_model());
     }
-    asker.resolve(state, name).await.map_err(|error| catalog_error(&error))
+    asker.resolve(&state.catalog, name).await.map_err(|error| catalog_error(&error))
 }
 
 /// `GET /api/ollmlx/server`: which process answers, why its last upgrade failed, and whether anybody may ask.

@@ -12,7 +12,7 @@ const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "0.0.0.0"];
 
 /// Where a request comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum PageOrigin {
     /// No page, or a page of this server itself.
     Own,
     /// A page or an app of others, as it was written; `null` is one that its browser doesn't name.
@@ -21,7 +21,7 @@ pub(super) enum Origin {
     Unnamed,
 }
 
-impl Origin {
+impl PageOrigin {
     /// Of a request for this authority.
     pub(super) fn of(headers: &HeaderMap, asked: Option<&Authority>) -> Self {
         let mut given = headers.get_all(ORIGIN).iter();
@@ -31,7 +31,7 @@ impl Origin {
             (Some(value), None) => value.to_str().ok(),
             (Some(_), Some(_)) => None,
         };
-        let Some(Parts { text, page }) = text.and_then(parts) else { return Self::Unnamed };
+        let Some(OriginParts { text, page }) = text.and_then(parts) else { return Self::Unnamed };
         match (page, asked) {
             (Some((default, page)), Some(asked))
                 if page.host == asked.host && page.port.unwrap_or(default) == asked.port.unwrap_or(default) =>
@@ -43,13 +43,13 @@ impl Origin {
     }
 }
 
-struct Parts<'a> {
+struct OriginParts<'a> {
     text: &'a str,
     /// Of a web page: the port that its scheme implies, and whose page it is.
     page: Option<(u16, Authority)>,
 }
 
-fn parts(text: &str) -> Option<Parts<'_>> {
+fn parts(text: &str) -> Option<OriginParts<'_>> {
     let (scheme, rest) = text.split_once("://")?;
     let is_scheme = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
     if !scheme.starts_with(|first: char| first.is_ascii_alphabetic()) || !scheme.bytes().all(is_scheme) {
@@ -61,20 +61,20 @@ fn parts(text: &str) -> Option<Parts<'_>> {
         // Nobody but the app says what this means; a list of origins it is not.
         _ => {
             let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b'@' | b'\\' | b'%');
-            return rest.bytes().all(is_plain).then_some(Parts { text, page: None });
+            return rest.bytes().all(is_plain).then_some(OriginParts { text, page: None });
         }
     };
-    Authority::parse(rest).ok().map(|page| Parts { text, page: Some((default, page)) })
+    Authority::parse(rest).ok().map(|page| OriginParts { text, page: Some((default, page)) })
 }
 
 /// Those that are allowed.
 #[derive(Debug)]
-pub(super) struct Allowed {
+pub(super) struct AllowedOrigins {
     any: bool,
     origins: Vec<String>,
 }
 
-impl Allowed {
+impl AllowedOrigins {
     /// Those of the settings, this machine's own, and apps.
     pub(super) fn new(further: &[String]) -> Self {
         let mut origins = further.to_vec();
@@ -120,21 +120,21 @@ mod tests {
 
     use super::*;
 
-    fn of(origins: &[&str], host: &str) -> Origin {
+    fn of(origins: &[&str], host: &str) -> PageOrigin {
         let mut headers = HeaderMap::new();
         for origin in origins {
             headers.append(ORIGIN, HeaderValue::from_bytes(origin.as_bytes()).unwrap());
         }
-        Origin::of(&headers, Authority::parse(host).ok().as_ref())
+        PageOrigin::of(&headers, Authority::parse(host).ok().as_ref())
     }
 
     #[test]
     fn an_origin_is_read_in_one_way_or_not_at_all() {
-        assert_eq!(of(&[], "a"), Origin::Own);
+        assert_eq!(of(&[], "a"), PageOrigin::Own);
         for own in ["http://a:80", "HTTP://A", "https://a", "http://a."] {
-            assert_eq!(of(&[own], "a"), Origin::Own, "{own}");
+            assert_eq!(of(&[own], "a"), PageOrigin::Own, "{own}");
         }
-        assert_eq!(of(&["http://a:11434"], "a:11434"), Origin::Own);
+        assert_eq!(of(&["http://a:11434"], "a:11434"), PageOrigin::Own);
         for other in [
             "http://a:81",
             "https://evil.example",
@@ -148,7 +148,7 @@ mod tests {
             "chrome-extension://abcdef",
             "moz-extension://0-1-2",
         ] {
-            assert_eq!(of(&[other], "a"), Origin::Other(other.to_owned()), "{other}");
+            assert_eq!(of(&[other], "a"), PageOrigin::Other(other.to_owned()), "{other}");
         }
         for unnamed in [
             "",
@@ -176,15 +176,15 @@ mod tests {
             "http//x",
             "b\u{fc}cher://x",
         ] {
-            assert_eq!(of(&[unnamed], "localhost"), Origin::Unnamed, "{unnamed}");
+            assert_eq!(of(&[unnamed], "localhost"), PageOrigin::Unnamed, "{unnamed}");
         }
-        assert_eq!(of(&["http://localhost", "http://evil.example"], "localhost"), Origin::Unnamed);
-        assert_eq!(of(&["http://localhost", "http://localhost"], "localhost"), Origin::Unnamed);
+        assert_eq!(of(&["http://localhost", "http://evil.example"], "localhost"), PageOrigin::Unnamed);
+        assert_eq!(of(&["http://localhost", "http://localhost"], "localhost"), PageOrigin::Unnamed);
     }
 
     #[test]
     fn s09_this_machine_s_own_and_apps_are_allowed_and_others_where_the_settings_say_so() {
-        let allowed = Allowed::new(&["https://*.example.com".to_owned(), "chrome-extension://*".to_owned()]);
+        let allowed = AllowedOrigins::new(&["https://*.example.com".to_owned(), "chrome-extension://*".to_owned()]);
         for fine in [
             "http://localhost",
             "http://localhost:3000",
@@ -216,6 +216,6 @@ mod tests {
         ] {
             assert!(!allowed.has(evil), "{evil}");
         }
-        assert!(!allowed.any() && Allowed::new(&["*".to_owned()]).has("https://evil.example"));
+        assert!(!allowed.any() && AllowedOrigins::new(&["*".to_owned()]).has("https://evil.example"));
     }
 }

@@ -8,10 +8,10 @@ use super::life::State;
 use super::model::Model;
 use super::view::View;
 use super::{failures, placement};
-use crate::types::{Client, LoadPlan};
+use crate::types::{Caller, LoadPlan};
 
 /// Whether a request with this plan may come in. What the server knows of the request itself is asked elsewhere.
-pub(super) fn admit(view: View<'_>, known: Option<&Model>, plan: &LoadPlan, client: &Client) -> Result<(), Failure> {
+pub(super) fn admit(view: View<'_>, known: Option<&Model>, plan: &LoadPlan, client: &Caller) -> Result<(), Failure> {
     if let Some(model) = known {
         if let State::Quarantined { until } = model.state {
             return Err(failures::quarantined(model.history.last_death.as_deref(), until, view.now));
@@ -33,7 +33,7 @@ pub(super) fn admit(view: View<'_>, known: Option<&Model>, plan: &LoadPlan, clie
 /// Whether one more of a client may wait for a model that `own` wait for. Where the line is full those still have room whose
 /// part is less than an even one, up to twice the line in all, so that a flood does not shut the others out. Whose part that
 /// is, is asked of keys; where one key has the whole line, of the addresses that use it, or of models.
-fn line_has_room(view: View<'_>, own: usize, client: &Client) -> bool {
+fn line_has_room(view: View<'_>, own: usize, client: &Caller) -> bool {
     let (most, waiting) = (view.config.queue_max, view.waiting());
     if waiting < most {
         return true;
@@ -46,7 +46,7 @@ fn line_has_room(view: View<'_>, own: usize, client: &Client) -> bool {
         (own < most.div_ceil(parts.max(1)), parts > 1)
     };
     let (mut keys, mut addresses) = (BTreeMap::new(), BTreeMap::new());
-    for Client { key, address } in view.models.iter().flat_map(|model| model.line.waiting()).map(|one| &one.client) {
+    for Caller { key, address } in view.models.iter().flat_map(|model| model.line.waiting()).map(|one| &one.client) {
         *keys.entry(key).or_insert(0_usize) += 1;
         if *key == client.key {
             *addresses.entry(address).or_insert(0_usize) += 1;

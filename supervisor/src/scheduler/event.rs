@@ -2,7 +2,7 @@
 
 use ollmlx_proto::{Failure, MemoryReport, ModelId, RequestId, WorkerId};
 
-use crate::types::{Cause, Client, Job, KeepAlive, LoadPlan};
+use crate::types::{Caller, Cause, Job, KeepAlive, LoadPlan};
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +18,7 @@ pub enum Event {
         /// `None` where the client said nothing: the last one said for this worker, or the default, holds.
         keep_alive: Option<KeepAlive>,
         /// Who asks.
-        client: Client,
+        client: Caller,
     },
     /// The client is gone (its ticket was dropped).
     Left {

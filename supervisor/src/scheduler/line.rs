@@ -18,7 +18,7 @@ use crate::limits::{CLIENTS_REMEMBERED_MAX, LOAD_FOR_NOBODY_MS, REQUEST_BYTES_KE
 use ollmlx_proto::{ModelId, Request, RequestId};
 
 use super::suspicion::Suspicion;
-use crate::types::{Client, Job, KeepAlive, KeyName, LoadPlan, Mono};
+use crate::types::{Caller, Job, KeepAlive, KeyName, LoadPlan, Mono};
 
 /// What a request is kept as: one prompt, however often it is granted.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub(super) struct Waiting {
     pub(super) plan: Box<LoadPlan>,
     pub(super) keep_alive: Option<KeepAlive>,
     /// Who asks.
-    pub(super) client: Client,
+    pub(super) client: Caller,
     pub(super) arrived: Mono,
     /// When it has waited too long.
     pub(super) deadline: Mono,
@@ -70,11 +70,11 @@ pub(super) struct Running {
 struct Turns {
     last: u64,
     keys: BTreeMap<Option<KeyName>, u64>,
-    clients: BTreeMap<Client, u64>,
+    clients: BTreeMap<Caller, u64>,
 }
 
 impl Turns {
-    fn take(&mut self, client: &Client) {
+    fn take(&mut self, client: &Caller) {
         self.last += 1;
         self.keys.insert(client.key.clone(), self.last);
         self.clients.insert(client.clone(), self.last);
@@ -302,9 +302,9 @@ fn same_kind(one: &LoadPlan, other: &LoadPlan) -> bool {
 /// more than [`REQUEST_BYTES_SHARE`] times what is left for others after it: three quarters where it is alone.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    of: BTreeMap<RequestId, (ModelId, usize, Client)>,
+    of: BTreeMap<RequestId, (ModelId, usize, Caller)>,
     bytes: usize,
-    shares: BTreeMap<Client, usize>,
+    shares: BTreeMap<Caller, usize>,
 }
 
 impl Requests {
@@ -322,13 +322,13 @@ impl Requests {
     }
 
     /// Whether one of so many bytes may be kept as well.
-    pub(super) fn has_room(&self, bytes: usize, client: &Client) -> bool {
+    pub(super) fn has_room(&self, bytes: usize, client: &Caller) -> bool {
         let left = REQUEST_BYTES_KEPT_MAX.checked_sub(self.bytes.saturating_add(bytes));
         let own = self.shares.get(&holder(client)).copied().unwrap_or(0);
         left.is_some_and(|left| own + bytes <= left * REQUEST_BYTES_SHARE)
     }
 
-    pub(super) fn insert(&mut self, request: RequestId, model: ModelId, (bytes, client): (usize, &Client)) {
+    pub(super) fn insert(&mut self, request: RequestId, model: ModelId, (bytes, client): (usize, &Caller)) {
         let holder = holder(client);
         *self.shares.entry(holder.clone()).or_default() += bytes;
         self.of.insert(request, (model, bytes, holder));
@@ -348,8 +348,8 @@ impl Requests {
 }
 
 /// All addresses that use a key are one.
-fn holder(client: &Client) -> Client {
-    Client { key: client.key.clone(), address: if client.key.is_some() { 0 } else { client.address } }
+fn holder(client: &Caller) -> Caller {
+    Caller { key: client.key.clone(), address: if client.key.is_some() { 0 } else { client.address } }
 }
 
 #[cfg(test)]
@@ -362,7 +362,7 @@ mod tests {
     fn line(clients: &[(u64, &str, u64)]) -> Line {
         let mut line = Line::default();
         for (id, key, address) in clients {
-            let client = Client { key: (!key.is_empty()).then(|| KeyName::new(key)), address: *address };
+            let client = Caller { key: (!key.is_empty()).then(|| KeyName::new(key)), address: *address };
             line.push(Waiting { client, ..waiting(*id, Suspicion::default()) });
         }
         line
@@ -394,7 +394,7 @@ mod tests {
         let mut line = line(&[(1, "a", 1), (2, "a", 1), (3, "a", 1)]);
         line.grant(Mono(0));
         line.grant(Mono(0));
-        let late = Client { key: Some(KeyName::new("b")), address: 1 };
+        let late = Caller { key: Some(KeyName::new("b")), address: 1 };
         line.push(Waiting { client: late, ..waiting(9, Suspicion::default()) });
         assert_eq!(line.head().map(|head| head.request.0), Some(9));
         let left = line.leave(RequestId(9), Mono(0));
@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn one_that_came_back_is_before_whoever_has_had_less() {
         let mut line = line(&[(2, "b", 1), (3, "", 1)]);
-        let back = Client { key: Some(KeyName::new("a")), address: 1 };
+        let back = Caller { key: Some(KeyName::new("a")), address: 1 };
         line.readmit(Waiting { client: back, came_back: true, ..waiting(9, Suspicion::default()) });
         assert_eq!(served(&mut line), [9, 2, 3]);
     }
@@ -413,30 +413,30 @@ mod tests {
     fn turns_of_a_crowd_are_forgotten_and_the_latest_are_not() {
         let (mut line, crowd) = (Line::default(), CLIENTS_REMEMBERED_MAX as u64 + 1);
         for address in 0..crowd {
-            line.push(Waiting { client: Client { key: None, address }, ..waiting(address, Suspicion::default()) });
+            line.push(Waiting { client: Caller { key: None, address }, ..waiting(address, Suspicion::default()) });
             line.grant(Mono(0));
             line.end(RequestId(address));
             assert!(line.turns.clients.len() <= CLIENTS_REMEMBERED_MAX);
         }
         assert_eq!(line.turns.clients.len(), CLIENTS_REMEMBERED_MAX / 2);
-        assert!(line.turns.clients.contains_key(&Client { key: None, address: crowd - 1 }));
+        assert!(line.turns.clients.contains_key(&Caller { key: None, address: crowd - 1 }));
     }
 
     #[test]
     fn the_last_byte_is_kept_and_one_more_is_not() {
         let mut requests = Requests::default();
         let model = ModelId("m".to_owned());
-        let (one, other) = (Client::default(), Client { key: Some(KeyName::new("a")), address: 1 });
+        let (one, other) = (Caller::default(), Caller { key: Some(KeyName::new("a")), address: 1 });
         let most = REQUEST_BYTES_KEPT_MAX / 4 * 3;
         assert!(requests.has_room(most, &one) && !requests.has_room(most + 1, &one));
         requests.insert(RequestId(1), model.clone(), (most, &one));
-        assert!(!requests.has_room(1, &one) && !requests.has_room(1, &Client { key: None, ..one.clone() }));
+        assert!(!requests.has_room(1, &one) && !requests.has_room(1, &Caller { key: None, ..one.clone() }));
         // Three quarters of what is left, and so on.
         let rest = REQUEST_BYTES_KEPT_MAX / 16 * 3;
         assert!(requests.has_room(rest, &other) && !requests.has_room(rest + 1, &other));
         requests.insert(RequestId(3), model.clone(), (rest, &other));
-        assert!(!requests.has_room(1, &Client { address: 2, ..other.clone() }), "of one key");
-        assert!(requests.has_room(1, &Client { address: 2, ..one.clone() }), "another address without one");
+        assert!(!requests.has_room(1, &Caller { address: 2, ..other.clone() }), "of one key");
+        assert!(requests.has_room(1, &Caller { address: 2, ..one.clone() }), "another address without one");
         requests.remove(RequestId(3));
         requests.remove(RequestId(1));
         requests.remove(RequestId(1));

@@ -56,7 +56,7 @@ pub use config::SchedulerConfig;
 pub use effect::{Effect, Outbox, Push};
 pub use event::Event;
 
-use crate::types::{Cause, Client, Fate, Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, Totals, WishedLoad};
+use crate::types::{Caller, Cause, Fate, Job, KeepAlive, LoadPlan, Mono, Outlook, Snapshot, Totals, WishedLoad};
 use history::Rng;
 use ledger::Ledger;
 use life::{Action, DrainReason, Input, Rung, State};
@@ -224,7 +224,7 @@ impl Scheduler {
         request: RequestId,
         job: Job,
         plan: Box<LoadPlan>,
-        (keep_alive, client): (Option<KeepAlive>, Client),
+        (keep_alive, client): (Option<KeepAlive>, Caller),
         out: &mut Outbox,
     ) {
         if self.requests.has(request) {
@@ -245,7 +245,7 @@ impl Scheduler {
     }
 
     /// Why it is turned away at once.
-    fn admit(&self, (job, bytes): (&Job, usize), plan: &LoadPlan, client: &Client) -> Result<(), Failure> {
+    fn admit(&self, (job, bytes): (&Job, usize), plan: &LoadPlan, client: &Caller) -> Result<(), Failure> {
         if self.leaving {
             return Err(failures::shutting_down());
         }

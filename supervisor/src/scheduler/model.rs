@@ -10,7 +10,7 @@ use super::history::History;
 use super::life::State;
 use super::line::{Line, serves};
 use crate::catalog::ModelRef;
-use crate::types::{Cause, Client, KeepAlive, LoadPlan, ModelDeaths, Mono};
+use crate::types::{Caller, Cause, KeepAlive, LoadPlan, ModelDeaths, Mono};
 
 /// The present process, or the last one until it is reaped.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Process {
 pub(super) struct Stay {
     pub(super) keep_alive: KeepAlive,
     /// Whose word that is: whoever asked last, unless an earlier one keeps it for ever.
-    pub(super) client: Client,
+    pub(super) client: Caller,
     /// As the last request said.
     pub(super) priority: i32,
     /// When it last got or ended a request.
@@ -76,7 +76,7 @@ pub(super) struct Stay {
 impl Stay {
     /// A request of this client is served; it may have said how long the model stays after it. Nobody shortens what another key
     /// has asked for.
-    pub(super) fn asked(&mut self, client: &Client, keep_alive: Option<KeepAlive>) {
+    pub(super) fn asked(&mut self, client: &Caller, keep_alive: Option<KeepAlive>) {
         let asked = keep_alive.unwrap_or(self.keep_alive);
         if self.client.key != client.key && asked.ms() < self.keep_alive.ms() {
             return;
@@ -121,7 +121,7 @@ impl Model {
             state: State::Absent,
             line: Line::default(),
             process: Process::default(),
-            stay: Stay { keep_alive, client: Client::default(), priority: 0, last_used: Mono(0) },
+            stay: Stay { keep_alive, client: Caller::default(), priority: 0, last_used: Mono(0) },
             history: History::default(),
             incident: None,
         }

@@ -1,8 +1,8 @@
 //! The words that all rooms share: plain values without a clock, a task or a lock. This room knows nobody but the catalogue's
 //! [`crate::catalog::ModelRef`]; whatever two rooms say to each other about a model, a request or a death stands here.
 
+mod caller;
 mod cause;
-mod client;
 mod death;
 mod outlook;
 mod plan;
@@ -10,8 +10,8 @@ mod snapshot;
 mod ticket;
 mod time;
 
+pub use caller::{Caller, KeyName};
 pub use cause::{Cause, too_large};
-pub use client::{Client, KeyName};
 pub use death::{After, DeathRecord, Fate, HeldRequest, ModelDeaths};
 pub use outlook::{LoadWish, Outlook, Prospect, WishedLoad};
 pub use plan::{Job, KeepAlive, LoadPlan, Shrink, Terms};

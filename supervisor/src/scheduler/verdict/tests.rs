@@ -9,7 +9,7 @@ use ollmlx_proto::{Failure, FailureKind, Incarnation, LoadSpec, MemoryModel, Mem
 use super::*;
 use crate::catalog::{Details, ModelRef};
 use crate::scheduler::line::Kept;
-use crate::types::{Client, LoadPlan, Terms};
+use crate::types::{Caller, LoadPlan, Terms};
 
 fn load_failed(retry: Retry) -> Cause {
     let mut failure = Failure::new(FailureKind::LoadFailed, "bad file");
@@ -110,7 +110,7 @@ pub(in crate::scheduler) fn waiting(id: u64, suspicion: Suspicion) -> Waiting {
         job: Kept::Load,
         plan: plan(),
         keep_alive: None,
-        client: Client::default(),
+        client: Caller::default(),
         arrived: Mono(0),
         deadline: Mono(u64::MAX),
         came_back: false,

@@ -29,7 +29,7 @@ impl fmt::Display for KeyName {
 
 /// Who asks: first by its key, then by where it asks from. Those who bring no key are one key, so to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Client {
+pub struct Caller {
     /// The key that it brought.
     pub key: Option<KeyName>,
     /// Its address, salted: it tells two of them apart, and nobody can be found by it.
