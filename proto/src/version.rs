@@ -1,8 +1,9 @@
 //! Protocol versions: the worker offers, the supervisor chooses.
 
 /// What this build speaks. 3: `Trim`, and a resumed `Run` says how exactly it is to go on. 4: `Pause` and `Continue`. 5: a
-/// `Load` says how attention is computed, and a failure no longer who is to blame, and a `Run` says when it was asked. Earlier ones were never released.
-pub const PROTOCOL_VERSION: u16 = 5;
+/// `Load` says how attention is computed, and a failure no longer who is to blame, and a `Run` says when it was asked. 6: a
+/// worker no longer dials, its standard input is the stream. Earlier ones were never released.
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// Every version this build speaks, best last.
 pub const PROTOCOL_VERSIONS: &[u16] = &[PROTOCOL_VERSION];

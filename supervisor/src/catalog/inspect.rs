@@ -9,14 +9,14 @@ use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::limits::{
-    CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS, INSPECT_WAIT_MS_MAX,
-    INSPECTIONS_MAX, LOG_TAIL_BYTES_MAX,
+    CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_DATA_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS,
+    INSPECT_WAIT_MS_MAX, INSPECTIONS_MAX, LOG_TAIL_BYTES_MAX,
 };
 use ollmlx_proto::{Failure, FailureKind, FlashAttention, ModelCard};
 use serde_json::{Value, json};
@@ -24,8 +24,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::timeout;
 
+use super::CatalogConfig;
 use super::model::Backend;
 use super::store::read_bounded;
+use crate::os::sandbox::{Grants, Launcher};
 
 /// What is to be inspected.
 #[derive(Clone, Debug)]
@@ -46,6 +48,7 @@ pub(crate) struct Subject {
 #[derive(Debug)]
 pub(crate) struct Inspector {
     worker_dir: PathBuf,
+    launcher: Launcher,
     cards_dir: PathBuf,
     flash_attention: FlashAttention,
     turns: Semaphore,
@@ -76,11 +79,12 @@ struct KnownCard {
 const CARD_VERSION: u64 = 1;
 
 impl Inspector {
-    pub(crate) fn new(worker_dir: PathBuf, state_dir: &Path, flash_attention: FlashAttention) -> Self {
+    pub(crate) fn new(config: &CatalogConfig) -> Self {
         Self {
-            worker_dir,
-            cards_dir: state_dir.join("cards"),
-            flash_attention,
+            worker_dir: config.worker_dir.clone(),
+            launcher: config.launcher.clone(),
+            cards_dir: config.state_dir.join("cards"),
+            flash_attention: config.flash_attention,
             turns: Semaphore::new(INSPECTIONS_MAX),
             memory: Mutex::default(),
         }
@@ -204,7 +208,12 @@ impl Inspector {
 
     async fn run(&self, subject: &Subject) -> Result<(ModelCard, usize), Failure> {
         let program = self.program(subject.backend);
-        let mut child = crate::os::process::command(&program)
+        let grants = Grants { read: subject.paths.clone(), socket: None, data_bytes_max: Some(INSPECT_DATA_BYTES_MAX) };
+        let mut command = self
+            .launcher
+            .command(&program, grants)
+            .map_err(|error| Failure::new(FailureKind::LoadFailed, error.to_string()))?;
+        let mut child = command
             .arg("inspect")
             .args(&subject.paths)
             .stdin(Stdio::null())

@@ -29,7 +29,25 @@ pub async fn run(client: &Client, args: args::PsArgs) -> Result<(), CliError> {
     }
     // A server of another make has no such page, and was not upgraded.
     let server = client.get("/api/ollmlx/server").await.unwrap_or_default();
-    print(&format!("{}\n{}{}", workers(&answer, prefix), ledger(&answer, prefix), upgrade(&server)))
+    print(&format!("{}\n{}{}{}", workers(&answer, prefix), ledger(&answer, prefix), sandbox(&server), upgrade(&server)))
+}
+
+/// Which walls are around the processes.
+fn sandbox(server: &Value) -> String {
+    let told = &server["worker_sandbox"];
+    let words = |key: &str, between: &str| {
+        let words = told[key].as_array().map_or(&[][..], Vec::as_slice);
+        words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(between)
+    };
+    match told["policy"].as_str() {
+        None => String::new(),
+        Some("off") => "worker sandbox: off\n".to_owned(),
+        Some(_) => {
+            let missing = words("missing", "; ");
+            let missing = if missing.is_empty() { missing } else { format!("; this system lacks {missing}") };
+            format!("worker sandbox: {}{missing}\n", words("walls", ", "))
+        }
+    }
 }
 
 /// Why the last upgrade failed, if it did.
@@ -259,6 +277,18 @@ mod tests {
         let server = json!({"pid": 7, "upgrade_error": "the new server did not start: line 2"});
         assert_eq!(upgrade(&server), "the last upgrade failed: the new server did not start: line 2\n");
         assert_eq!(upgrade(&json!({"pid": 7, "upgrade_error": null})) + &upgrade(&Value::Null), "");
+    }
+
+    #[test]
+    fn the_walls_are_a_line() {
+        let told = |policy: &str, missing: &[&str]| {
+            let walls = if policy == "off" { &[][..] } else { &["no capabilities", "Landlock 2"] };
+            sandbox(&json!({"worker_sandbox": {"policy": policy, "walls": walls, "missing": missing}}))
+        };
+        assert_eq!(told("auto", &[]), "worker sandbox: no capabilities, Landlock 2\n");
+        let lacks = "worker sandbox: no capabilities, Landlock 2; this system lacks a; b\n";
+        assert_eq!(told("require", &["a", "b"]), lacks);
+        assert_eq!(told("off", &[]) + &sandbox(&Value::Null), "worker sandbox: off\n");
     }
 
     #[test]

@@ -32,13 +32,19 @@ pub(super) async fn model(state: &AppState, name: &str) -> Result<Arc<ModelRef>,
     state.catalog.resolve(name).await.map_err(|error| catalog_error(&error))
 }
 
-/// `GET /api/ollmlx/server`: which process answers, and why its last upgrade failed.
+/// `GET /api/ollmlx/server`: which process answers, why its last upgrade failed, and which walls are around workers.
 pub(super) fn server(state: &AppState) -> HttpReply {
+    let launcher = state.handle.launcher();
     let body = json!({
         "pid": std::process::id(),
         "version": state.config.version,
         "started_at": rfc3339_local(state.handle.wall_clock_of(Mono(0))),
         "upgrade_error": *state.upgrade.borrow(),
+        "worker_sandbox": {
+            "policy": launcher.policy().as_str(),
+            "walls": launcher.walls().stand,
+            "missing": launcher.walls().missing,
+        },
     });
     json_reply(200, body.to_string())
 }
