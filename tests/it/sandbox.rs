@@ -147,7 +147,7 @@ fn attacked(variables: &[(&str, &str)]) -> (Home, String, String) {
     let (neighbour, attacker) = (home.path("models/neighbour.gguf"), home.path("models/attacker.gguf"));
     targets.write(&neighbour);
     targets.write(&attacker);
-    let loaded = home.command(&["run", neighbour.to_str().unwrap(), "--keepalive=-1", ""]);
+    let loaded = home.command(&["run", neighbour.to_str().unwrap(), "--keepalive=1h", ""]);
     let processes = home.workers();
     assert_eq!(processes.len(), 1, "{}\n{}", String::from_utf8_lossy(&loaded.stderr), home.log());
     let processes = [&processes[..], &[home.pid()]].concat();

@@ -54,6 +54,14 @@ pub fn command(program: &Path) -> Command {
     command
 }
 
+/// A program that this process is to become: no child, so nobody waits for it.
+#[expect(clippy::disallowed_methods, reason = "everybody else comes here")]
+pub fn image(program: &Path, arguments: &[OsString]) -> std::process::Command {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments);
+    command
+}
+
 /// Starts this program as a server. It inherits the environment except variables that begin with `private_prefix`, and gets
 /// `variables`.
 ///

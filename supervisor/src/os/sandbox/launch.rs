@@ -1,7 +1,6 @@
 //! The launcher's own part: dial, wall in, become the worker.
 
 use std::convert::Infallible;
-use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -10,56 +9,15 @@ use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{Policy, system};
+#[cfg(target_os = "linux")]
+use super::linux as system;
+#[cfg(not(target_os = "linux"))]
+use super::macos as system;
+use super::terms::{Launch, Policy};
 use crate::limits::MODEL_LINKS_MAX;
-
-/// What the launcher is told. It goes through its arguments, which hold no secret; those are in the environment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Launch {
-    /// What is asked of the walls.
-    pub policy: Policy,
-    /// Of Landlock no more is used than was there in this version.
-    pub landlock_abi_max: Option<i32>,
-    /// Dialled, it becomes the program's standard input.
-    pub socket: Option<PathBuf>,
-    /// Files and folders that may be read.
-    pub read: Vec<PathBuf>,
-    /// The dynamic linker, where there is one.
-    pub loader: Option<PathBuf>,
-    /// Memory that the program may have.
-    pub data_bytes_max: Option<u64>,
-    /// What to become.
-    pub program: PathBuf,
-    /// With these arguments.
-    pub arguments: Vec<OsString>,
-}
+use crate::os::process;
 
 impl Launch {
-    /// As the command line that says the same.
-    #[must_use]
-    pub fn to_arguments(&self) -> Vec<OsString> {
-        let mut words = vec![OsString::from("launch"), format!("--policy={}", self.policy.as_str()).into()];
-        let mut option = |name: &str, value: &OsStr| {
-            let mut word = OsString::from(format!("--{name}="));
-            word.push(value);
-            words.push(word);
-        };
-        if let Some(version) = self.landlock_abi_max {
-            option("landlock-abi-max", version.to_string().as_ref());
-        }
-        if let Some(bytes) = self.data_bytes_max {
-            option("data-bytes-max", bytes.to_string().as_ref());
-        }
-        let paths = self.socket.iter().map(|path| ("socket", path));
-        let paths = paths.chain(self.loader.iter().map(|path| ("loader", path)));
-        for (name, path) in paths.chain(self.read.iter().map(|path| ("read", path))) {
-            option(name, path.as_os_str());
-        }
-        words.extend([OsString::from("--"), self.program.clone().into_os_string()]);
-        words.extend(self.arguments.iter().cloned());
-        words
-    }
-
     /// Becomes the program. Returns only where that failed.
     ///
     /// # Errors
@@ -73,7 +31,7 @@ impl Launch {
         // Ours are closed by `exec` anyway; whoever started the server may have left others open.
         close_fds::CloseFdsBuilder::new().cloexecfrom(3);
         let command = match self.policy {
-            Policy::Off => plain(&program, &self.arguments),
+            Policy::Off => process::image(&program, &self.arguments),
             Policy::Auto | Policy::Require => self.walled(&program)?,
         };
         become_it(command, &program)
@@ -101,14 +59,6 @@ impl Launch {
 /// Sets both limits, so that nobody raises it again.
 fn limit(resource: Resource, bytes: u64) -> io::Result<()> {
     Ok(setrlimit(resource, Rlimit { current: Some(bytes), maximum: Some(bytes) })?)
-}
-
-/// A command without walls of its own.
-#[expect(clippy::disallowed_methods, reason = "it is no child: this process becomes it")]
-pub(super) fn plain(program: &Path, arguments: &[OsString]) -> Command {
-    let mut command = Command::new(program);
-    command.args(arguments);
-    command
 }
 
 /// Files that links in a model's folder lead to. That they may be followed was seen to by whoever found the folder.

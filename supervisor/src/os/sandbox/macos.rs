@@ -6,7 +6,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::{Launch, Walls};
+use super::terms::{Launch, Walls};
+use crate::os::process;
 
 /// It becomes the program that it is told, in the same process.
 const SANDBOX_EXEC: &str = "/usr/bin/sandbox-exec";
@@ -44,11 +45,11 @@ pub(super) fn wall_in(_launch: &Launch, _program: &Path) -> Vec<String> {
 /// Starts the program behind its profile.
 pub(super) fn command(launch: &Launch, program: &Path) -> std::process::Command {
     if !missing().is_empty() {
-        return super::launch::plain(program, &launch.arguments);
+        return process::image(program, &launch.arguments);
     }
     let mut words = vec![OsString::from("-p"), profile(launch, program).into(), program.as_os_str().to_owned()];
     words.extend(launch.arguments.iter().cloned());
-    super::launch::plain(Path::new(SANDBOX_EXEC), &words)
+    process::image(Path::new(SANDBOX_EXEC), &words)
 }
 
 /// Whether the system has the wall.

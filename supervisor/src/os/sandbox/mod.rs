@@ -22,6 +22,7 @@ mod libraries;
 mod linux;
 #[cfg(not(target_os = "linux"))]
 mod macos;
+mod terms;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,42 +35,12 @@ use self::macos as system;
 #[cfg(target_os = "linux")]
 use linux as system;
 
-pub use launch::Launch;
+pub use terms::{Launch, Policy, Walls};
 
 use super::process;
 
 /// Tells a worker that it is walled in, and what is asked of the last wall, which it puts up itself.
 const TOLD: &str = "OLLMLX_SANDBOX";
-
-/// What is asked of the walls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// As many as the system has.
-    Auto,
-    /// All of them, or nothing is started.
-    Require,
-    /// None.
-    #[default]
-    Off,
-}
-
-impl Policy {
-    /// The word for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Require => "require",
-            Self::Off => "off",
-        }
-    }
-
-    /// Of the word.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Auto, Self::Require, Self::Off].into_iter().find(|policy| policy.as_str() == text)
-    }
-}
 
 /// What one process may do beside computing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,15 +51,6 @@ pub struct Grants {
     pub socket: Option<PathBuf>,
     /// Memory of its own that it may have; `None` is as much as there is.
     pub data_bytes_max: Option<u64>,
-}
-
-/// Which walls stand.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Walls {
-    /// Those that do, in words.
-    pub stand: Vec<String>,
-    /// What the system lacks, in words.
-    pub missing: Vec<String>,
 }
 
 /// Starts walled-in processes. Cheap to clone.

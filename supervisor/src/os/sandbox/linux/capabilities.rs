@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use super::Plan;
+use super::plan::Plan;
 
 /// Capabilities that there may ever be.
 const CAPABILITIES_MAX: u32 = 64;
@@ -37,8 +37,8 @@ pub(super) fn drop_all(plan: &Plan<'_>, is_confined: bool) -> io::Result<()> {
 /// Whether all that is granted can be read by this user as such.
 fn is_readable_without(plan: &Plan<'_>, now: CapabilitySets) -> io::Result<bool> {
     set_capabilities(None, CapabilitySets { effective: CapabilitySet::empty(), ..now })?;
-    let paths = plan.read.iter().map(std::path::PathBuf::as_path).chain(plan.run.iter().copied());
-    let is_readable = paths.fold(true, |readable, path| readable && !is_denied(path));
+    let mut paths = plan.read.iter().map(std::path::PathBuf::as_path).chain(plan.run.iter().copied());
+    let is_readable = paths.all(|path| !is_denied(path));
     set_capabilities(None, now)?;
     Ok(is_readable)
 }

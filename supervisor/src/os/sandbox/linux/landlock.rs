@@ -7,7 +7,8 @@ use landlock::{
     RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 
-use super::{Plan, places};
+use super::places;
+use super::plan::Plan;
 
 /// Rights of the newest version that the library knows; the kernel's own version decides which of them there are.
 const NEWEST: ABI = ABI::V10;

@@ -9,19 +9,16 @@
 mod capabilities;
 mod landlock;
 mod places;
+mod plan;
 mod seccomp;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{Launch, Walls};
+use plan::Plan;
 
-/// What each wall is to know.
-struct Plan<'a> {
-    landlock_abi_max: Option<i32>,
-    read: &'a [PathBuf],
-    run: Vec<&'a Path>,
-}
+use super::terms::{Launch, Walls};
+use crate::os::process;
 
 /// Walls this process in; what can't be is returned in words.
 pub(super) fn wall_in(launch: &Launch, program: &Path) -> Vec<String> {
@@ -32,7 +29,7 @@ pub(super) fn wall_in(launch: &Launch, program: &Path) -> Vec<String> {
 
 /// What the program is then started with.
 pub(super) fn command(launch: &Launch, program: &Path) -> std::process::Command {
-    super::launch::plain(program, &launch.arguments)
+    process::image(program, &launch.arguments)
 }
 
 /// Puts the walls up around a thread that has nothing to do and ends: what stood there stands anywhere.

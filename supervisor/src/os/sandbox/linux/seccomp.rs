@@ -169,7 +169,7 @@ const CLONE_LOOKED_AT: i32 = libc::CLONE_THREAD
 const OPEN_TO_READ: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
 const OPEN_DEVICES: i32 = libc::O_CREAT | libc::O_TRUNC;
 /// Controls that type for others, or let the kernel signal others.
-const IOCTLS_DENIED: [u64; 4] = [libc::TIOCSTI as u64, libc::TIOCLINUX as u64, FIOSETOWN, SIOCSPGRP];
+const IOCTLS_DENIED: [u64; 4] = [libc::TIOCSTI, libc::TIOCLINUX, FIOSETOWN, SIOCSPGRP];
 /// `asm-generic/sockios.h`.
 const FIOSETOWN: u64 = 0x8901;
 const SIOCSPGRP: u64 = 0x8902;
