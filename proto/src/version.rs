@@ -2,7 +2,7 @@
 
 /// What this build speaks. 3: `Trim`, and a resumed `Run` says how exactly it is to go on. 4: `Pause` and `Continue`. 5: a
 /// `Load` says how attention is computed, and a failure no longer who is to blame, and a `Run` says when it was asked. 6: a `Run`
-/// says whose caches it shares. Earlier ones were never released.
+/// says whose caches it shares; a worker no longer dials, its standard input is the stream. Earlier ones were never released.
 pub const PROTOCOL_VERSION: u16 = 6;
 
 /// Every version this build speaks, best last.

@@ -1,9 +1,10 @@
-//! A worker driven without the supervisor: its socket, one load, greedy completions one after another.
+//! A worker driven without the supervisor: a socket, one load, greedy completions one after another.
 //!
 //! This is the only place that knows the product's protocol. It blocks: nothing else happens meanwhile.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,7 +18,6 @@ use ollmlx_proto::{
 };
 
 const TIMEOUT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(2);
 const TOKEN: [u8; 32] = [7; 32];
 
 /// A worker process of ours.
@@ -27,30 +27,23 @@ pub(crate) struct Worker {
     stream: UnixStream,
     decoder: Decoder,
     requests: u64,
-    // Its folder goes last.
-    _home: tempfile::TempDir,
 }
 
 impl Worker {
     /// Starts the program and loads the model for one slot.
     pub(crate) fn start(program: &Path, model: &Path, context_tokens: u32, threads: u16) -> Result<Self> {
-        let home = tempfile::tempdir()?;
-        let socket = home.path().join("w.sock");
-        let listener = UnixListener::bind(&socket)?;
-        listener.set_nonblocking(true)?;
-        let mut child = Command::new(program)
-            .env("OLLMLX_SOCKET", &socket)
+        let (stream, theirs) = UnixStream::pair()?;
+        let child = Command::new(program)
             .env("OLLMLX_TOKEN", TOKEN.map(|byte| format!("{byte:02x}")).concat())
             .env("OLLMLX_MODEL", "0".repeat(64))
             .env("OLLMLX_INCARNATION", "1")
-            .stdin(Stdio::null())
+            .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
-        let stream = accept(&listener, &mut child)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        let mut worker = Self { child, stream, decoder: Decoder::new(), requests: 0, _home: home };
+        let mut worker = Self { child, stream, decoder: Decoder::new(), requests: 0 };
         let FromWorker::Hello(hello) = worker.next()? else { bail!("the worker's first frame is no hello") };
         let expected = WorkerId { model: ModelId("0".repeat(64)), incarnation: Incarnation(1) };
         ensure!(hello.worker == expected && hello.token == TOKEN, "the worker took another name");
@@ -134,30 +127,6 @@ impl Worker {
             ensure!(count > 0, "the worker closed its socket");
             self.decoder.push(&buffer[..count]);
         }
-    }
-}
-
-/// Waits until the worker dials in.
-fn accept(listener: &UnixListener, child: &mut Child) -> Result<UnixStream> {
-    let started = Instant::now();
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                return Ok(stream);
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(status) = child.try_wait()? {
-            bail!("the worker left with {status} before it dialled in");
-        }
-        if started.elapsed() > TIMEOUT {
-            child.kill()?;
-            child.wait()?;
-            bail!("the worker did not dial in within {TIMEOUT:?}");
-        }
-        std::thread::sleep(POLL);
     }
 }
 

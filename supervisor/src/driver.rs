@@ -36,6 +36,7 @@ pub use crate::types::TicketItem;
 pub use handle::{Handle, Ticket, deadline_passed};
 pub use record::Record;
 
+use crate::os::sandbox::Launcher;
 use crate::os::worker_cgroup::CgroupParent;
 use crate::os::{clock::Clock, rng};
 use crate::scheduler::{Scheduler, SchedulerConfig};
@@ -50,6 +51,8 @@ use record::Recorder;
 pub struct DriverConfig {
     /// Where the worker programs are; `None` is beside our own.
     pub worker_dir: Option<PathBuf>,
+    /// Starts them, behind their walls.
+    pub launcher: Launcher,
     /// Where the folder of the socket is made; `None` is the temporary folder.
     pub runtime_dir: Option<PathBuf>,
     /// For the pure core.
@@ -66,6 +69,7 @@ impl Default for DriverConfig {
     fn default() -> Self {
         Self {
             worker_dir: None,
+            launcher: Launcher::default(),
             runtime_dir: None,
             scheduler: SchedulerConfig::default(),
             frame_timeout_ms: limits::FRAME_TIMEOUT_MS,
@@ -119,7 +123,7 @@ pub async fn start(config: DriverConfig) -> io::Result<(Handle, Driver)> {
     let clock = Clock::start();
     let scheduler = Scheduler::new(config.scheduler.clone(), seed);
     // Limits and the like are known before anything happens.
-    let (handle, inbox) = handle::pair(clock, scheduler.snapshot(), Salt(rng::seed()?));
+    let (handle, inbox) = handle::pair(clock, config.launcher.clone(), scheduler.snapshot(), Salt(rng::seed()?));
     let recorder = Recorder::new(config.scheduler.clone(), seed);
     let task = task::Task::new(config, clock, (scheduler, recorder), listener.path(), inbox);
     let task = tokio::spawn(task.run(listener));

@@ -265,6 +265,15 @@ pub const LOG_MODELS_MAX: usize = 32;
 pub const LOG_TAIL_BYTES_MAX: usize = 64 * 1024;
 /// An inspection must end within this.
 pub const INSPECT_TIMEOUT_MS: u64 = 30_000;
+/// Memory of its own that an inspector may have: many times what the largest headers take.
+pub const INSPECT_DATA_BYTES_MAX: u64 = 2 << 30;
+/// A worker without a control group may set aside this much above the mark at which it is killed. The system counts what is set
+/// aside and not what is touched, and threads' stacks are among it; so this catches only what grows faster than it is measured.
+pub const WORKER_DATA_BYTES_SPARE: u64 = 4 << 30;
+/// Libraries that a worker is granted one by one.
+pub const LIBRARIES_MAX: usize = 256;
+/// Entries of a model's folder that are looked at for links: a model may have a file for each of its tensors.
+pub const MODEL_LINKS_MAX: usize = 16 * 1024;
 
 // --- the store ---
 /// Bytes of the host part of a model name.

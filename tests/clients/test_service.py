@@ -299,10 +299,11 @@ class Notify(Served):
                 self.until_gone(new)
 
     def test_row_36_38_a_worker_gets_neither_the_manager_s_address_nor_the_lock(self):
-        server = self.server(NOTIFY_SOCKET="@ollmlx-test-nobody", WATCHDOG_USEC="60000000", OLLMLX_WORKER_DIR=self.spies())
+        server = self.server(NOTIFY_SOCKET="@ollmlx-test-nobody", WATCHDOG_USEC="60000000", OLLMLX_WORKER_DIR=self.spies(),
+                             OLLMLX_WORKER_SANDBOX="off")
         server.call("POST", "/api/show", {"model": house.FILES["gguf"]["smol"]})
         told = house.until("spied", SIGN_S, lambda: self.spied.exists() and self.spied.read_text())
-        self.assertIn("HOME=", told)
+        self.assertIn("PWD=", told)
         self.assertIn(" 0 -> ", told)
         self.assertNotRegex(told, "NOTIFY_SOCKET|WATCHDOG|serve.lock")
 

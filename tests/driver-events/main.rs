@@ -31,6 +31,7 @@ async fn measure() {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("our own file");
     let mut config = DriverConfig {
         worker_dir: Some(folder.path().to_owned()),
+        launcher: harness::launcher_beside(),
         runtime_dir: Some(folder.path().to_owned()),
         ..DriverConfig::default()
     };

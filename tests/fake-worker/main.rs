@@ -4,20 +4,15 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a worker says is kept")]
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use harness::link::Link;
 use harness::script::{Hello, Load, Misfortune, Script};
-use interprocess::local_socket::traits::Stream as _;
-use interprocess::local_socket::{GenericFilePath, Stream, ToFsName};
-use ollmlx_proto::frame::{self, Decoder};
 use ollmlx_proto::{
-    Delta, Embeddings, Failure, FailureKind, FinishReason, Finished, FromWorker, Incarnation, LoadSpec, MemoryReport,
-    ModelId, Output, Part, Ready, Request, RequestId, SlotId, Started, Timings, ToWorker, Usage, Work, WorkerHello,
-    WorkerId, version,
+    Delta, Embeddings, Failure, FailureKind, FinishReason, Finished, FromWorker, LoadSpec, MemoryReport, Output, Part,
+    Ready, Request, RequestId, SlotId, Started, Timings, ToWorker, Usage, Work, version,
 };
 
 fn main() {
@@ -31,11 +26,9 @@ fn main() {
     // Blocked here, so in every thread: as good as ignored, and needs no unsafe call. Unblocked once the script is known.
     let term = nix::sys::signal::SigSet::from(nix::sys::signal::Signal::SIGTERM);
     term.thread_block().expect("own mask");
-    let variable = |name: &str| std::env::var(name).expect("the supervisor sets it");
-    let link = Link::dial(Path::new(&variable("OLLMLX_SOCKET")));
-    let incarnation = variable("OLLMLX_INCARNATION").parse().expect("a number");
-    let worker = WorkerId { model: ModelId(variable("OLLMLX_MODEL")), incarnation: Incarnation(incarnation) };
-    let token = token(&variable("OLLMLX_TOKEN"));
+    let link = Link::inherited();
+    let (worker, token) = harness::link::identity();
+    let incarnation = worker.incarnation.0;
     // The model id names the script until the load does: a misfortune may come before it.
     let early = harness::script::early(&worker.model);
     match early {
@@ -62,63 +55,9 @@ fn main() {
     drop(held);
 }
 
-fn token(hex: &str) -> [u8; 32] {
-    assert_eq!(hex.len(), 64, "64 hexadecimal digits");
-    std::array::from_fn(|index| u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).expect("hexadecimal"))
-}
-
 fn hang() -> ! {
     loop {
         std::thread::park();
-    }
-}
-
-#[derive(Clone)]
-struct Link(Arc<Stream>);
-
-impl Link {
-    fn dial(path: &Path) -> Self {
-        let name = path.to_fs_name::<GenericFilePath>().expect("a path");
-        Self(Arc::new(Stream::connect(name).expect("the supervisor listens")))
-    }
-
-    fn hello(&self, versions: Vec<u16>, worker: WorkerId, token: [u8; 32]) {
-        let build = "fake".to_owned();
-        self.send(&FromWorker::Hello(WorkerHello { versions, build, worker, pid: std::process::id(), token }));
-    }
-
-    fn send(&self, message: &FromWorker) {
-        let mut bytes = Vec::new();
-        frame::encode(message, &mut bytes).expect("small");
-        self.send_bytes(&bytes);
-    }
-
-    fn send_bytes(&self, bytes: &[u8]) {
-        if (&*self.0).write_all(bytes).is_err() {
-            std::process::exit(0);
-        }
-    }
-
-    /// Reads in a thread of its own; the end of the socket is the end of the process, whatever else it does.
-    fn listen(&self) -> Receiver<ToWorker> {
-        let stream = self.0.clone();
-        let (messages, receiver) = channel();
-        std::thread::spawn(move || {
-            let mut decoder = Decoder::new();
-            let mut buffer = [0; 16 * 1024];
-            loop {
-                match (&*stream).read(&mut buffer) {
-                    Ok(0) | Err(_) => std::process::exit(0),
-                    Ok(count) => decoder.push(&buffer[..count]),
-                }
-                while let Some(message) = decoder.next_message().expect("the supervisor speaks the protocol") {
-                    if messages.send(message).is_err() {
-                        return;
-                    }
-                }
-            }
-        });
-        receiver
     }
 }
 

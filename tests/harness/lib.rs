@@ -4,6 +4,8 @@
 #![expect(clippy::print_stdout, reason = "whoever started the supervisor reads it")]
 
 pub mod cgroups;
+pub mod hostile;
+pub mod link;
 pub mod script;
 pub mod toy;
 
@@ -17,6 +19,7 @@ use ollmlx_proto::{
 };
 use ollmlx_supervisor::catalog::{Backend, Details, ModelRef};
 use ollmlx_supervisor::driver::DriverConfig;
+use ollmlx_supervisor::os::sandbox::{Launcher, Policy};
 use ollmlx_supervisor::types::TicketItem;
 use ollmlx_supervisor::types::{Job, LoadPlan, Terms};
 
@@ -134,6 +137,16 @@ pub fn link_workers(folder: &Path, program: &Path) {
     }
 }
 
+/// For a program that lies beside the server.
+///
+/// # Panics
+/// It has no path.
+#[must_use]
+pub fn launcher_beside() -> Launcher {
+    let own = std::env::current_exe().expect("a program has a path");
+    Launcher::new(Policy::Off, own.with_file_name("server"))
+}
+
 /// A supervisor with one running request, until it is killed.
 ///
 /// # Panics
@@ -142,8 +155,12 @@ pub fn supervise(folder: PathBuf, script: PathBuf) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let config =
-            DriverConfig { worker_dir: Some(folder.clone()), runtime_dir: Some(folder), ..DriverConfig::default() };
+        let config = DriverConfig {
+            worker_dir: Some(folder.clone()),
+            launcher: launcher_beside(),
+            runtime_dir: Some(folder),
+            ..DriverConfig::default()
+        };
         let (handle, _driver) = ollmlx_supervisor::driver::start(config).await.expect("a driver");
         let model = model("supervised", script);
         let mut ticket = handle.submit(Job::Run(request(1, "")), plan(&model, 2048, 1), None).await;

@@ -10,6 +10,7 @@ use ollmlx_supervisor::catalog::{Catalog, CatalogConfig, Learned};
 use ollmlx_supervisor::config::{Keys, Rules};
 use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle};
 use ollmlx_supervisor::http::{self, AppState, Crowd, HttpConfig, Told, metrics};
+use ollmlx_supervisor::os::sandbox::{Launcher, Policy};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,6 +57,8 @@ impl Ground {
         let folder = self.folder.path().to_owned();
         let mut config = DriverConfig {
             worker_dir: Some(folder.clone()),
+            // As users have it: what the toy workers do, they do behind walls.
+            launcher: launcher(),
             runtime_dir: Some(folder.clone()),
             fault,
             ..DriverConfig::default()
@@ -79,11 +82,16 @@ impl Ground {
     }
 }
 
+fn launcher() -> Launcher {
+    Launcher::new(Policy::Auto, env!("CARGO_BIN_EXE_server").into())
+}
+
 fn catalog(folder: PathBuf) -> Catalog {
     Catalog::open(CatalogConfig {
         stores: vec![folder.join("models")],
         state_dir: folder.join("state"),
         worker_dir: folder.clone(),
+        launcher: launcher(),
         hub_dir: folder.join("hub"),
         prune: false,
         flash_attention: Default::default(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use harness::script::Script;
 use ollmlx_proto::{Failure, FailureKind, FinishReason, Finished, Output, RequestId};
 use ollmlx_supervisor::driver::{self, Driver, DriverConfig, Handle, Ticket};
+use ollmlx_supervisor::os::sandbox::{Launcher, Policy};
 use ollmlx_supervisor::types::TicketItem;
 use ollmlx_supervisor::types::{Job, LoadPlan, Snapshot, WorkerView};
 
@@ -25,6 +26,7 @@ impl House {
         harness::link_workers(folder.path(), Path::new(env!("CARGO_BIN_EXE_fake-worker")));
         let mut config = DriverConfig {
             worker_dir: Some(folder.path().to_owned()),
+            launcher: Launcher::new(Policy::Off, env!("CARGO_BIN_EXE_server").into()),
             runtime_dir: Some(folder.path().to_owned()),
             ..DriverConfig::default()
         };

@@ -22,6 +22,7 @@ mod replay;
 mod resume;
 mod room;
 mod rows;
+mod sandbox;
 mod service;
 mod settings;
 mod sim;

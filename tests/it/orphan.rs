@@ -1,6 +1,7 @@
 //! A worker whose supervisor is gone in the most unlucky way.
 
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,21 +16,19 @@ use crate::house::PATIENCE;
 #[test]
 fn row_33_no_worker_outlives_a_supervisor_that_dies_with_frames_unread() {
     let folder = tempfile::Builder::new().prefix("oo").tempdir_in("/tmp").unwrap();
-    let (socket, weights) = (folder.path().join("socket"), folder.path().join("toy.gguf"));
+    let weights = folder.path().join("toy.gguf");
     Weights { template: "~".to_owned(), answer: None }.write(&weights);
-    let listener = UnixListener::bind(&socket).unwrap();
+    let (mut link, theirs) = UnixStream::pair().unwrap();
     let mut worker = Command::new(env!("CARGO_BIN_EXE_toy-worker"))
-        .env("OLLMLX_SOCKET", &socket)
         .env("OLLMLX_MODEL", "ab".repeat(32))
         .env("OLLMLX_INCARNATION", "1")
         .env("OLLMLX_TOKEN", "cd".repeat(32))
         .env("OLLMLX_FAULT", "hang-load")
-        .stdin(Stdio::null())
+        .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let (mut link, _) = listener.accept().unwrap();
     let mut frames = Vec::new();
     let load = LoadSpec { weights: vec![weights], slots: 1, context_tokens: 64, ..LoadSpec::default() };
     let hello = ToWorker::Hello { version: ollmlx_proto::version::PROTOCOL_VERSION, build: "test".to_owned() };

@@ -17,6 +17,7 @@ pub mod grammar;
 pub mod inspect;
 pub mod limits;
 pub mod sampler;
+pub mod sandbox;
 pub mod serve;
 pub mod tell;
 pub mod text;

@@ -1,7 +1,7 @@
 //! A worker process: its arguments, its two threads, its end.
 //!
 //! ```text
-//! worker                    dials OLLMLX_SOCKET and serves one model
+//! worker                    serves one model over its standard input, a socket
 //! worker inspect PATH…      prints the model's facts, see [`crate::inspect`]
 //! worker --version
 //! ```
@@ -35,7 +35,7 @@ use ollmlx_proto::{
     WorkerHello, WorkerId,
 };
 
-use self::link::{Gone, Sender, dial, read_in_background};
+use self::link::{Gone, Sender, inherited, read_in_background};
 use self::outlet::Outlet;
 use crate::batch::{Batcher, StepOutcome};
 use crate::contract::in_range;
@@ -43,6 +43,7 @@ use crate::engine::{Backend, Engine};
 use crate::fault::{self, Faults, Spoil};
 use crate::inspect;
 use crate::limits::{GONE_GRACE_MS, LOAD_PROGRESS_EVERY};
+use crate::sandbox;
 use crate::tell::tell;
 
 /// How a worker ends.
@@ -97,6 +98,10 @@ pub struct Identity {
 /// The whole of a worker's `main`.
 #[must_use]
 pub fn main<B: Backend>() -> ExitCode {
+    if let Err(reason) = sandbox::close() {
+        tell(format_args!("worker ends: {reason}"));
+        return ExitCode::from(Exit::Environment(reason).status());
+    }
     let mut arguments = std::env::args_os().skip(1);
     let first = arguments.next();
     let status = match first.as_ref().and_then(|first| first.to_str()) {
@@ -122,8 +127,8 @@ pub fn main<B: Backend>() -> ExitCode {
 fn worker<B: Backend>() -> u8 {
     let exit = match environment() {
         Err(reason) => Exit::Environment(reason),
-        Ok((socket, identity, faults)) => match dial(&socket) {
-            Err(error) => Exit::Protocol(format!("the supervisor can't be reached: {error}")),
+        Ok((identity, faults)) => match inherited(io::stdin()) {
+            Err(error) => Exit::Environment(format!("standard input is no socket to a supervisor: {error}")),
             Ok((reader, writer)) => run::<B>(reader, writer, &identity, faults, end_without_supervisor),
         },
     };
@@ -147,9 +152,8 @@ fn end_without_supervisor() {
     std::process::abort();
 }
 
-fn environment() -> Result<(PathBuf, Identity, Faults), String> {
+fn environment() -> Result<(Identity, Faults), String> {
     let variable = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
-    let socket = std::env::var_os("OLLMLX_SOCKET").ok_or("OLLMLX_SOCKET is not set")?;
     let identity = Identity {
         worker: WorkerId {
             model: ModelId(variable("OLLMLX_MODEL")?),
@@ -165,7 +169,7 @@ fn environment() -> Result<(PathBuf, Identity, Faults), String> {
         Err(error) => return Err(format!("{}: {error}", fault::VARIABLE)),
     };
     let faults = Faults::from_text(faults.as_deref(), identity.worker.incarnation.0)?;
-    Ok((PathBuf::from(socket), identity, faults))
+    Ok((identity, faults))
 }
 
 fn parse_token(digits: &str) -> Option<[u8; 32]> {

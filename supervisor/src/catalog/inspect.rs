@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::limits::{
-    CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS, INSPECT_WAIT_MS_MAX,
-    INSPECTIONS_MAX, LOADS_FAILED_MAX, LOG_TAIL_BYTES_MAX,
+    CARDS_BYTES_MAX, CARDS_MAX, INSPECT_BYTES_MAX, INSPECT_DATA_BYTES_MAX, INSPECT_REFUSAL_MS, INSPECT_TIMEOUT_MS,
+    INSPECT_WAIT_MS_MAX, INSPECTIONS_MAX, LOADS_FAILED_MAX, LOG_TAIL_BYTES_MAX,
 };
 use ollmlx_proto::{Failure, FailureKind, FlashAttention, ModelCard};
 use serde_json::{Value, json};
@@ -25,8 +25,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::timeout;
 
+use super::CatalogConfig;
 use super::model::Backend;
 use crate::os::folder::{Folder, read_bounded};
+use crate::os::sandbox::{Grants, Launcher};
 use crate::os::trusted_program;
 
 /// What is to be inspected.
@@ -48,6 +50,7 @@ pub(crate) struct Subject {
 #[derive(Debug)]
 pub(crate) struct Inspector {
     worker_dir: PathBuf,
+    launcher: Launcher,
     state_dir: PathBuf,
     flash_attention: FlashAttention,
     turns: Semaphore,
@@ -86,11 +89,12 @@ fn card_file(subject: &Subject) -> String {
 }
 
 impl Inspector {
-    pub(crate) fn new(worker_dir: PathBuf, state_dir: &Path, flash_attention: FlashAttention) -> Self {
+    pub(crate) fn new(config: &CatalogConfig) -> Self {
         Self {
-            worker_dir,
-            state_dir: state_dir.to_owned(),
-            flash_attention,
+            worker_dir: config.worker_dir.clone(),
+            launcher: config.launcher.clone(),
+            state_dir: config.state_dir.clone(),
+            flash_attention: config.flash_attention,
             turns: Semaphore::new(INSPECTIONS_MAX),
             memory: Mutex::default(),
         }
@@ -231,11 +235,14 @@ impl Inspector {
         let program = self.program(subject.backend);
         trusted_program::check_worker(&program)
             .map_err(|error| Inspected::Refused(not_started(subject, &program, &error)))?;
-        let mut child = crate::os::process::command(&program)
+        let grants = Grants { read: subject.paths.clone(), socket: None, data_bytes_max: Some(INSPECT_DATA_BYTES_MAX) };
+        let mut command = self
+            .launcher
+            .command(&program, grants)
+            .map_err(|error| Inspected::Refused(Failure::new(FailureKind::LoadFailed, error.to_string())))?;
+        let mut child = command
             .arg("inspect")
             .args(&subject.paths)
-            // Where llama.cpp crashes, it would start whichever debugger is found.
-            .env("GGML_NO_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -402,7 +409,16 @@ mod tests {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let path = folder.path().join("m.gguf");
         fs::write(&path, "x").unwrap();
-        let inspector = Arc::new(Inspector::new(folder.path().into(), folder.path(), FlashAttention::default()));
+        let config = CatalogConfig {
+            stores: Vec::new(),
+            state_dir: folder.path().to_owned(),
+            worker_dir: folder.path().to_owned(),
+            launcher: Launcher::default(),
+            hub_dir: folder.path().to_owned(),
+            prune: false,
+            flash_attention: FlashAttention::default(),
+        };
+        let inspector = Arc::new(Inspector::new(&config));
         let subject = |key: &str| Subject {
             label: "m.gguf".to_owned(),
             key: key.to_owned(),

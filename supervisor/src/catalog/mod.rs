@@ -39,6 +39,7 @@ pub(crate) use local::{is_path, is_unchanged};
 pub use model::{Backend, Details, ModelRef, StoredMessage};
 pub use resolve::human_number;
 
+use crate::os::sandbox::Launcher;
 use digest::Digest;
 use hub::HubName;
 use inspect::Inspector;
@@ -57,6 +58,8 @@ pub struct CatalogConfig {
     pub state_dir: PathBuf,
     /// Where the worker programs are.
     pub worker_dir: PathBuf,
+    /// Starts them, behind their walls.
+    pub launcher: Launcher,
     /// The cache that Hugging Face's programs fill.
     pub hub_dir: PathBuf,
     /// Whether blobs that nothing names are removed at the start and when a model is replaced.
@@ -186,13 +189,13 @@ impl Catalog {
             let source = io::Error::from(io::ErrorKind::InvalidInput);
             return Err(CatalogError::Io { what: "open a catalogue without a store".into(), source });
         }
+        let inspector = Arc::new(Inspector::new(&config));
         let store = Store::new(config.stores);
         let views = Views::new(&config.state_dir);
         if config.prune {
             store.sweep();
             views.sweep(&store);
         }
-        let inspector = Arc::new(Inspector::new(config.worker_dir, &config.state_dir, config.flash_attention));
         let inner =
             Inner { store, inspector, views, hub_dir: config.hub_dir, prune: config.prune, changes: Arc::default() };
         Ok(Self { inner: Arc::new(inner) })

@@ -12,6 +12,8 @@ use ollmlx_proto::{Capability, FlashAttention, MemoryModel, ModelCard};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::os::sandbox::Launcher;
+
 use super::*;
 
 const SCRIPT: &str = r#"#!/bin/sh
@@ -142,6 +144,7 @@ fn open(dir: &TempDir, prune: bool) -> Catalog {
         stores: vec![dir.path().join("store"), dir.path().join("second")],
         state_dir: dir.path().join("state"),
         worker_dir: worker_dir().to_owned(),
+        launcher: Launcher::default(),
         prune,
         flash_attention: FlashAttention::Auto,
     })

@@ -11,6 +11,7 @@ use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
 
 use super::error::CliError;
 use crate::config::KNOBS;
+use crate::os::sandbox::Policy;
 
 /// Ollama-compatible model server that keeps every engine in a process of its own.
 #[derive(Debug, Parser)]
@@ -65,6 +66,9 @@ pub enum Subcommands {
     Rm(Names),
     /// Show the settings in force and where each comes from
     Config(ConfigArgs),
+    /// Become a worker, behind its walls; what the server calls
+    #[command(hide = true)]
+    Launch(LaunchArgs),
 }
 
 /// Positional names.
@@ -315,6 +319,34 @@ pub struct ConfigArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `launch`: see [`crate::os::sandbox::Launch`].
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// What is asked of the walls
+    #[arg(long, value_parser = |text: &str| Policy::parse(text).ok_or("no such policy"))]
+    pub policy: Policy,
+    /// Version of Landlock
+    #[arg(long)]
+    pub landlock_abi_max: Option<i32>,
+    /// Memory
+    #[arg(long)]
+    pub data_bytes_max: Option<u64>,
+    /// What to dial
+    #[arg(long)]
+    pub socket: Option<PathBuf>,
+    /// Dynamic linker
+    #[arg(long)]
+    pub loader: Option<PathBuf>,
+    /// What may be read
+    #[arg(long)]
+    pub read: Vec<PathBuf>,
+    /// What to become
+    pub program: PathBuf,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
 }
 
 /// Exactly this many words.

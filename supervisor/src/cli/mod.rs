@@ -14,6 +14,7 @@ pub mod create;
 pub mod error;
 pub mod fit;
 pub mod human;
+mod launch;
 pub mod list;
 pub mod logs;
 pub mod model_path;
@@ -72,6 +73,7 @@ fn dispatch(cli: Cli) -> Result<(), CliError> {
             let config = Config::from_process(serve.flags).map_err(CliError::from);
             return config.and_then(|config| Ok(server::run(config)?)).inspect_err(server::say_why);
         }
+        Some(Subcommands::Launch(launch)) => return launch::run(launch),
         Some(Subcommands::Config(config)) => return config::run(&settings()?, &config),
         Some(command) => Some(command),
         None if cli.version => None,
@@ -113,7 +115,7 @@ async fn call(client: &Client, config: &Config, command: Subcommands) -> Result<
         Subcommands::Chaos(args) => chaos::run(config, args).await,
         Subcommands::Cp(args) => copy::run(client, args).await,
         Subcommands::Rm(args) => remove::run(client, args).await,
-        // Both need no server, and were answered before.
-        Subcommands::Serve(_) | Subcommands::Config(_) => Ok(()),
+        // These need no server, and were answered before.
+        Subcommands::Serve(_) | Subcommands::Config(_) | Subcommands::Launch(_) => Ok(()),
     }
 }

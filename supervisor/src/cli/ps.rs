@@ -29,13 +29,31 @@ pub async fn run(client: &Client, args: args::PsArgs) -> Result<(), CliError> {
     }
     // A server of another make has no such page, and was not upgraded.
     let server = client.get("/api/ollmlx/server").await.unwrap_or_default();
-    let told = [upgrade(&server), exposure(&server)].concat();
+    let told = [sandbox(&server), upgrade(&server), exposure(&server)].concat();
     print(&format!("{}\n{}{told}", workers(&answer, prefix), ledger(&answer, prefix)))
 }
 
 /// Who may ask, where that is anybody.
 fn exposure(server: &Value) -> String {
     server["exposure"].as_str().map_or_else(String::new, |exposure| format!("warning: {exposure}\n"))
+}
+
+/// Which walls are around the processes.
+fn sandbox(server: &Value) -> String {
+    let told = &server["worker_sandbox"];
+    let words = |key: &str, between: &str| {
+        let words = told[key].as_array().map_or(&[][..], Vec::as_slice);
+        words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(between)
+    };
+    match told["policy"].as_str() {
+        None => String::new(),
+        Some("off") => "worker sandbox: off\n".to_owned(),
+        Some(_) => {
+            let missing = words("missing", "; ");
+            let missing = if missing.is_empty() { missing } else { format!("; this system lacks {missing}") };
+            format!("worker sandbox: {}{missing}\n", words("walls", ", "))
+        }
+    }
 }
 
 /// Why the last upgrade failed, if it did.
@@ -271,6 +289,18 @@ mod tests {
         assert_eq!(upgrade(&json!({"pid": 7, "upgrade_error": null})) + &upgrade(&Value::Null), "");
         assert_eq!(exposure(&json!({"exposure": "whoever"})), "warning: whoever\n");
         assert_eq!(exposure(&json!({"exposure": null})) + &exposure(&Value::Null), "");
+    }
+
+    #[test]
+    fn the_walls_are_a_line() {
+        let told = |policy: &str, missing: &[&str]| {
+            let walls = if policy == "off" { &[][..] } else { &["no capabilities", "Landlock 2"] };
+            sandbox(&json!({"worker_sandbox": {"policy": policy, "walls": walls, "missing": missing}}))
+        };
+        assert_eq!(told("auto", &[]), "worker sandbox: no capabilities, Landlock 2\n");
+        let lacks = "worker sandbox: no capabilities, Landlock 2; this system lacks a; b\n";
+        assert_eq!(told("require", &["a", "b"]), lacks);
+        assert_eq!(told("off", &[]) + &sandbox(&Value::Null), "worker sandbox: off\n");
     }
 
     #[test]

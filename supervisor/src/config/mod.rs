@@ -109,6 +109,28 @@ impl MemoryShrink {
     }
 }
 
+/// Walls around workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerSandbox {
+    /// As many as the system has.
+    Auto,
+    /// All of them, or no worker.
+    Require,
+    /// None.
+    Off,
+}
+
+impl WorkerSandbox {
+    fn parse(text: &str) -> Result<Self, ValueError> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "require" => Ok(Self::Require),
+            "off" => Ok(Self::Off),
+            _ => Err(ValueError::WordUnknown { text: text.to_owned(), allowed: "auto, require, off" }),
+        }
+    }
+}
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
@@ -156,6 +178,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The workers' binaries; `None` is beside our own.
     pub worker_dir: Option<PathBuf>,
+    /// Walls around workers.
+    pub worker_sandbox: WorkerSandbox,
+    /// Of Landlock no more is used than was there in this version (`OLLMLX_LANDLOCK_ABI_MAX`), to try what older kernels have.
+    pub landlock_abi_max: Option<i32>,
     /// How long idle models stay.
     pub keep_alive: Span,
     /// Slots of a worker.
@@ -242,6 +268,8 @@ impl Config {
             hub_cache_dir: reader.path(&table::HUB_CACHE)?,
             state_dir: reader.path(&table::STATE_DIR)?,
             worker_dir: Some(reader.path(&table::WORKER_DIR)?).filter(|path| !path.as_os_str().is_empty()),
+            worker_sandbox: reader.sandbox()?,
+            landlock_abi_max: sources.env.get("OLLMLX_LANDLOCK_ABI_MAX").and_then(|text| text.parse().ok()),
             keep_alive: reader.read(&table::KEEP_ALIVE, value::parse_span)?,
             // In Ollama 0 means "decide yourself"; here that is the default.
             num_parallel: NonZeroU32::new(reader.read(&table::NUM_PARALLEL, value::parse_u32)?)
@@ -371,6 +399,13 @@ impl Reader<'_> {
             reason: ValueError::FaultInvalid(error.to_string()),
         })?;
         Ok(text)
+    }
+
+    /// Strict wherever it comes from: a wall that is misspelt would not stand.
+    fn sandbox(&mut self) -> Result<WorkerSandbox, ConfigError> {
+        let text = self.read(&table::WORKER_SANDBOX, |text| Ok(text.to_owned()))?;
+        let flag = |reason| ConfigError::Flag { flag: table::WORKER_SANDBOX.flag(), reason };
+        WorkerSandbox::parse(&text).map_err(flag)
     }
 
     fn path(&mut self, knob: &'static Knob) -> Result<PathBuf, ConfigError> {
@@ -523,6 +558,18 @@ mod tests {
         let error = Config::from_sources(&sources("crush@3")).unwrap_err().to_string();
         assert!(error.starts_with("invalid value for --fault: unknown fault \"crush\""), "{error}");
         assert_eq!(Config::from_sources(&sources("crash@3")).unwrap().fault.as_deref(), Some("crash@3"));
+    }
+
+    #[test]
+    fn a_misspelt_wall_is_an_error_wherever_it_comes_from() {
+        let sources = |text: &str| Sources {
+            env: [("OLLMLX_WORKER_SANDBOX".to_owned(), text.to_owned())].into(),
+            ..Sources::default()
+        };
+        let error = Config::from_sources(&sources("required")).unwrap_err().to_string();
+        assert!(error.starts_with("invalid value for --worker-sandbox: "), "{error}");
+        assert_eq!(Config::from_sources(&sources("require")).unwrap().worker_sandbox, WorkerSandbox::Require);
+        assert_eq!(with_env(&[]).worker_sandbox, WorkerSandbox::Auto);
     }
 
     #[test]

@@ -85,6 +85,17 @@ pub const WORKER_DIR: Knob = knob(
     None,
     ["", "folder", "Folder of the ollmlx-worker-… programs; empty is the folder of ollmlx itself"],
 );
+/// Walls around workers.
+pub const WORKER_SANDBOX: Knob = knob(
+    "worker_sandbox",
+    "OLLMLX_WORKER_SANDBOX",
+    None,
+    [
+        "auto",
+        "auto, require or off",
+        "Walls around worker processes, so that they can only compute: as many as the system has, all or no worker, or none",
+    ],
+);
 /// How long idle models stay.
 pub const KEEP_ALIVE: Knob = knob(
     "keep_alive",
@@ -278,6 +289,7 @@ pub const KNOBS: &[&Knob] = &[
     &HUB_CACHE,
     &STATE_DIR,
     &WORKER_DIR,
+    &WORKER_SANDBOX,
     &KEEP_ALIVE,
     &NUM_PARALLEL,
     &MAX_LOADED_MODELS,

@@ -44,12 +44,22 @@ impl ProcessCgroup {
 /// this limit, everybody's or the model's own, at which its worker is killed.
 fn cgroup_bytes_max(budget_bytes: u64, limit: u64) -> u64 {
     let headroom = (budget_bytes / 100).saturating_mul(limits::CGROUP_HEADROOM_PERCENT);
+    budget_bytes.saturating_add(headroom.max(limits::CGROUP_HEADROOM_BYTES_MIN)).min(kill_bytes(limit))
+}
+
+/// Where a worker is killed that takes more than a limit.
+fn kill_bytes(limit: u64) -> u64 {
     let [_, _, _, _, [kill_permille, _]] = limits::MEMORY_MARKS_PERMILLE;
-    let hard = limit.saturating_add((limit / 1_000).saturating_mul(kill_permille.saturating_sub(1_000)));
-    budget_bytes.saturating_add(headroom.max(limits::CGROUP_HEADROOM_BYTES_MIN)).min(hard)
+    limit.saturating_add((limit / 1_000).saturating_mul(kill_permille.saturating_sub(1_000)))
 }
 
 impl Task {
+    /// Memory that a worker may set aside by itself, where no control group keeps it to its limit.
+    pub(super) fn data_bytes_max(&self, limit: Option<u64>) -> Option<u64> {
+        let limit = limit.filter(|_| self.config.cgroup_parent.is_none())?;
+        Some(kill_bytes(limit).saturating_add(limits::WORKER_DATA_BYTES_SPARE))
+    }
+
     /// Begins to make a group for a process that was just started. Answered with [`Report::CgroupMade`]. The process id is used
     /// until the receiver hears an end.
     pub(super) fn make_cgroup(

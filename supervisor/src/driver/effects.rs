@@ -6,6 +6,7 @@ use tracing::{error, info, warn};
 
 use super::oom::OomKills;
 use super::task::{ClientPlace, Task, WorkerProcess};
+use crate::os::sandbox::Grants;
 use crate::os::{memory, rng};
 use crate::scheduler::{Effect, Event, Push};
 use crate::types::TicketItem;
@@ -81,11 +82,17 @@ impl Task {
     fn spawn(&mut self, worker: &WorkerId, plan: &LoadPlan, cgroup_bytes: u64) -> std::io::Result<u32> {
         let program = spawn::program(self.config.worker_dir.as_deref(), plan.model.backend.as_str())?;
         let token = rng::bytes()?;
-        let started = spawn::start(&program, &self.socket, worker, &token, self.config.fault.as_deref())?;
+        let limit = [self.config.scheduler.memory_limit, plan.terms.limit].into_iter().flatten().min();
+        let grants = Grants {
+            read: plan.spec.weights.iter().chain(&plan.spec.adapters).cloned().collect(),
+            socket: Some(self.socket.clone()),
+            data_bytes_max: self.data_bytes_max(limit),
+        };
+        let told = spawn::Told { worker, token: &token, fault: self.config.fault.as_deref() };
+        let started = spawn::start(&self.config.launcher, &program, grants, told)?;
         let pid = started.pid;
         let (signals, signals_out) = mpsc::channel(SIGNALS_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);
-        let limit = [self.config.scheduler.memory_limit, plan.terms.limit].into_iter().flatten().min();
         let (cgroup, cgroup_made) = self.make_cgroup(worker, pid, cgroup_bytes, limit);
         let weights = plan.spec.weights.first().cloned();
         if self.processes.is_empty() {

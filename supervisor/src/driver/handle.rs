@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::identity::{Identity, Salt};
 use super::record::Record;
 use crate::os::clock::Clock;
+use crate::os::sandbox::Launcher;
 use crate::types::{Caller, Job, KeepAlive, KeyName, LoadPlan, Mono, Outlook, Snapshot, TicketItem, WishedLoad};
 use crate::worker::log_book::LogBook;
 
@@ -68,6 +69,7 @@ pub struct Handle {
     finished: watch::Receiver<bool>,
     logs: watch::Receiver<LogBook>,
     clock: Clock,
+    launcher: Launcher,
     /// Of the identities of requests.
     salt: Salt,
     next_request: Arc<AtomicU64>,
@@ -80,7 +82,7 @@ impl std::fmt::Debug for DriverCommand {
     }
 }
 
-pub(super) fn pair(clock: Clock, first: Snapshot, salt: Salt) -> (Handle, Inbox) {
+pub(super) fn pair(clock: Clock, launcher: Launcher, first: Snapshot, salt: Salt) -> (Handle, Inbox) {
     let (commands_in, commands) = mpsc::channel(limits::DRIVER_QUEUE_LEN_MAX);
     let (dropped_in, dropped) = mpsc::channel(limits::TICKETS_MAX);
     let (snapshots, snapshots_out) = watch::channel(Arc::new(first));
@@ -93,6 +95,7 @@ pub(super) fn pair(clock: Clock, first: Snapshot, salt: Salt) -> (Handle, Inbox)
         finished: finished_out,
         logs: logs_out,
         clock,
+        launcher,
         salt,
         next_request: Arc::new(AtomicU64::new(1)),
     };
@@ -208,6 +211,12 @@ impl Handle {
     #[must_use]
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
+    }
+
+    /// What starts the workers.
+    #[must_use]
+    pub fn launcher(&self) -> &Launcher {
+        &self.launcher
     }
 
     /// What the workers printed.

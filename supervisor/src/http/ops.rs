@@ -34,14 +34,21 @@ pub(super) async fn model(state: &AppState, asker: &Asker, name: &str) -> Result
     asker.resolve(&state.catalog, name).await.map_err(|error| catalog_error(&error))
 }
 
-/// `GET /api/ollmlx/server`: which process answers, why its last upgrade failed, and whether anybody may ask.
+/// `GET /api/ollmlx/server`: which process answers, why its last upgrade failed, whether anybody may ask, and which walls are
+/// around workers.
 pub(super) fn server(state: &AppState) -> HttpReply {
+    let launcher = state.handle.launcher();
     let body = json!({
         "pid": std::process::id(),
         "version": state.config.version,
         "started_at": rfc3339_local(state.handle.wall_clock_of(Mono(0))),
         "upgrade_error": *state.upgrade.borrow(),
         "exposure": state.config.exposure(),
+        "worker_sandbox": {
+            "policy": launcher.policy().as_str(),
+            "walls": launcher.walls().stand,
+            "missing": launcher.walls().missing,
+        },
     });
     json_reply(200, body.to_string())
 }

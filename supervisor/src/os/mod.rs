@@ -10,6 +10,7 @@ pub mod notify;
 pub mod private_file;
 pub mod process;
 pub mod rng;
+pub mod sandbox;
 pub mod signal;
 pub mod stderr;
 pub mod trusted_program;

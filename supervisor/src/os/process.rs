@@ -54,37 +54,37 @@ pub fn command(program: &Path) -> Command {
     command
 }
 
-/// Starts a process in its own group, without arguments and standard input. It inherits the environment except variables
-/// that begin with `private_prefix`, and gets `variables`.
-///
-/// # Errors
-/// The system's.
-pub fn start(program: &Path, private_prefix: &str, variables: &[(&str, OsString)]) -> io::Result<Started> {
-    start_with(program, &[], private_prefix, variables)
+/// A program that this process is to become: no child, so nobody waits for it.
+#[expect(clippy::disallowed_methods, reason = "everybody else comes here")]
+pub fn image(program: &Path, arguments: &[OsString]) -> std::process::Command {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments);
+    command
 }
 
-/// The same with the argument that makes it a server.
+/// Starts this program as a server. It inherits the environment except variables that begin with `private_prefix`, and gets
+/// `variables`.
 ///
 /// # Errors
 /// The system's.
 pub fn start_serving(program: &Path, private_prefix: &str, variables: &[(&str, OsString)]) -> io::Result<Started> {
-    start_with(program, &["serve"], private_prefix, variables)
-}
-
-fn start_with(
-    program: &Path,
-    arguments: &[&str],
-    private_prefix: &str,
-    variables: &[(&str, OsString)],
-) -> io::Result<Started> {
-    let (reader, writer) = io::pipe()?;
     let mut command = command(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    command.process_group(0).kill_on_drop(true);
+    command.arg("serve");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(private_prefix)) {
         command.env_remove(name);
     }
     command.envs(variables.iter().map(|(name, value)| (name, value)));
+    start(command)
+}
+
+/// Starts a process in its own group, without standard input.
+///
+/// # Errors
+/// The system's.
+pub fn start(mut command: Command) -> io::Result<Started> {
+    let (reader, writer) = io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    command.process_group(0).kill_on_drop(true);
     let child = command.spawn()?;
     // Our copies of the pipe's far end go with the command, so that its end is the process's end.
     drop(command);

@@ -74,10 +74,14 @@ async fn assemble(config: &Config, listener: TcpListener, surroundings: Surround
     let system = ServerError::system;
     let address = listener.local_addr().map_err(system("read the address"))?;
     let worker_dir = settings::worker_dir(config).map_err(system("find the workers"))?;
-    let catalog = settings::catalog(config, worker_dir.clone(), !config.noprune)?;
-    let driver_config = settings::driver_config(config, worker_dir);
+    let launcher = settings::launcher(config);
+    settings::tell_walls(&launcher);
+    let catalog = settings::catalog(config, worker_dir.clone(), launcher.clone(), !config.noprune)?;
+    let driver_config = settings::driver_config(config, worker_dir.clone(), launcher.clone());
     let (handle, driver) = driver::start(driver_config).await.map_err(system("start the driver"))?;
     let mut followers = JoinSet::new();
+    // Nobody waits for it; whoever starts a worker meanwhile does.
+    followers.spawn_blocking(move || launcher.learn(&worker_dir));
     followers.spawn(handover::follow(handle.snapshots(), handover::settled(leaving), held));
     if let Some(line) = predecessor {
         // Nothing is loaded until it is known what there is.

@@ -19,7 +19,7 @@ use crate::types::LoadWish;
 /// The store or the model can't be read, or the question makes no sense.
 pub async fn judge(config: &Config, name: &str, ask: &LoadWish) -> Result<Value, ServerError> {
     let worker_dir = settings::worker_dir(config).map_err(ServerError::system("find the workers"))?;
-    let catalog = settings::catalog(config, worker_dir, false)?;
+    let catalog = settings::catalog(config, worker_dir, settings::launcher(config), false)?;
     let model = catalog.resolve(name).await.map_err(|error| ServerError::Model(error.to_string()))?;
     let learned = Learned::read(&settings::learned_path(config));
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

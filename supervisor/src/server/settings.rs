@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::error::ServerError;
 use crate::VERSION;
 use crate::catalog::{Catalog, CatalogConfig};
-use crate::config::{Config, EffectiveLimit, Keys, Machine, MemoryShrink, Span};
+use crate::config::{Config, EffectiveLimit, Keys, Machine, MemoryShrink, Span, WorkerSandbox};
 use crate::driver::DriverConfig;
 use crate::http::HttpConfig;
+use crate::os::sandbox::{Launcher, Policy};
 use crate::os::worker_cgroup::CgroupParent;
-use crate::os::{cgroup, memory};
+use crate::os::{cgroup, memory, sandbox};
 use crate::scheduler::SchedulerConfig;
 use crate::types::{KeepAlive, Shrink};
 
@@ -19,12 +20,46 @@ pub(super) fn learned_path(config: &Config) -> PathBuf {
     config.state_dir.join("learned.json")
 }
 
+/// What starts the workers. Tells of walls that are missing. Blocks for as long as it takes to try them.
+pub(super) fn launcher(config: &Config) -> Launcher {
+    let policy = match config.worker_sandbox {
+        WorkerSandbox::Auto => Policy::Auto,
+        WorkerSandbox::Require => Policy::Require,
+        WorkerSandbox::Off => Policy::Off,
+    };
+    Launcher::tried(policy, config.landlock_abi_max)
+}
+
+/// One line or more about the walls, for the log.
+pub(super) fn tell_walls(launcher: &Launcher) {
+    let walls = launcher.walls();
+    if launcher.policy() == Policy::Off {
+        tracing::warn!("workers are not walled in: worker_sandbox is off");
+    } else {
+        tracing::info!(walls = walls.stand.join(", "), "workers are walled in");
+    }
+    if !walls.missing.is_empty() {
+        tracing::warn!(missing = walls.missing.join("; "), "this system lacks walls for workers");
+    }
+    if sandbox::is_root() {
+        tracing::warn!(
+            "the server runs as root: its workers lose root's capabilities and keep its user, a user of its own is safer"
+        );
+    }
+}
+
 /// Opens the stores. Only a server may prune.
-pub(super) fn catalog(config: &Config, worker_dir: PathBuf, prune: bool) -> Result<Catalog, ServerError> {
+pub(super) fn catalog(
+    config: &Config,
+    worker_dir: PathBuf,
+    launcher: Launcher,
+    prune: bool,
+) -> Result<Catalog, ServerError> {
     Catalog::open(CatalogConfig {
         stores: config.stores(),
         state_dir: config.state_dir.clone(),
         worker_dir,
+        launcher,
         hub_dir: config.hub_cache_dir.clone(),
         prune,
         flash_attention: config.flash_attention,
@@ -71,7 +106,7 @@ pub(super) fn scheduler_config(config: &Config) -> SchedulerConfig {
 }
 
 /// What the driver needs of the settings.
-pub(super) fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfig {
+pub(super) fn driver_config(config: &Config, worker_dir: PathBuf, launcher: Launcher) -> DriverConfig {
     let scheduler = scheduler_config(config);
     // Told at the start, so that a refusal is no riddle.
     let limit = memory_limit(config);
@@ -81,7 +116,7 @@ pub(super) fn driver_config(config: &Config, worker_dir: PathBuf) -> DriverConfi
     }
     let cgroup_parent = scheduler.memory_limit.and_then(|_| cgroup_parent());
     let fault = config.fault.clone();
-    DriverConfig { worker_dir: Some(worker_dir), fault, cgroup_parent, scheduler, ..DriverConfig::default() }
+    DriverConfig { worker_dir: Some(worker_dir), launcher, fault, cgroup_parent, scheduler, ..DriverConfig::default() }
 }
 
 /// What the memory limit comes to here.

@@ -1,6 +1,5 @@
 //! Which program serves a model and what it is told through its environment.
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,10 +7,8 @@ use std::path::{Path, PathBuf};
 use ollmlx_proto::WorkerId;
 
 use crate::os::process::{self, Started};
+use crate::os::sandbox::{Grants, Launcher};
 use crate::os::trusted_program;
-
-/// Variables with this prefix are ours; a worker gets only those it needs.
-const PRIVATE_PREFIX: &str = "OLLMLX_";
 
 /// The program of a backend: in the given folder, or beside our own program.
 ///
@@ -35,29 +32,32 @@ pub fn program(worker_dir: Option<&Path>, backend: &str) -> io::Result<PathBuf> 
     }
 }
 
-/// Starts the worker. `fault` is what it must do wrong, see [`ollmlx_proto::fault`].
+/// What a worker is told at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Who it is.
+    pub worker: &'a WorkerId,
+    /// Proves that we started it.
+    pub token: &'a [u8; 32],
+    /// What it must do wrong, see [`ollmlx_proto::fault`].
+    pub fault: Option<&'a str>,
+}
+
+/// Starts the worker behind its walls; it may do what it is granted.
 ///
 /// # Errors
-/// The system's.
-pub fn start(
-    program: &Path,
-    socket: &Path,
-    worker: &WorkerId,
-    token: &[u8; 32],
-    fault: Option<&str>,
-) -> io::Result<Started> {
+/// The system's, or a wall that is required is missing.
+pub fn start(launcher: &Launcher, program: &Path, grants: Grants, told: Told<'_>) -> io::Result<Started> {
+    let Told { worker, token, fault } = told;
     let mut hex = String::with_capacity(64);
     for byte in token {
         write!(hex, "{byte:02x}").map_err(io::Error::other)?;
     }
-    let mut variables = vec![
-        ("OLLMLX_SOCKET", socket.as_os_str().to_owned()),
-        ("OLLMLX_TOKEN", OsString::from(hex)),
-        ("OLLMLX_MODEL", OsString::from(&worker.model.0)),
-        ("OLLMLX_INCARNATION", OsString::from(worker.incarnation.0.to_string())),
-    ];
-    // Where llama.cpp crashes, it would start whichever debugger is found.
-    variables.push(("GGML_NO_BACKTRACE", OsString::from("1")));
-    variables.extend(fault.map(|fault| ("OLLMLX_FAULT", OsString::from(fault))));
-    process::start(program, PRIVATE_PREFIX, &variables)
+    let mut command = launcher.command(program, grants)?;
+    command.env("OLLMLX_TOKEN", hex).env("OLLMLX_MODEL", &worker.model.0);
+    command.env("OLLMLX_INCARNATION", worker.incarnation.0.to_string());
+    if let Some(fault) = fault {
+        command.env("OLLMLX_FAULT", fault);
+    }
+    process::start(command)
 }

@@ -1,13 +1,12 @@
 //! Both directions of the socket: frames in on a thread of their own, frames out in batches.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use interprocess::local_socket::traits::Stream as _;
-use interprocess::local_socket::{GenericFilePath, Stream, ToFsName as _};
 use ollmlx_proto::frame::{Decoder, encode};
 use ollmlx_proto::{Failure, FailureKind, FromWorker, Output, RequestId, ToWorker};
 
@@ -22,7 +21,7 @@ pub(super) struct Gone;
 
 /// One end of a socket, shared by the two threads.
 #[derive(Clone, Debug)]
-pub(super) struct Shared(Arc<Stream>);
+pub(super) struct Shared(Arc<UnixStream>);
 
 impl Read for Shared {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -40,10 +39,11 @@ impl Write for Shared {
     }
 }
 
-/// Connects to the supervisor's socket; returns the end to read from and the end to write to.
-pub(super) fn dial(socket: &Path) -> io::Result<(Shared, Shared)> {
-    let stream = Stream::connect(socket.to_fs_name::<GenericFilePath>()?)?;
-    stream.set_send_timeout(Some(WRITE_TIMEOUT))?;
+/// The stream to the supervisor, which whoever started this process has dialled: a worker can't. Returns the end to read from and
+/// the end to write to. An error where it is no socket.
+pub(super) fn inherited(stream: impl AsFd) -> io::Result<(Shared, Shared)> {
+    let stream = UnixStream::from(stream.as_fd().try_clone_to_owned()?);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let shared = Shared(Arc::new(stream));
     Ok((shared.clone(), shared))
 }

@@ -5,8 +5,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use interprocess::local_socket::traits::Listener as _;
-use interprocess::local_socket::{GenericFilePath, ListenerOptions, ToFsName as _};
 use ollmlx_proto::frame::{Decoder, encode};
 use ollmlx_proto::{FinishReason, Request};
 
@@ -310,20 +308,16 @@ fn an_answer_that_no_frame_can_hold_fails_its_request() {
 }
 
 #[test]
-fn the_socket_of_the_environment_can_be_dialled() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("s");
-    let name = path.as_path().to_fs_name::<GenericFilePath>().unwrap();
-    let listener = ListenerOptions::new().name(name).create_sync().unwrap();
-    let (mut reader, mut writer) = dial(&path).unwrap();
-    let mut accepted = listener.accept().unwrap();
+fn the_stream_is_inherited_and_nothing_but_a_socket_will_do() {
+    let (given, mut supervisor) = UnixStream::pair().unwrap();
+    let (mut reader, mut writer) = inherited(&given).unwrap();
     writer.write_all(b"ping").unwrap();
     let mut bytes = [0; 4];
-    accepted.read_exact(&mut bytes).unwrap();
-    accepted.write_all(&bytes).unwrap();
+    supervisor.read_exact(&mut bytes).unwrap();
+    supervisor.write_all(&bytes).unwrap();
     reader.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"ping");
-    assert!(dial(&folder.path().join("nobody")).is_err());
+    assert!(inherited(tempfile::tempfile().unwrap()).is_err());
 }
 
 #[test]

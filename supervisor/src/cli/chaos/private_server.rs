@@ -22,8 +22,9 @@ const POLL: Duration = Duration::from_millis(limits::CHAOS_POLL_MS);
 /// It leaves within this, or is killed.
 const STOP_TIMEOUT: Duration = Duration::from_millis(limits::CHAOS_STOP_MS);
 /// What it inherits where the user has set it: how models are computed.
-const INHERITED: [&str; 9] = [
+const INHERITED: [&str; 10] = [
     table::WORKER_DIR.name,
+    table::WORKER_SANDBOX.name,
     table::HUB_CACHE.name,
     table::CONTEXT_LENGTH.name,
     table::KV_CACHE_TYPE.name,
