@@ -226,7 +226,7 @@ fn kernel(attacks: &mut Attacks) {
         ("raise the limit of dumps", rustix::process::Resource::Core),
         ("raise the limit of files", rustix::process::Resource::Fsize),
     ] {
-        attacks.tried(what, rustix::process::setrlimit(resource, whole.clone()).map_err(io::Error::from));
+        attacks.tried(what, rustix::process::setrlimit(resource, whole).map_err(io::Error::from));
     }
     attacks.tried("become root", nix::unistd::setuid(nix::unistd::Uid::from_raw(0)).map_err(io::Error::from));
     attacks.tried("be dumped", nix::sys::prctl::set_dumpable(true).map_err(io::Error::from));

@@ -88,8 +88,8 @@ impl Task {
             socket: Some(self.socket.clone()),
             data_bytes_max: self.data_bytes_max(limit),
         };
-        let told = spawn::Told { worker, token: &token, fault: self.config.fault.as_deref() };
-        let started = spawn::start(&self.config.launcher, &program, grants, told)?;
+        let introduction = spawn::Introduction { worker, token: &token, fault: self.config.fault.as_deref() };
+        let started = spawn::start(&self.config.launcher, &program, grants, introduction)?;
         let pid = started.pid;
         let (signals, signals_out) = mpsc::channel(SIGNALS_LEN_MAX);
         let (phase, phase_out) = watch::channel(Phase::Waiting);

@@ -34,7 +34,7 @@ pub fn program(worker_dir: Option<&Path>, backend: &str) -> io::Result<PathBuf> 
 
 /// What a worker is told at its start.
 #[derive(Clone, Copy, Debug)]
-pub struct Told<'a> {
+pub struct Introduction<'a> {
     /// Who it is.
     pub worker: &'a WorkerId,
     /// Proves that we started it.
@@ -47,8 +47,13 @@ pub struct Told<'a> {
 ///
 /// # Errors
 /// The system's, or a wall that is required is missing.
-pub fn start(launcher: &Launcher, program: &Path, grants: Grants, told: Told<'_>) -> io::Result<Started> {
-    let Told { worker, token, fault } = told;
+pub fn start(
+    launcher: &Launcher,
+    program: &Path,
+    grants: Grants,
+    introduction: Introduction<'_>,
+) -> io::Result<Started> {
+    let Introduction { worker, token, fault } = introduction;
     let mut hex = String::with_capacity(64);
     for byte in token {
         write!(hex, "{byte:02x}").map_err(io::Error::other)?;

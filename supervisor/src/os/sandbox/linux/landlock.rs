@@ -19,7 +19,7 @@ const PARTS: [(i32, &str); 4] =
     [(3, "cutting files"), (4, "network"), (5, "devices' controls"), (6, "abstract sockets and signals")];
 
 /// Rules, with all that they name open.
-pub(super) struct Prepared {
+pub(super) struct FileRules {
     ruleset: RulesetCreated,
     version_max: Option<i32>,
 }
@@ -29,13 +29,13 @@ fn error(error: RulesetError) -> io::Error {
 }
 
 /// Makes the rules.
-pub(super) fn prepare(plan: &Plan<'_>) -> io::Result<Prepared> {
+pub(super) fn prepare(plan: &Plan<'_>) -> io::Result<FileRules> {
     let version = plan.landlock_abi_max.map_or(NEWEST, |version| ABI::from(version).min(NEWEST));
     if version == ABI::Unsupported {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "not wanted"));
     }
     let ruleset = rules(plan, version).map_err(error)?;
-    Ok(Prepared { ruleset, version_max: plan.landlock_abi_max })
+    Ok(FileRules { ruleset, version_max: plan.landlock_abi_max })
 }
 
 fn rules(plan: &Plan<'_>, version: ABI) -> Result<RulesetCreated, RulesetError> {
@@ -56,7 +56,7 @@ fn rules(plan: &Plan<'_>, version: ABI) -> Result<RulesetCreated, RulesetError> 
         .add_rules(path_beneath_rules(&plan.run, AccessFs::ReadFile | AccessFs::Execute))
 }
 
-impl Prepared {
+impl FileRules {
     /// Puts the wall up; returns the version that is in force.
     pub(super) fn restrict(self) -> io::Result<i32> {
         let status = self.ruleset.restrict_self().map_err(error)?;

@@ -51,7 +51,7 @@ fn put_up(plan: &Plan<'_>) -> Walls {
     let prepared = landlock::prepare(plan);
     let is_confined = prepared.is_ok();
     note("no capabilities", capabilities::drop_all(plan, is_confined));
-    match prepared.and_then(landlock::Prepared::restrict) {
+    match prepared.and_then(landlock::FileRules::restrict) {
         Ok(version) => {
             walls.stand.push(format!("Landlock {version}"));
             walls.missing.extend(landlock::missing(version));
