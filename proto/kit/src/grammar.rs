@@ -4,13 +4,16 @@
 //! trie of the vocabulary. A [`Grammar`] is the state of one request. White space between JSON tokens is at most a line
 //! break with a little indentation, so that a small model can't fill its budget with it.
 //!
-//! Schemas are hostile: size and nesting are checked before they are parsed, compiling runs on a deep stack and within
-//! the library's own budgets, and a panic inside is a failure of the request.
+//! Schemas are hostile: size and nesting are checked before they are parsed, and what they will cost before they are compiled
+//! ([`weigh`]); compiling runs on a deep stack and with fuel, each step of an answer has fuel of its own, and a panic inside
+//! is a failure of the request.
+
+mod weigh;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use ollmlx_proto::limits::JSON_DEPTH_MAX;
@@ -124,6 +127,7 @@ fn schema(text: &JsonText) -> Result<Value, Failure> {
         Value::Object(object) => {
             // The compiler's own switches are ours to set.
             object.shift_remove("x-guidance");
+            weigh::check(&value).map_err(|text| refused(&format!("the schema is too costly: {text}")))?;
             Ok(value)
         }
         Value::Bool(true) => Ok(Value::Object(serde_json::Map::new())),
@@ -162,7 +166,15 @@ fn parsers(vocab: &Vocab) -> Result<ParserFactory, String> {
     let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
     let mut factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
     factory.quiet();
-    factory.limits_mut().verbose_errors = false;
+    *factory.limits_mut() = ParserLimits {
+        initial_lexer_fuel: limits::GRAMMAR_FUEL,
+        step_lexer_fuel: limits::GRAMMAR_STEP_FUEL,
+        step_max_items: limits::GRAMMAR_STEP_ITEMS_MAX,
+        max_lexer_states: limits::GRAMMAR_STATES_MAX,
+        max_grammar_size: limits::GRAMMAR_SYMBOLS_MAX,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    };
     Ok(factory)
 }
 
@@ -347,6 +359,76 @@ mod tests {
         }
         assert!(compile("{").is_err() && compile("7").is_err() && compile("").is_err());
         assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+
+    #[track_caller]
+    fn too_costly(schema: &str) {
+        let head: String = schema.chars().take(80).collect();
+        let failure = compile(schema).err().unwrap_or_else(|| panic!("{head} was compiled"));
+        assert_eq!(failure.kind, FailureKind::GrammarFailed, "{head}");
+        assert!(failure.public.contains("too costly"), "{head}: {}", failure.public);
+    }
+
+    /// What stands for much more than it says is refused before anything is compiled.
+    #[test]
+    fn schemas_are_weighed_before_they_are_compiled() {
+        let list = |count: usize, item: &dyn Fn(usize) -> String| (0..count).map(item).collect::<Vec<_>>().join(",");
+        let union = |options: usize| {
+            let option = |index| format!(r#"{{"type":"object","properties":{{"p{index}":{{"type":"string"}}}}}}"#);
+            format!(r#"{{"anyOf":[{}]}}"#, list(options, &option))
+        };
+        // Each option of the one with each of the other.
+        too_costly(&format!(r#"{{"allOf":[{},{},{}]}}"#, union(60), union(60), union(60)));
+        let refer = |_| r##"{"$ref":"#/$defs/a"}"##.to_owned();
+        too_costly(&format!(r#"{{"$defs":{{"a":{}}},"allOf":[{}]}}"#, union(10), list(8, &refer)));
+        // A kilobyte whose patterns are compared with each other at each intersection.
+        let named = list(30, &|index| format!(r#""^a{index}":{{}}"#));
+        let pairs =
+            format!(r#"{{"$defs":{{"a":{{"patternProperties":{{{named}}}}}}},"allOf":[{}]}}"#, list(20, &refer));
+        assert!(pairs.len() < 1024, "{}", pairs.len());
+        too_costly(&pairs);
+        let own = list(100, &|index| format!(r#""^a{index}":{{}}"#));
+        too_costly(&format!(r#"{{"patternProperties":{{{own}}}}}"#));
+        too_costly(&format!(r#"{{"oneOf":[{}]}}"#, list(1000, &|index| format!(r#"{{"const":{index}}}"#))));
+        too_costly(&format!(r#"{{"enum":[{}]}}"#, list(100_000, &|index| index.to_string())));
+        let properties = |count| list(count, &|index| format!(r#""p{index}":{{"type":"null"}}"#));
+        too_costly(&format!(r#"{{"type":"object","properties":{{{}}}}}"#, properties(10_000)));
+        too_costly(&format!(r#"{{"type":"object","maxProperties":1,"properties":{{{}}}}}"#, properties(1_000)));
+        let strings = list(2_000, &|index| format!(r#""p{index}":{{"type":"string","pattern":"a"}}"#));
+        too_costly(&format!(r#"{{"type":"object","properties":{{{strings}}}}}"#));
+        too_costly(&format!(r#"{{"type":"string","pattern":"{}"}}"#, "a".repeat(20_000)));
+        // References that nest: each stands for two of the next.
+        let chain = list(40, &|index| {
+            let next = index + 1;
+            format!(
+                r##""d{index}":{{"type":"object","properties":{{"a":{{"$ref":"#/$defs/d{next}"}}}},"allOf":[{{"$ref":"#/$defs/d{next}"}},{{"$ref":"#/$defs/d{next}"}}]}}"##
+            )
+        });
+        too_costly(&format!(r##"{{"$defs":{{{chain},"d40":{{"type":"null"}}}},"$ref":"#/$defs/d0"}}"##));
+    }
+
+    #[test]
+    fn ordinary_schemas_are_not_too_costly() {
+        let fields: Vec<String> = (0..300)
+            .map(|index| {
+                format!(r#""f{index}":{{"anyOf":[{{"type":"string"}},{{"type":"null"}}],"default":null,"title":"F"}}"#)
+            })
+            .collect();
+        let fields = fields.join(",");
+        let words: Vec<String> = (0..1_000).map(|index| format!(r#""word{index}""#)).collect();
+        let words = words.join(",");
+        for schema in [
+            format!(r#"{{"type":"object","properties":{{{fields}}},"required":["f0"],"additionalProperties":false}}"#),
+            format!(r#"{{"type":"string","enum":[{words}]}}"#),
+            r##"{"$defs":{"base":{"type":"object","properties":{"id":{"type":"integer"},"name":{"type":"string"}},"required":["id"]}},"allOf":[{"$ref":"#/$defs/base"},{"type":"object","properties":{"age":{"type":"integer"}}}]}"##.to_owned(),
+            r#"{"type":"object","properties":{"at":{"type":"string","format":"date-time"},"mail":{"type":"string","pattern":"^[a-z]+@[a-z]+$"}}}"#.to_owned(),
+            r#"{"oneOf":[{"type":"object","properties":{"k":{"const":"a"}},"required":["k"]},{"type":"object","properties":{"k":{"const":"b"}},"required":["k"]}]}"#.to_owned(),
+        ] {
+            let head: String = schema.chars().take(80).collect();
+            if let Err(failure) = compile(&schema) {
+                panic!("{head}: {}", failure.public);
+            }
+        }
     }
 
     #[test]

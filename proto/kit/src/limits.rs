@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ollmlx_proto::limits::{MIB, PROGRESS_INTERVAL_MS, SILENCE_MS, SLOTS_MAX};
+use ollmlx_proto::limits::{JSON_DEPTH_MAX, MIB, PROGRESS_INTERVAL_MS, SILENCE_MS, SLOTS_MAX};
 
 // --- the process ---
 /// A worker whose supervisor is gone leaves by itself within this, or is ended.
@@ -81,6 +81,12 @@ pub const TEMPLATE_FUEL: u64 = 5_000_000;
 pub const TEMPLATE_FUEL_BASE: u64 = 400_000;
 /// More for each turn and tool.
 pub const TEMPLATE_FUEL_PER_TURN: u64 = 5_000;
+/// Values in a value of a Jinja template, where it is written out: beyond what a conversation of 64 MiB holds.
+pub const TEMPLATE_VALUE_NODES_MAX: usize = 1_000_000;
+/// Nesting of such a value: JSON of a client, in some lists of the template.
+pub const TEMPLATE_VALUE_DEPTH_MAX: usize = JSON_DEPTH_MAX + 64;
+/// A text of so many bytes is compared for nothing.
+pub const TEMPLATE_SMALL_BYTES: usize = 4096;
 /// Bytes of a chat template; the largest known ones have 30 KB.
 pub const TEMPLATE_BYTES_MAX: usize = MIB;
 /// Characters of one Jinja expression, strings and white space left out: each may be one level of recursion.
@@ -89,6 +95,8 @@ pub const TEMPLATE_EXPRESSION_CHARS_MAX: usize = 8192;
 pub const TEMPLATE_BRANCHES_MAX: usize = 2048;
 /// Nodes that a Go template may visit, estimated before it runs.
 pub const TEMPLATE_NODES_MAX: u64 = 20_000_000;
+/// Bytes of text that a Go template may compare: a fraction of a second.
+pub const TEMPLATE_COMPARED_BYTES_MAX: usize = 1024 * MIB;
 /// Bytes of a tool call in the making; a longer one becomes content.
 pub const TOOL_CALL_BYTES_MAX: usize = MIB;
 /// Bytes of white space that may be held back before a tool call; a longer run is content.
@@ -97,6 +105,28 @@ pub const HELD_SPACE_BYTES_MAX: usize = 1024;
 pub const CALL_HEAD_BYTES_MAX: usize = 1024;
 /// Bytes of a JSON Schema of a request.
 pub const SCHEMA_BYTES_MAX: usize = 2 * MIB;
+/// Schemas that one stands for, its references apart: the compiler itself goes no further.
+pub const SCHEMA_NODES_MAX: u64 = 50_000;
+/// Schemas that its intersections may copy, some 300 bytes each.
+pub const SCHEMA_COPIES_MAX: u64 = 200_000;
+/// Pairs of patterns of properties to be compared with each other; a pair takes up to a millisecond.
+pub const SCHEMA_PAIRS_MAX: u64 = 1_000;
+/// Patterns and formats of strings, each of which takes up to a millisecond.
+pub const SCHEMA_PATTERNS_MAX: u64 = 1_000;
+/// Bytes of all patterns together.
+pub const SCHEMA_PATTERN_BYTES_MAX: u64 = 16 * 1024;
+/// Properties of one object: some time is their square.
+pub const SCHEMA_PROPERTIES_MAX: u64 = 5_000;
+/// Fuel for compiling a grammar, some 50,000 a millisecond; the largest schemas known take half of it.
+pub const GRAMMAR_FUEL: u64 = 1_000_000;
+/// Fuel for the tokens that may come next, some 14,000 a millisecond: companions wait for each such step.
+pub const GRAMMAR_STEP_FUEL: u64 = 100_000;
+/// Items of the parser for the same, some 20,000 a millisecond.
+pub const GRAMMAR_STEP_ITEMS_MAX: usize = 50_000;
+/// States of a grammar's lexer, 1 to 2 KiB each, kept for as long as its request runs.
+pub const GRAMMAR_STATES_MAX: usize = 30_000;
+/// Symbols of a grammar's rules.
+pub const GRAMMAR_SYMBOLS_MAX: usize = 500_000;
 /// Stack of a thread that runs a template or compiles a grammar, both of which recurse. Only what is used is ever
 /// taken. A template can nest one list per step, and dropping it takes some 200 bytes of stack per level.
 pub const DEEP_STACK_BYTES: usize = 256 * MIB;

@@ -148,6 +148,11 @@ impl Watch {
         self.check()
     }
 
+    #[cfg(test)]
+    pub(super) fn part(&self) -> Part {
+        self.clock.lock().unwrap().part
+    }
+
     /// Nobody waits any more.
     pub(super) fn give_up(&self) {
         self.over.store(true, Ordering::Relaxed);

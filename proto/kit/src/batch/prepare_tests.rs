@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
+use super::prepare::Part;
 use super::tests::{Book, drive, note, toy};
 use super::toy::{Toy, complete};
 use super::*;
@@ -75,6 +76,13 @@ fn who_takes_too_long_is_answered_and_its_thread_is_waited_for_by_nobody() {
     let mut out = Vec::new();
     batcher.step(&mut out).expect("fine");
     assert_eq!(out, [], "its time is not over");
+    while !batcher
+        .arrivals
+        .iter()
+        .any(|it| matches!(&it.stage, Stage::Preparing(watch) if watch.part() == Part::Tokens))
+    {
+        std::thread::yield_now();
+    }
     batcher.give_up_slow(Instant::now() + TOKENIZE_TIME + Duration::from_secs(1));
     assert_eq!(batcher.step(&mut out).expect("fine"), StepOutcome::Idle, "nothing is left to do");
     note(&mut book, &mut out);

@@ -6,12 +6,13 @@
 //!
 //! Hostile templates: the source has a size limit; the work is estimated before it runs (source length with all
 //! `template` calls expanded; recursion is refused) and bounds the iterations; functions charge a budget for the text
-//! they make; those that could double text (`js`, `html`, `urlquery`) do not exist; output has a cap.
+//! they make and compare; those that could double text (`js`, `html`, `urlquery`) do not exist; output has a cap.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering as AtomicOrdering};
 
 use chrono::{DateTime, Duration, Local};
 use gotmpl::parse::{CommandNode, DefineNode, Expr, ListNode, Node, Parser};
@@ -35,7 +36,8 @@ impl GoTemplate {
     /// Takes `source`; errors in it show when it is rendered.
     pub(super) fn new(source: &str) -> Self {
         let mut source = source.to_owned();
-        if !source.contains(".Messages") && !source.contains(".Response") {
+        let is_refused = source.len() > limits::TEMPLATE_BYTES_MAX;
+        if !is_refused && !source.contains(".Messages") && !source.contains(".Response") {
             source.push_str("{{ .Response }}");
         }
         Self { source }
@@ -81,6 +83,10 @@ impl GoTemplate {
     }
 
     fn execute(&self, runs: Vec<Fields>, known: Known, asked_at: DateTime<Local>) -> Result<String, Failure> {
+        if known.bytes > limits::RENDERED_BYTES_MAX {
+            let text = "the tools and calls of this conversation are too large for this template";
+            return Err(Failure::new(FailureKind::InvalidRequest, text));
+        }
         let known = Arc::new(known);
         on_deep_stack(|| {
             let template = compile(&self.source, runs.len(), known, asked_at)?;
@@ -119,12 +125,19 @@ struct Known {
     texts: HashMap<usize, String>,
     /// Keeps the addresses taken.
     kept: Vec<Value>,
+    /// Of all texts: what is nested is in each text around it.
+    bytes: usize,
 }
 
 impl Known {
     fn remember(&mut self, value: Value, json: &Json) -> Value {
+        if self.bytes > limits::RENDERED_BYTES_MAX {
+            return value;
+        }
         if let Some(address) = address(&value) {
-            self.texts.insert(address, json.to_string());
+            let text = json.to_string();
+            self.bytes += text.len();
+            self.texts.insert(address, text);
             self.kept.push(value.clone());
         }
         value
@@ -363,11 +376,13 @@ fn show_values(nodes: &mut [Node]) {
 fn functions(template: Template, known: Arc<Known>, asked_at: DateTime<Local>) -> Template {
     let budget = Arc::new(AtomicUsize::new(limits::RENDERED_BYTES_MAX));
     let charge = move |text: String| {
-        let paid = budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(text.len() + 1));
-        paid.map(|_| Value::String(text.into()))
-            .map_err(|_| TemplateError::Exec("the template makes too much text".into()))
+        let paid = budget
+            .fetch_update(AtomicOrdering::Relaxed, AtomicOrdering::Relaxed, |left| left.checked_sub(text.len() + 1));
+        paid.map(|_| Value::String(text.into())).map_err(|_| too_much())
     };
     let shown = known.clone();
+    let compares = Arc::new(AtomicUsize::new(limits::TEMPLATE_COMPARED_BYTES_MAX));
+    let [for_eq, for_ne] = std::array::from_fn(|_| Arc::clone(&compares));
     let [for_show, for_print, for_format, for_slice, for_type] = std::array::from_fn(|_| charge.clone());
     let date = move |days: i64| (asked_at - Duration::days(days)).format("%Y-%m-%d").to_string();
     template
@@ -380,13 +395,35 @@ fn functions(template: Template, known: Arc<Known>, asked_at: DateTime<Local>) -
         .func("currentDate", move |_| Ok(text(&date(0))))
         .func("yesterdayDate", move |_| Ok(text(&date(1))))
         .func("toTypeScriptType", move |args| for_type(args.first().map_or_else(|| "any".into(), typescript)))
-        .func("print", move |args| for_print(args.iter().map(ToString::to_string).collect()))
+        .func("print", move |args| {
+            // Each is a copy of what may be a whole conversation.
+            let mut out = String::new();
+            args.iter().try_for_each(|value| push(&mut out, &value.to_string()))?;
+            for_print(out)
+        })
         .func("printf", move |args| for_format(format_go(args)?))
         .func("slice", move |args| {
             let [value, bounds @ ..] = args else { return Err(TemplateError::Exec("slice needs a value".into())) };
             for_slice(" ".repeat(value.len().unwrap_or(0) / 16))?;
             value.slice(bounds.first().and_then(Value::as_int), bounds.get(1).and_then(Value::as_int))
         })
+        .func("eq", move |args| {
+            let [first, others @ ..] = args else { return Err(TemplateError::Exec("eq needs two values".into())) };
+            for other in others {
+                if same(first, other, &for_eq)? {
+                    return Ok(Value::Bool(true));
+                }
+            }
+            Ok(Value::Bool(false))
+        })
+        .func("ne", move |args| match args {
+            [one, other] => same(one, other, &for_ne).map(|same| Value::Bool(!same)),
+            _ => Err(TemplateError::Exec("ne needs two values".into())),
+        })
+        .func("lt", ordered(Ordering::is_lt, &compares))
+        .func("le", ordered(Ordering::is_le, &compares))
+        .func("gt", ordered(Ordering::is_gt, &compares))
+        .func("ge", ordered(Ordering::is_ge, &compares))
         .func("println", absent)
         .func("html", absent)
         .func("js", absent)
@@ -416,6 +453,67 @@ fn json(value: &Value, known: &Known) -> String {
     }
 }
 
+/// Go's `==` on what templates have, as the engine's own function has it; each byte compared is paid for.
+fn same(one: &Value, other: &Value, budget: &AtomicUsize) -> Result<bool, TemplateError> {
+    match (one, other) {
+        (Value::Nil, Value::Nil) => Ok(true),
+        (Value::Nil, _) | (_, Value::Nil) => Ok(false),
+        (Value::Bool(one), Value::Bool(other)) => Ok(one == other),
+        (Value::List(_) | Value::Map(_) | Value::Function(_), _) => {
+            Err(TemplateError::Exec(format!("non-comparable type {}", one.type_name())))
+        }
+        _ => order(one, other, budget).map(|order| order == Some(Ordering::Equal)),
+    }
+}
+
+/// `None` where one of them is not a number.
+fn order(one: &Value, other: &Value, budget: &AtomicUsize) -> Result<Option<Ordering>, TemplateError> {
+    Ok(match (one, other) {
+        (Value::Int(one), Value::Int(other)) => Some(one.cmp(other)),
+        (Value::Uint(one), Value::Uint(other)) => Some(one.cmp(other)),
+        (Value::Int(one), Value::Uint(other)) => Some(i128::from(*one).cmp(&i128::from(*other))),
+        (Value::Uint(one), Value::Int(other)) => Some(i128::from(*one).cmp(&i128::from(*other))),
+        (Value::Float(one), Value::Float(other)) => one.partial_cmp(other),
+        (Value::String(one), Value::String(other)) => {
+            let bytes = one.len().min(other.len());
+            let left = |left: usize| left.checked_sub(bytes);
+            budget.fetch_update(AtomicOrdering::Relaxed, AtomicOrdering::Relaxed, left).map_err(|_| too_much())?;
+            Some(one.cmp(other))
+        }
+        _ => {
+            let (one, other) = (one.type_name(), other.type_name());
+            return Err(TemplateError::Exec(format!("incompatible types for comparison: {one} and {other}")));
+        }
+    })
+}
+
+fn ordered(
+    holds: fn(Ordering) -> bool,
+    budget: &Arc<AtomicUsize>,
+) -> impl Fn(&[Value]) -> Result<Value, TemplateError> + Send + Sync + 'static {
+    let budget = Arc::clone(budget);
+    move |args| {
+        let [one, other] = args else { return Err(TemplateError::Exec("a comparison needs two values".into())) };
+        match order(one, other, &budget)? {
+            Some(order) => Ok(Value::Bool(holds(order))),
+            None => Err(TemplateError::Exec("invalid type for comparison".into())),
+        }
+    }
+}
+
+/// Appends within the bound of a render.
+fn push(out: &mut String, text: &str) -> Result<(), TemplateError> {
+    if out.len() + text.len() > limits::RENDERED_BYTES_MAX {
+        return Err(too_much());
+    }
+    out.push_str(text);
+    Ok(())
+}
+
+fn too_much() -> TemplateError {
+    TemplateError::Exec("the template makes too much text".into())
+}
+
 /// `%s %v %d %q %t %f %%` without widths, which is all that chat templates use.
 fn format_go(args: &[Value]) -> Result<String, TemplateError> {
     let [Value::String(format), args @ ..] = args else {
@@ -432,14 +530,11 @@ fn format_go(args: &[Value]) -> Result<String, TemplateError> {
         };
         let value = args.next().unwrap_or(&Value::Nil);
         match verb {
-            's' | 'v' | 'd' | 't' | 'f' => out.push_str(&value.to_string()),
-            'q' => out.push_str(&Json::from(value.to_string()).to_string()),
+            's' | 'v' | 'd' | 't' | 'f' => push(&mut out, &value.to_string())?,
+            'q' => push(&mut out, &Json::from(value.to_string()).to_string())?,
             _ => return Err(TemplateError::Exec(format!("printf: verb %{verb} is not supported"))),
         }
-        if out.len() > limits::RENDERED_BYTES_MAX {
-            return Err(TemplateError::Exec("the template makes too much text".into()));
-        }
-        out.push_str(&piece[verb.len_utf8()..]);
+        push(&mut out, &piece[verb.len_utf8()..])?;
     }
     Ok(out)
 }

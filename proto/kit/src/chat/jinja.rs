@@ -1,17 +1,17 @@
 //! Jinja chat templates with the settings and functions of Hugging Face's.
 //!
 //! Templates come out of model files and are hostile: no loader exists (so `include`, `import` and `extends` fail), time
-//! and memory are bounded by fuel (every step, and every 64 bytes made, costs one), output has a cap, and a deep stack
-//! is used since parser and interpreter recurse.
-
-use std::io::{self, Write};
+//! and memory are bounded by fuel (every step, and every 64 bytes made, costs one; `bounds` sees to what the engine can't
+//! charge for), and a deep stack is used since parser and interpreter recurse.
 
 use chrono::{DateTime, Local};
+use minijinja::machinery::{eval, make_string_output};
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, context, syntax::SyntaxConfig};
 use ollmlx_proto::{Failure, FailureKind, ThinkMode};
 use serde_json::Value as Json;
 
+use super::bounds;
 use super::json_text::Style;
 use super::view::{Conversation, PastCall, Turn, level_word};
 use super::{Words, on_deep_stack};
@@ -37,7 +37,9 @@ pub(super) struct JinjaTemplate {
 impl JinjaTemplate {
     /// Prepares `source`; errors in it show when it is checked or rendered.
     pub(super) fn new(source: &str) -> Self {
-        Self { environment: environment(), source: without_generation(source) }
+        let is_refused = source.len() > limits::TEMPLATE_BYTES_MAX;
+        let source = if is_refused { source.to_owned() } else { without_generation(source) };
+        Self { environment: environment(), source }
     }
 
     /// Whether the source parses.
@@ -51,7 +53,7 @@ impl JinjaTemplate {
                 "an expression of this model's chat template is too long",
             ));
         }
-        on_deep_stack(|| self.environment.template_from_str(&self.source).map(drop).map_err(|error| failure(&error)))?
+        on_deep_stack(|| bounds::compile(&self.source, syntax()).map(drop).map_err(|error| failure(&error)))?
     }
 
     /// Renders.
@@ -59,10 +61,13 @@ impl JinjaTemplate {
         let result = on_deep_stack(|| {
             let mut environment = self.environment.clone();
             environment.set_fuel(Some(fuel(conversation)));
-            let template = environment.template_from_str(&self.source)?;
-            let mut out = Capped(Vec::new());
-            template.render_captured_to(variables(conversation, words), &mut out)?;
-            Ok(String::from_utf8_lossy(&out.0).into_owned())
+            let template = bounds::compile(&self.source, syntax())?;
+            let mut text = String::new();
+            let variables = variables(conversation, words);
+            let (code, blocks) = (&template.instructions, &template.blocks);
+            // What is written costs fuel: there is no more of it than fuel pays for.
+            eval(&environment, code, variables, blocks, &mut make_string_output(&mut text), AutoEscape::None)?;
+            Ok(text)
         });
         match result.map_err(RenderError::Failed)? {
             Ok(text) => Ok(text),
@@ -74,44 +79,29 @@ impl JinjaTemplate {
     }
 }
 
-/// A buffer that refuses to grow over the cap.
-struct Capped(Vec<u8>);
-
-impl Write for Capped {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > limits::RENDERED_BYTES_MAX {
-            return Err(io::Error::other("the rendered prompt is too large"));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Enough for any sane template over this conversation, a quarter step per byte for filters that copy it.
+/// Enough for any sane template over this conversation, a step per byte for what copies and reads it.
 fn fuel(conversation: &Conversation) -> u64 {
     let turns = (conversation.turns.len() + conversation.tools.len()) as u64;
-    let fuel = limits::TEMPLATE_FUEL_BASE + turns * limits::TEMPLATE_FUEL_PER_TURN + conversation.bytes as u64 / 4;
+    let fuel = limits::TEMPLATE_FUEL_BASE + turns * limits::TEMPLATE_FUEL_PER_TURN + conversation.bytes as u64;
     fuel.min(limits::TEMPLATE_FUEL)
 }
 
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_syntax(
-        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("the default delimiters differ"),
-    );
-    // Escaping is otherwise chosen by the template's name.
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_debug(false);
     environment.set_recursion_limit(100);
     environment.set_unknown_method_callback(method);
     environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", |text: Value| -> Result<Value, Error> {
+    environment.add_function("raise_exception", |state: &State<'_, '_>, text: Value| -> Result<Value, Error> {
+        bounds::read(state, &text)?;
         Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSAL}{text}")))
     });
+    bounds::equip(&mut environment);
     environment
+}
+
+fn syntax() -> SyntaxConfig {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().expect("the default delimiters differ")
 }
 
 /// `None` for a format that chrono does not know, whose `to_string` would panic.
@@ -127,9 +117,7 @@ fn strftime(now: &DateTime<Local>, format: &str) -> Option<String> {
 fn to_json(state: &State<'_, '_>, value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let style = Style::from_kwargs(indent.as_ref(), &kwargs)?;
     let mut out = String::new();
-    style.write(&mut out, value, 0)?;
-    // A map is walked item by item, which costs more than its text.
-    state.consume_fuel(out.len() as u64 / 16)?;
+    style.write(state, &mut out, value, 0)?;
     Ok(Value::from(out))
 }
 

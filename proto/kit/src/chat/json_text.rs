@@ -3,7 +3,7 @@
 //! Defaults: `", "` and `": "` between items, characters raw. Depth is bounded; floats print as Rust's shortest form.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
 use ollmlx_proto::limits::JSON_DEPTH_MAX;
 
 use super::guard::may_be_mark;
@@ -46,10 +46,18 @@ impl Style {
     }
 
     /// Appends `value`.
-    pub(super) fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    pub(super) fn write(
+        &self,
+        state: &State<'_, '_>,
+        out: &mut String,
+        value: &Value,
+        depth: usize,
+    ) -> Result<(), Error> {
         if depth > JSON_DEPTH_MAX + 2 || out.len() > limits::RENDERED_BYTES_MAX {
             return Err(Error::new(ErrorKind::InvalidOperation, "value is too large for tojson"));
         }
+        // A map is walked item by item, which costs more than its text; a character may become six.
+        state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 16)?;
         match value.kind() {
             ValueKind::Undefined | ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -57,7 +65,7 @@ impl Style {
             ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), self.ascii),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.map(|item| (None, item));
-                self.write_items(out, items, ['[', ']'], depth)?;
+                self.write_items(state, out, items, ['[', ']'], depth)?;
             }
             ValueKind::Map => {
                 let mut pairs = Vec::new();
@@ -68,7 +76,7 @@ impl Style {
                 if self.sort_keys {
                     pairs.sort_by(|a, b| a.0.cmp(&b.0));
                 }
-                self.write_items(out, pairs.into_iter(), ['{', '}'], depth)?;
+                self.write_items(state, out, pairs.into_iter(), ['{', '}'], depth)?;
             }
             _ => return Err(Error::new(ErrorKind::BadSerialization, "value is not JSON")),
         }
@@ -77,6 +85,7 @@ impl Style {
 
     fn write_items(
         &self,
+        state: &State<'_, '_>,
         out: &mut String,
         items: impl Iterator<Item = (Option<String>, Value)>,
         brackets: [char; 2],
@@ -94,7 +103,7 @@ impl Style {
                 write_string(out, &key, self.ascii);
                 out.push_str(&self.key_separator);
             }
-            self.write(out, &item, depth + 1)?;
+            self.write(state, out, &item, depth + 1)?;
         }
         if any {
             self.break_line(out, depth);

@@ -12,7 +12,9 @@ use ollmlx_proto::{Capability, Chat, Failure, FailureKind, TokenId, UnixSeconds}
 use crate::limits;
 use crate::vocab::{TokenKind, Vocab};
 
+mod bounds;
 mod builtin;
+mod charges;
 mod go;
 mod guard;
 mod jinja;
@@ -20,6 +22,8 @@ mod json_text;
 mod parse;
 mod view;
 
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 mod tests;
 
@@ -159,7 +163,7 @@ impl ChatFormat {
     #[must_use]
     pub fn parser(&self, chat: &Chat, rendered: &RenderedPrompt) -> OutputParser {
         let replaced = chat.template.as_deref().map(|template| {
-            let mut detected = parse::detect(template, &Vocab::default());
+            let mut detected = parse::detect(looked_at(template), &Vocab::default());
             detected.find_controls(&self.controls);
             detected
         });
@@ -237,6 +241,11 @@ impl ChatFormat {
     }
 }
 
+/// What of a template is searched for markers: one that is refused anyway is not.
+fn looked_at(template: &str) -> &str {
+    if template.len() > limits::TEMPLATE_BYTES_MAX { "" } else { template }
+}
+
 /// The template to use, and its text for detection.
 fn choose(source: &ChatSource, vocab: &Vocab) -> (Plan, String) {
     let mut broken = None;
@@ -244,11 +253,11 @@ fn choose(source: &ChatSource, vocab: &Vocab) -> (Plan, String) {
         let template = JinjaTemplate::new(text);
         match template.check() {
             Ok(()) => return (Plan::Jinja(Box::new(template)), text.to_owned()),
-            Err(failure) => broken = Some((Plan::Broken(failure), text.to_owned())),
+            Err(failure) => broken = Some((Plan::Broken(failure), looked_at(text).to_owned())),
         }
     }
     if let Some(text) = source.go.as_deref().filter(|text| !text.trim().is_empty()) {
-        return (Plan::Go(GoTemplate::new(text)), text.to_owned());
+        return (Plan::Go(GoTemplate::new(text)), looked_at(text).to_owned());
     }
     broken.unwrap_or_else(|| match builtin::choose(&source.architecture, vocab) {
         Some(text) => (Plan::Jinja(Box::new(JinjaTemplate::new(text))), text.to_owned()),

@@ -49,7 +49,7 @@ fn turn(role: Role, text: &str) -> Message {
     }
 }
 
-fn chat(turns: &[(&str, &str)]) -> Chat {
+pub(super) fn chat(turns: &[(&str, &str)]) -> Chat {
     let role = |word: &str| match word {
         "system" => Role::System,
         "user" => Role::User,
@@ -71,11 +71,11 @@ fn chat(turns: &[(&str, &str)]) -> Chat {
 
 use ollmlx_proto::ThinkMode;
 
-fn jinja(template: &str) -> ChatFormat {
+pub(super) fn jinja(template: &str) -> ChatFormat {
     ChatFormat::new(&ChatSource { jinja: Some(template.into()), ..ChatSource::default() }, &small())
 }
 
-fn go(template: &str) -> ChatFormat {
+pub(super) fn go(template: &str) -> ChatFormat {
     ChatFormat::new(&ChatSource { go: Some(template.into()), ..ChatSource::default() }, &small())
 }
 
