@@ -34,15 +34,26 @@ impl<W: Write> Write for OneLine<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let line = text.strip_suffix('\n').unwrap_or(&text);
-        // The colours.
-        let parts: Vec<_> = line.split('\u{1b}').map(printable_line).collect();
-        self.0.write_all(format!("{}\n", parts.join("\u{1b}")).as_bytes())?;
+        let mut parts = line.split('\u{1b}');
+        let mut shown = printable_line(parts.next().unwrap_or_default()).into_owned();
+        for part in parts {
+            shown.push_str(if is_colour(part) { "\u{1b}" } else { "\\u001b" });
+            shown.push_str(&printable_line(part));
+        }
+        shown.push('\n');
+        self.0.write_all(shown.as_bytes())?;
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
     }
+}
+
+/// Whether what follows an escape character makes it a colour, and nothing that acts on a terminal.
+fn is_colour(after: &str) -> bool {
+    let codes = after.strip_prefix('[').map(|codes| codes.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';'));
+    codes.is_some_and(|rest| rest.starts_with('m'))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const TRIED: i32 = 9;
 /// Children that it would be content with.
 const CHILDREN: usize = 8;
 /// Variables that every worker gets, or may get.
-const KNOWN_VARIABLES: [&str; 6] = ["OLLMLX_", "LANG", "LC_", "TZ", "RUST_", "LD_LIBRARY_PATH"];
+const KNOWN_VARIABLES: [&str; 7] = ["OLLMLX_", "GGML_NO_BACKTRACE", "LANG", "LC_", "TZ", "RUST_", "LD_LIBRARY_PATH"];
 
 fn main() {
     let mut arguments = std::env::args().skip(1);

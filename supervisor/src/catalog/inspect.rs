@@ -397,32 +397,20 @@ fn internal(subject: &Subject, error: &dyn std::error::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
+    use super::super::tests::worker_dir;
     use super::*;
 
     #[tokio::test]
     async fn a_file_that_kills_three_inspectors_is_refused_without_a_fourth() {
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("ollmlx-worker-gguf");
-        fs::write(&program, "#!/bin/sh\necho run >> \"$2.log\"\nkill -ABRT $$\n").unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let path = folder.path().join("m.gguf");
-        fs::write(&path, "x").unwrap();
-        let config = CatalogConfig {
-            stores: Vec::new(),
-            state_dir: folder.path().to_owned(),
-            worker_dir: folder.path().to_owned(),
-            launcher: Launcher::default(),
-            hub_dir: folder.path().to_owned(),
-            prune: false,
-            flash_attention: FlashAttention::default(),
-        };
-        let inspector = Arc::new(Inspector::new(&config));
+        fs::write(&path, "GGUFKILLS").unwrap();
+        let (launcher, attention) = (Launcher::default(), FlashAttention::default());
+        let inspector = Arc::new(Inspector::new(worker_dir().into(), launcher, folder.path(), attention));
         let subject = |key: &str| Subject {
             label: "m.gguf".to_owned(),
             key: key.to_owned(),
-            size_bytes: 1,
+            size_bytes: 9,
             backend: Backend::Gguf,
             paths: vec![path.clone()],
         };
@@ -435,7 +423,7 @@ mod tests {
         let starts = || fs::read_to_string(folder.path().join("m.gguf.log")).unwrap().lines().count();
         assert_eq!(starts(), LOADS_FAILED_MAX as usize);
         let expected =
-            "m.gguf: inspecting it killed the inspector (SIGABRT); it is not tried again until the file changes";
+            "m.gguf: inspecting it killed the inspector (SIGSEGV); it is not tried again until the file changes";
         assert_eq!(refusal, expected);
         assert!(inspector.card(&subject("b")).await.is_err());
         assert_eq!(starts(), LOADS_FAILED_MAX as usize + 1, "another content is another file");

@@ -56,7 +56,7 @@ fn card() -> ModelCard {
 }
 
 /// Written once, before any test starts a process.
-fn worker_dir() -> &'static Path {
+pub(super) fn worker_dir() -> &'static Path {
     static DIR: OnceLock<TempDir> = OnceLock::new();
     DIR.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();

@@ -191,9 +191,10 @@ mod tests {
     #[test]
     fn what_is_touched_is_measured() {
         let before = footprint(std::process::id()).unwrap().private;
-        let ballast = std::hint::black_box(vec![7_u8; 256 << 20]);
+        let ballast = std::hint::black_box(vec![7_u8; 1 << 30]);
         let after = footprint(std::process::id()).unwrap().private;
-        assert!(after >= before + (200 << 20), "{before} {after}");
+        // What other tests of this process give back meanwhile is less than the rest.
+        assert!(after >= before + (600 << 20), "{before} {after}");
         drop(ballast);
         assert_eq!(footprint(u32::MAX), None);
     }

@@ -6,9 +6,12 @@ use super::{GgufError, Header, Value, charsmap};
 /// `token_type` of a token that stands for one byte.
 const BYTE_TOKEN: u8 = 6;
 
+/// A special token that there is without a key, and whether it is put to every text.
+type Added = (Option<u64>, bool);
+
 /// What llama.cpp takes where the header does not say: a tokenizer's name, its bos, eos and separator, and whether it adds
 /// them. Where that depends on the header's `pre`, it may.
-const DEFAULTS: [(&str, [(Option<u64>, bool); 3]); 8] = [
+const DEFAULTS: [(&str, [Added; 3]); 8] = [
     ("llama", [(Some(1), true), (Some(2), false), (None, false)]),
     ("bert", [(Some(101), true), (None, false), (Some(102), true)]),
     ("gpt2", [(Some(11), true), (Some(11), true), (None, false)]),
