@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +24,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::timeout;
 
-use super::CatalogConfig;
 use super::model::Backend;
 use super::store::read_bounded;
 use crate::os::sandbox::{Grants, Launcher};
@@ -79,12 +78,17 @@ struct KnownCard {
 const CARD_VERSION: u64 = 1;
 
 impl Inspector {
-    pub(crate) fn new(config: &CatalogConfig) -> Self {
+    pub(crate) fn new(
+        worker_dir: PathBuf,
+        launcher: Launcher,
+        state_dir: &Path,
+        flash_attention: FlashAttention,
+    ) -> Self {
         Self {
-            worker_dir: config.worker_dir.clone(),
-            launcher: config.launcher.clone(),
-            cards_dir: config.state_dir.join("cards"),
-            flash_attention: config.flash_attention,
+            worker_dir,
+            launcher,
+            cards_dir: state_dir.join("cards"),
+            flash_attention,
             turns: Semaphore::new(INSPECTIONS_MAX),
             memory: Mutex::default(),
         }
