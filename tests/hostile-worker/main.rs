@@ -8,7 +8,7 @@
 #![expect(clippy::print_stdout, reason = "what a worker says is kept")]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, IoSliceMut, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
@@ -159,6 +159,8 @@ fn network(attacks: &mut Attacks, targets: &Targets) {
 
 #[cfg(target_os = "linux")]
 fn processes(attacks: &mut Attacks, targets: &Targets) {
+    use std::io::IoSliceMut;
+
     use nix::sys::ptrace;
     use nix::sys::signal::{Signal, kill, killpg};
     use nix::sys::uio::{RemoteIoVec, process_vm_readv};

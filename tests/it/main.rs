@@ -22,6 +22,7 @@ mod replay;
 mod resume;
 mod room;
 mod rows;
+#[cfg(target_os = "linux")]
 mod sandbox;
 mod service;
 mod settings;

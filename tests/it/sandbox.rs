@@ -127,7 +127,6 @@ fn attacked(variables: &[(&str, &str)]) -> (Home, String, String) {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let _listens = UnixListener::bind(home.path("listens")).unwrap();
     let name = format!("ollmlx-test-{}", home.pid());
-    #[cfg(target_os = "linux")]
     let _abstract = {
         use std::os::linux::net::SocketAddrExt as _;
         UnixListener::bind_addr(&std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap()).unwrap()
@@ -200,7 +199,6 @@ fn assert_held(words: &str, cause: &str) {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn a_hostile_worker_gets_nowhere_and_why_tells_what_it_tried() {
     let (home, words, cause) = attacked(&[("OLLMLX_WORKER_SANDBOX", "require")]);
     assert_held(&words, &cause);
@@ -210,7 +208,6 @@ fn a_hostile_worker_gets_nowhere_and_why_tells_what_it_tried() {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn a_hostile_worker_gets_nowhere_with_what_the_kernel_of_debian_12_has() {
     let (home, words, cause) = attacked(&[("OLLMLX_LANDLOCK_ABI_MAX", "2")]);
     assert_held(&words, &cause);
@@ -223,7 +220,6 @@ fn a_hostile_worker_gets_nowhere_with_what_the_kernel_of_debian_12_has() {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn where_a_wall_is_required_and_missing_no_worker_starts_and_the_error_says_so() {
     let home = Home::open(TOY, &[("OLLMLX_LANDLOCK_ABI_MAX", "0"), ("OLLMLX_WORKER_SANDBOX", "require")]);
     let model = home.path("models/toy.gguf");
@@ -250,7 +246,6 @@ fn toy(home: &Home) -> PathBuf {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn a_worker_answers_behind_all_walls_and_has_put_up_the_last_itself() {
     let home = Home::open(TOY, &[("OLLMLX_WORKER_SANDBOX", "require")]);
     let pid = answers(&home, &toy(&home));
@@ -264,7 +259,6 @@ fn a_worker_answers_behind_all_walls_and_has_put_up_the_last_itself() {
 
 /// Root without its capabilities could not read it. Where the test is not root, the model is its own.
 #[test]
-#[cfg(target_os = "linux")]
 fn a_model_that_is_another_user_s_alone_is_served_by_root() {
     const NOBODY: u32 = 65_534;
     let home = Home::open(TOY, &[]);
@@ -287,11 +281,9 @@ fn a_model_that_is_another_user_s_alone_is_served_by_root() {
 fn without_walls_a_worker_answers_and_gets_no_secret_all_the_same() {
     let home = Home::open(TOY, &[("OLLMLX_WORKER_SANDBOX", "off")]);
     let pid = answers(&home, &toy(&home));
-    if cfg!(target_os = "linux") {
-        let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
-        let variables = String::from_utf8_lossy(&variables);
-        assert!(variables.contains("OLLMLX_MODEL=") && !variables.contains("hush"), "{variables}");
-    }
+    let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let variables = String::from_utf8_lossy(&variables);
+    assert!(variables.contains("OLLMLX_MODEL=") && !variables.contains("hush"), "{variables}");
     let told = String::from_utf8(home.command(&["ps", "-v"]).stdout).unwrap();
     assert!(told.contains("worker sandbox: off\n"), "{told}");
 }

@@ -25,7 +25,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::timeout;
 
-use super::CatalogConfig;
 use super::model::Backend;
 use crate::os::folder::{Folder, read_bounded};
 use crate::os::sandbox::{Grants, Launcher};
@@ -89,12 +88,17 @@ fn card_file(subject: &Subject) -> String {
 }
 
 impl Inspector {
-    pub(crate) fn new(config: &CatalogConfig) -> Self {
+    pub(crate) fn new(
+        worker_dir: PathBuf,
+        launcher: Launcher,
+        state_dir: &Path,
+        flash_attention: FlashAttention,
+    ) -> Self {
         Self {
-            worker_dir: config.worker_dir.clone(),
-            launcher: config.launcher.clone(),
-            state_dir: config.state_dir.clone(),
-            flash_attention: config.flash_attention,
+            worker_dir,
+            launcher,
+            state_dir: state_dir.to_owned(),
+            flash_attention,
             turns: Semaphore::new(INSPECTIONS_MAX),
             memory: Mutex::default(),
         }

@@ -189,7 +189,8 @@ impl Catalog {
             let source = io::Error::from(io::ErrorKind::InvalidInput);
             return Err(CatalogError::Io { what: "open a catalogue without a store".into(), source });
         }
-        let inspector = Arc::new(Inspector::new(&config));
+        let CatalogConfig { worker_dir, launcher, flash_attention, .. } = config;
+        let inspector = Arc::new(Inspector::new(worker_dir, launcher, &config.state_dir, flash_attention));
         let store = Store::new(config.stores);
         let views = Views::new(&config.state_dir);
         if config.prune {
