@@ -381,11 +381,9 @@ fn functions(template: Template, known: Arc<Known>, asked_at: DateTime<Local>) -
         paid.map(|_| Value::String(text.into())).map_err(|_| too_much())
     };
     let shown = known.clone();
-    let compares = Arc::new(AtomicUsize::new(limits::TEMPLATE_COMPARED_BYTES_MAX));
-    let [for_eq, for_ne] = std::array::from_fn(|_| Arc::clone(&compares));
     let [for_show, for_print, for_format, for_slice, for_type] = std::array::from_fn(|_| charge.clone());
     let date = move |days: i64| (asked_at - Duration::days(days)).format("%Y-%m-%d").to_string();
-    template
+    comparisons(template)
         .func("json", move |args| charge(args.first().map_or_else(|| "null".into(), |value| json(value, &known))))
         .func("show", move |args| match args.first() {
             Some(Value::Nil) | None => Ok(text("")),
@@ -407,23 +405,6 @@ fn functions(template: Template, known: Arc<Known>, asked_at: DateTime<Local>) -
             for_slice(" ".repeat(value.len().unwrap_or(0) / 16))?;
             value.slice(bounds.first().and_then(Value::as_int), bounds.get(1).and_then(Value::as_int))
         })
-        .func("eq", move |args| {
-            let [first, others @ ..] = args else { return Err(TemplateError::Exec("eq needs two values".into())) };
-            for other in others {
-                if same(first, other, &for_eq)? {
-                    return Ok(Value::Bool(true));
-                }
-            }
-            Ok(Value::Bool(false))
-        })
-        .func("ne", move |args| match args {
-            [one, other] => same(one, other, &for_ne).map(|same| Value::Bool(!same)),
-            _ => Err(TemplateError::Exec("ne needs two values".into())),
-        })
-        .func("lt", ordered(Ordering::is_lt, &compares))
-        .func("le", ordered(Ordering::is_le, &compares))
-        .func("gt", ordered(Ordering::is_gt, &compares))
-        .func("ge", ordered(Ordering::is_ge, &compares))
         .func("println", absent)
         .func("html", absent)
         .func("js", absent)
@@ -451,6 +432,29 @@ fn json(value: &Value, known: &Known) -> String {
         Value::Nil | Value::Function(_) => "null".into(),
         Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Float(_) => value.to_string(),
     }
+}
+
+fn comparisons(template: Template) -> Template {
+    let compares = Arc::new(AtomicUsize::new(limits::TEMPLATE_COMPARED_BYTES_MAX));
+    let [for_eq, for_ne] = std::array::from_fn(|_| Arc::clone(&compares));
+    template
+        .func("eq", move |args| {
+            let [first, others @ ..] = args else { return Err(TemplateError::Exec("eq needs two values".into())) };
+            for other in others {
+                if same(first, other, &for_eq)? {
+                    return Ok(Value::Bool(true));
+                }
+            }
+            Ok(Value::Bool(false))
+        })
+        .func("ne", move |args| match args {
+            [one, other] => same(one, other, &for_ne).map(|same| Value::Bool(!same)),
+            _ => Err(TemplateError::Exec("ne needs two values".into())),
+        })
+        .func("lt", ordered(Ordering::is_lt, &compares))
+        .func("le", ordered(Ordering::is_le, &compares))
+        .func("gt", ordered(Ordering::is_gt, &compares))
+        .func("ge", ordered(Ordering::is_ge, &compares))
 }
 
 /// Go's `==` on what templates have, as the engine's own function has it; each byte compared is paid for.
