@@ -128,7 +128,7 @@ class Cost(unittest.TestCase):
             self.assertLess(len(answer), 10_000, told)
         return status, grown
 
-    def test_no_body_costs_more_than_three_times_its_bytes_on_any_path(self):
+    def test_row_54_no_body_costs_more_than_three_times_its_bytes_on_any_path(self):
         for what, make in BODIES.items():
             body = make()
             for path in PATHS:

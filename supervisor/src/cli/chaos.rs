@@ -17,7 +17,7 @@ use crate::limits;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use self::catalogue::{Chosen, DEADLY, Expected, Trial};
+use self::catalogue::{Chosen, DEADLY, Expected, QUESTION, Trial};
 use self::private_server::PrivateServer;
 use super::args::ChaosArgs;
 use super::client::Client;
@@ -31,7 +31,6 @@ use crate::os::stderr::tell;
 
 /// Tokens of an answer.
 const TOKENS: u32 = 32;
-const QUESTION: &str = "Tell me a story about a ship.";
 /// A death that is expected is told within this, the model's load included.
 const DEATH_TIMEOUT: Duration = Duration::from_millis(limits::CHAOS_DEATH_MS);
 /// Between two looks for it.
@@ -111,7 +110,7 @@ async fn tried(config: &Config, args: ChaosArgs) -> Result<(), CliError> {
 }
 
 /// Those that have a row.
-fn tables(outcomes: &[Outcome], hostile: &[hostile::Outcome]) -> String {
+fn tables(outcomes: &[Outcome], hostile: &[hostile::HostileOutcome]) -> String {
     let faults = (!outcomes.is_empty()).then(|| table(outcomes));
     let requests = (!hostile.is_empty()).then(|| hostile::table(hostile));
     let tables: Vec<String> = faults.into_iter().chain(requests).collect();

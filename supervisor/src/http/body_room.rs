@@ -27,12 +27,12 @@ pub(super) struct BodyRoom {
 struct Rows {
     next: u64,
     bytes: usize,
-    held: HashMap<u64, Row>,
+    held: HashMap<u64, HeldBody>,
 }
 
 /// What is held of one body.
 #[derive(Debug)]
-struct Row {
+struct HeldBody {
     client: Peer,
     bytes: usize,
     since: Instant,
@@ -59,7 +59,7 @@ impl BodyRoom {
         let mut rows = self.rows();
         let row = rows.next;
         rows.next += 1;
-        rows.held.insert(row, Row { client, bytes: 0, since: now, end: Some(end) });
+        rows.held.insert(row, HeldBody { client, bytes: 0, since: now, end: Some(end) });
         (BodyHold { room: Arc::clone(self), row }, ended)
     }
 
@@ -121,7 +121,7 @@ impl Drop for BodyHold {
 }
 
 impl Rows {
-    fn remove(&mut self, row: u64) -> Option<Row> {
+    fn remove(&mut self, row: u64) -> Option<HeldBody> {
         let row = self.held.remove(&row)?;
         self.bytes -= row.bytes;
         Some(row)
@@ -142,8 +142,8 @@ impl Rows {
             *clients.entry(row.client).or_default() += row.bytes + if *number == asking { more } else { 0 };
         }
         let share = bytes_max / clients.len().max(1);
-        let may_end = |row: &Row| row.end.is_some() && clients.get(&row.client).is_some_and(|held| *held > share);
-        let cost = |row: &Row| row.bytes as u128 * now.saturating_duration_since(row.since).as_nanos();
+        let may_end = |row: &HeldBody| row.end.is_some() && clients.get(&row.client).is_some_and(|held| *held > share);
+        let cost = |row: &HeldBody| row.bytes as u128 * now.saturating_duration_since(row.since).as_nanos();
         let candidates = self.held.iter().filter(|(_, row)| may_end(row));
         // Of equals the older one.
         candidates.max_by_key(|(number, row)| (cost(row), std::cmp::Reverse(**number))).map(|(number, _)| *number)

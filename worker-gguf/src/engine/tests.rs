@@ -14,7 +14,7 @@ use super::embed::{Embedder, Whole};
 use super::load::{load, load_as};
 use crate::ffi::batch::{Batch, Place};
 use crate::ffi::context::{Context, Outputs, Pooling, Settings};
-use crate::gguf::testing::{Writer, tiny_llama};
+use crate::gguf::testing::{Writer, tiny_encoder, tiny_experts, tiny_llama, tiny_sections, tiny_states, tiny_windows};
 use crate::memory::Layout;
 
 const LAYOUTS: [Layout; 2] = [Layout::Shared, Layout::Streams];
@@ -403,11 +403,35 @@ fn llama_cpps_own_refusal_is_passed_on() {
             .text("general.architecture", "llama9000")
             .number("llama9000.block_count", 2)
             .number("llama9000.context_length", 512)
-            .number("llama9000.embedding_length", 32),
+            .number("llama9000.embedding_length", 32)
+            .number("llama9000.attention.head_count", 2),
     );
     let failure = load(&spec, &mut |_, _| true).unwrap_err();
     assert_eq!(failure.kind, FailureKind::ModelInvalid);
     assert!(failure.public.contains("unknown model architecture: 'llama9000'"), "{failure}");
+}
+
+#[test]
+fn kinds_of_models_whose_headers_are_checked_load() {
+    for (name, model) in [
+        ("experts", tiny_experts()),
+        ("windows", tiny_windows()),
+        ("sections", tiny_sections()),
+        ("states", tiny_states()),
+        ("encoder", tiny_encoder()),
+    ] {
+        let (spec, _folder) = spec(&model);
+        load(&spec, &mut |_, _| true).unwrap_or_else(|failure| panic!("{name}: {failure}"));
+    }
+}
+
+#[test]
+fn a_rotation_of_nothing_is_refused_since_it_would_not_end() {
+    for key in ["gemma3.rope.dimension_count", "gemma3.rope.dimension_count_swa"] {
+        let (spec, _folder) = spec(&tiny_windows().without(key).number(key, 0));
+        let failure = load(&spec, &mut |_, _| true).unwrap_err();
+        assert!(failure.public.contains(key), "{failure}");
+    }
 }
 
 #[test]

@@ -233,13 +233,6 @@ pub(super) fn check(header: &Header) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// Every key of the table for an architecture.
-#[cfg(test)]
-pub(crate) fn all(architecture: &str) -> Vec<String> {
-    let of_architecture = OF_ARCHITECTURE.iter().map(|(suffix, ..)| format!("{architecture}.{suffix}"));
-    of_architecture.chain(GENERAL.iter().map(|(key, ..)| (*key).to_owned())).collect()
-}
-
 impl Bound {
     /// What is wrong with a value.
     fn holds(self, value: &Value, layers: u64) -> Result<(), String> {

@@ -18,6 +18,8 @@ const DELTA_NETS: [&str; 5] = ["qwen3next", "qwen35", "qwen35moe", "clef", "qwen
 const GROUPED: [&str; 5] = ["mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1"];
 /// Architectures whose last layers use the cells of earlier ones, and layers with cells of their own where it is fixed.
 const SHARED_CELLS: [(&str, Option<u64>); 2] = [("gemma3n", Some(20)), ("gemma4", None)];
+/// Those that can do without rotation.
+const UNROTATED: [&str; 5] = ["granitehybrid", "nemotron_h", "nemotron_h_moe", "jamba", "lfm2"];
 /// Words of `rope.scaling.type`.
 const ROPE_SCALINGS: [&str; 4] = ["none", "linear", "yarn", "longrope"];
 
@@ -152,7 +154,9 @@ impl Facts<'_> {
         let head_swa = self.number("attention.key_length_swa").unwrap_or(head);
         for (suffix, head) in [("rope.dimension_count", head), ("rope.dimension_count_swa", head_swa)] {
             if let Some(turned) = self.number(suffix) {
-                let fits = turned.is_multiple_of(2) && (turned <= head || heads == 0);
+                // Where there is nothing to turn, a rotation doesn't end. Hybrids that never rotate may say so.
+                let turns = turned > 0 || heads == 0 || self.is(&UNROTATED);
+                let fits = turns && turned.is_multiple_of(2) && (turned <= head || heads == 0);
                 self.must(fits, suffix, || format!("{turned}, which is no even part of a head of {head}"))?;
             }
         }

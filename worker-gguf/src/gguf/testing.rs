@@ -203,11 +203,6 @@ impl Writer {
         }
         self.text("general.architecture", architecture)
     }
-
-    /// Every key, in the order of the file.
-    pub(crate) fn keys(&self) -> Vec<String> {
-        self.entries.iter().map(|(key, _)| String::from_utf8(key.clone()).unwrap()).collect()
-    }
 }
 
 const ATTENTION: [(&str, &[u64]); 5] = [

@@ -8,7 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fancy_regex::Regex;
 use ollmlx_proto::{Failure, FailureKind};
@@ -24,7 +24,7 @@ use tokenizers::{
 };
 
 use super::super::config::invalid;
-use super::super::limits::{GROWTH_BYTES_MIN, GROWTH_MAX, TEXT_TIME};
+use super::super::limits::{GROWTH_BYTES_MIN, GROWTH_MAX, TEXT_MORE_TIME, TEXT_TIME};
 use super::check::check;
 
 /// The library's tokenizer, whose text passes through what is here.
@@ -125,7 +125,7 @@ impl Pace {
         // A text comes in slices; one that is longer has more time.
         let more = u32::try_from(text_bytes / GROWTH_BYTES_MIN).unwrap_or(u32::MAX);
         Self {
-            until: Instant::now() + TEXT_TIME.saturating_add(Duration::from_secs(1).saturating_mul(more)),
+            until: Instant::now() + TEXT_TIME.saturating_add(TEXT_MORE_TIME.saturating_mul(more)),
             bytes_max: GROWTH_BYTES_MIN.max(text_bytes.saturating_mul(GROWTH_MAX)),
             made: AtomicUsize::new(0),
             halt: OnceLock::new(),

@@ -5,6 +5,9 @@ use crate::limits::MIB;
 use super::super::error::CliError;
 use super::requests::{self, HostileRequest};
 
+/// What every client asks that isn't the fault itself.
+pub(super) const QUESTION: &str = "Tell me a story about a ship.";
+
 /// What must come of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::super::client::Client;
-use super::QUESTION;
+use super::catalogue::QUESTION;
 use crate::limits;
 use crate::os::clock::Clock;
 
@@ -43,7 +43,7 @@ impl<'a> Companion<'a> {
         }
     }
 
-    async fn listen(&self, body: &serde_json::Value) -> Result<(), super::CliError> {
+    async fn listen(&self, body: &serde_json::Value) -> Result<(), super::super::error::CliError> {
         let mut lines = self.client.stream("/api/generate", body).await?;
         while lines.next().await?.is_some() {
             let now_ns = self.clock.now_ns();

@@ -26,7 +26,7 @@ const WINDOW: &str = "2048";
 
 /// A request that is over.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(super) struct HostileOutcome {
     request: HostileRequest,
     seen: String,
     took_ms: u64,
@@ -45,7 +45,7 @@ pub(super) async fn tried(
     requests: Vec<HostileRequest>,
     clock: Clock,
     report: fn(&str),
-) -> Result<Vec<Outcome>, CliError> {
+) -> Result<Vec<HostileOutcome>, CliError> {
     let settings = [(table::CONTEXT_LENGTH.env, WINDOW.to_owned()), (table::NUM_PARALLEL.env, "2".to_owned())];
     let server = PrivateServer::start(config, "", &settings).await?;
     let mut outcomes = Vec::new();
@@ -82,7 +82,7 @@ async fn attempt(
     companion: &Companion<'_>,
     (calm_gap_ms, pids_before): (u64, &[u64]),
     clock: Clock,
-) -> Result<Outcome, CliError> {
+) -> Result<HostileOutcome, CliError> {
     let body = Bytes::from((request.body)(model));
     companion.watch();
     let asked_ns = clock.now_ns();
@@ -111,7 +111,7 @@ fn judge(
     took_ms: u64,
     calm_gap_ms: u64,
     gap_ms: u64,
-) -> Outcome {
+) -> HostileOutcome {
     let (seen, fits) = match answer {
         Some(Ok(_)) => ("an answer".to_owned(), !matches!(request.expected, Answer::Refused(_))),
         Some(Err(CliError::Refused { message, .. })) => {
@@ -126,10 +126,10 @@ fn judge(
         None => ("nothing in time".to_owned(), false),
     };
     let gap_ms_max = limits::CHAOS_GAP_MS_MIN.max(limits::CHAOS_GAP_TIMES * calm_gap_ms);
-    Outcome { request, seen, took_ms, calm_gap_ms, gap_ms, as_expected: fits && gap_ms <= gap_ms_max }
+    HostileOutcome { request, seen, took_ms, calm_gap_ms, gap_ms, as_expected: fits && gap_ms <= gap_ms_max }
 }
 
-pub(super) fn table(outcomes: &[Outcome]) -> String {
+pub(super) fn table(outcomes: &[HostileOutcome]) -> String {
     let rows: Vec<Vec<String>> = outcomes
         .iter()
         .map(|outcome| {
@@ -149,7 +149,7 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
     text_table::with_header(&header, &rows)
 }
 
-pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
+pub(super) fn as_json(outcomes: &[HostileOutcome]) -> Value {
     let rows: Vec<Value> = outcomes
         .iter()
         .map(|outcome| {
