@@ -75,7 +75,8 @@ class CommandLine(unittest.TestCase):
         self.assertRegex(text, r"(?m)^short:latest +gguf +(idle|busy) +\d+ +")
         self.assertRegex(text, r"(?m)^NAME +WEIGHTS +CACHES +COMPUTE +LEARNED +BUDGET +REPORTED +SAMPLED +OF BUDGET +OWN LIMIT +PRIORITY +SMALLER $")
         self.assertRegex(text, r"(?m)^short:latest +\d+ MB +\d+ MB +\d+ MB +.* \d+% +none +0 +no +$")
-        self.assertRegex(text, r"\n\S+ [MG]B of the limit of \S+ [MG]B set aside, \S+ [MG]B measured, memory ladder: calm\n$")
+        self.assertRegex(text, r"\n\S+ [MG]B of the limit of \S+ [MG]B set aside, \S+ [MG]B measured, memory ladder: calm\n"
+                               r"worker sandbox: .+\n$")
 
     def test_show_has_its_sections(self):
         text = self.ok("show", "short").stdout
