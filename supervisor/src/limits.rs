@@ -102,6 +102,9 @@ pub const YIELD_AFTER_MS: u64 = 5_000;
 pub const WORKERS_MAX: usize = 3;
 /// How long a model stays after its last request where nothing is said (`OLLAMA_KEEP_ALIVE`).
 pub const KEEP_ALIVE_MS: u64 = 5 * 60_000;
+/// Models that clients keep for ever hold one part in so many of the places and of the memory, and one of them what it takes.
+/// Less, and a pin would mean nothing; more, and a few clients would leave one place to all others.
+pub const PINNED_SHARE: usize = 2;
 /// Models whose past is remembered.
 pub const MODELS_REMEMBERED_MAX: usize = 1024;
 

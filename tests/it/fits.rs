@@ -255,7 +255,7 @@ fn row_80_a_pinned_model_stays_and_is_named_with_its_bytes() {
 }
 
 #[test]
-fn row_80_models_kept_for_ever_shut_nobody_out() {
+fn row_80_models_kept_for_ever_beyond_their_share_give_way() {
     // Of the memory: both were used, and one of them is beyond the half.
     let mut desk = Desk::new(2000, |_| {});
     desk.load(&plan("one", 1, 800, 800), Some(KeepAlive::Forever));
@@ -264,7 +264,7 @@ fn row_80_models_kept_for_ever_shut_nobody_out() {
     desk.load(&plan("three", 1, 800, 800), None);
     assert_eq!((desk.loaded(), desk.refused.len()), (vec!["three".to_owned(), "two".to_owned()], 0));
 
-    // Of the places: the longest idle one goes first, and the younger half stays whoever comes.
+    // Of the places: those used longest ago go, and the younger half stays whoever comes.
     let mut desk = Desk::new(u64::MAX, |config| config.workers_max = 4);
     for name in ["a", "b", "c", "d"] {
         desk.load(&plan(name, 1, 800, 800), Some(KeepAlive::Forever));

@@ -2,12 +2,14 @@
 
 use std::cmp::Reverse;
 
+use ollmlx_proto::ModelId;
+
 use super::config::SchedulerConfig;
 use super::ledger::{Holding, Ledger};
 use super::life::State;
 use super::model::Model;
+use crate::limits::PINNED_SHARE;
 use crate::types::{KeepAlive, Mono, Step};
-use ollmlx_proto::ModelId;
 
 /// One moment.
 #[derive(Clone, Copy)]
@@ -30,23 +32,21 @@ impl<'a> View<'a> {
         self.holding(model).bytes()
     }
 
-    /// Whether it stays whatever others need: a client keeps it for ever, and it is within the share that such models have
-    /// together. Those that were used last are; one of them always is.
+    /// Whether it stays whatever others need: a client keeps it, and it is within the share of such models, last used first.
     pub(super) fn is_pinned(self, model: &Model) -> bool {
-        if !self.is_kept(model) {
+        if !self.is_kept_by_client(model) {
             return false;
         }
-        let stays = |other: &&Model| self.is_kept(other) && !other.state.is_leaving();
-        let later = self.processes().filter(stays).filter(|other| self.recency(other) > self.recency(model));
-        let (places, bytes) = later.fold((1, self.bytes(model)), |(places, bytes): (usize, u64), other| {
-            (places + 1, bytes.saturating_add(self.bytes(other)))
-        });
-        let bytes_max = self.ledger.limit().map_or(u64::MAX, |limit| limit / 2);
-        places == 1 || places <= self.workers_max().div_ceil(2) && bytes <= bytes_max
+        let stays = |other: &Model| self.is_kept_by_client(other) && !other.state.is_leaving();
+        let is_later = |other: &&Model| stays(other) && self.recency(other) > self.recency(model);
+        let later = || self.processes().filter(is_later).map(|other| self.bytes(other));
+        let (places, bytes) = (1 + later().count(), later().fold(self.bytes(model), u64::saturating_add));
+        let bytes_max = self.ledger.limit().map_or(u64::MAX, |limit| limit / PINNED_SHARE as u64);
+        places == 1 || places <= self.workers_max().div_ceil(PINNED_SHARE) && bytes <= bytes_max
     }
 
     /// Whether a client keeps it for ever, on a server where that isn't the rule.
-    fn is_kept(self, model: &Model) -> bool {
+    fn is_kept_by_client(self, model: &Model) -> bool {
         model.stay.keep_alive == KeepAlive::Forever && self.config.default_keep_alive != KeepAlive::Forever
     }
 
