@@ -30,7 +30,7 @@ pub const BATCH_TOKENS: u32 = 512;
 /// Most prompt tokens computed in one step while other slots generate.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
 /// Fewest, so that a prompt gets on beside any number of answers.
-pub const PREFILL_CHUNK_TOKENS_MIN: usize = 8;
+pub const PREFILL_CHUNK_TOKENS_MIN: usize = 4;
 /// Prompts add as much to such a step as it takes without them, and this much at least: nobody sees it.
 pub const PREFILL_BESIDE_MIN: Duration = Duration::from_millis(10);
 /// The oldest unfinished prompt gets at least one part in this many of what a step has for prompts.

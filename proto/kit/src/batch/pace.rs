@@ -84,7 +84,7 @@ mod tests {
     fn a_prompt_gets_on_however_slow_it_is() {
         let mut pace = Pace::default();
         pace.saw(10 * MS, 1, 0);
-        pace.saw(1_000 * MS, 1, 8);
+        pace.saw(1_000 * MS, 1, 4);
         assert_eq!(pace.prompt_tokens(), PREFILL_CHUNK_TOKENS_MIN);
     }
 }
