@@ -2,12 +2,13 @@
 and one on another model go on. Measured for every kind, on both backends; a line for each tells what was seen.
 
 Calm is the longest gap of several spans in which only the companions run. A gap may be three times that, and may always be
-`FLOOR_S`: a text that halts for that long still reads as one that flows, and a machine of two cores that serves two models
+`FLOOR_S`: a text that halts for that long still reads as one that flows, and a machine of two cores that serves three models
 takes a part of it for itself now and then. A longer gap is looked for once more: what the machine did, it won't do again.
 """
 
 import contextlib
 import itertools
+import os
 import pathlib
 import shutil
 import socket
@@ -24,8 +25,12 @@ from companions import Companion
 from forge import MB
 from security import error_of
 
-FLOOR_S = 0.1
+FLOOR_S = 0.15
 FACTOR = 3
+#: The longest that the machine itself is believed to hold a stream up.
+HICCUP_S = 0.5
+#: A request that took longer was computed for, which is not done twice: asked again, it would find its own cache.
+CACHED_S = 2.0
 CALM_SPANS, CALM_SPAN_S = 3, 1.0
 #: Tokens that a stream has left when a request is made.
 LEFT = 500
@@ -34,6 +39,8 @@ SOON_S, PROMPT_S, LARGE_S = 5, 30, 40
 #: One of each way in which a file's template may be slow or large; `test_security_prompts.py` renders all of them.
 FILES_TEMPLATES = ("three loops", "doubling", "join", "nested lists", "format", "center", "tojson", "indent tojson", "upper",
                    "namespace in itself", "90000 deep", "deep")
+#: Part of the names of the only kinds to watch, for whoever mends one.
+ONLY = os.environ.get("OLLMLX_TEST_KIND", "")
 ONE = {"stream": False, "options": {"num_predict": 1, "temperature": 0}}
 
 
@@ -135,7 +142,7 @@ def others():
 class HeldBodies(NamedTuple):
     """Strangers who keep back the last byte of large bodies, and somebody who asks beside them."""
 
-    name: str = "10 bodies of 60 MB held"
+    name: str = "5 bodies of 60 MB held"
     bound: float = LARGE_S
 
     def made(self):
@@ -144,7 +151,7 @@ class HeldBodies(NamedTuple):
 
     def send(self, server, body):
         with contextlib.ExitStack() as stack:
-            for _ in range(10):
+            for _ in range(5):
                 link = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), house.SOON_S))
                 with contextlib.suppress(OSError):
                     link.sendall(body)
@@ -163,7 +170,7 @@ class Seen(NamedTuple):
     took: float
     outcome: str
     faults: list
-    #: Whether these are gaps and nothing else.
+    #: Whether these are short gaps and nothing else.
     only_gaps: bool
 
 
@@ -228,7 +235,7 @@ class Companions(unittest.TestCase):
         companion = Companion(self.server, model)
         try:
             calm = self.calm(companion)
-            for kind in kinds:
+            for kind in (kind for kind in kinds if ONLY in kind.name):
                 with self.subTest(kind.name):
                     seen = self.watch(kind, companion, calm)
                     if seen.faults and seen.only_gaps:
@@ -283,7 +290,8 @@ class Companions(unittest.TestCase):
             gone = [name for name, pid in pids.items() if now.get(name) != pid]
             faults += [f"the worker of {name} was {pids[name]}, is {now.get(name)}" for name in gone]
         outcome = f"{status} {error_of(text)[:60]}".strip() if status else "no answer"
-        return Seen(kind.name, calm[0], gaps[0], calm[1], gaps[1], took, outcome, told + faults, not faults)
+        return Seen(kind.name, calm[0], gaps[0], calm[1], gaps[1], took, outcome, told + faults,
+                    not faults and max(gaps) < HICCUP_S and took < CACHED_S)
 
     def pids(self):
         """{model: pid} of all that are loaded."""
