@@ -142,12 +142,12 @@ def others():
 class HeldBodies(NamedTuple):
     """Strangers who keep back the last byte of large bodies, and somebody who asks beside them."""
 
-    name: str = "5 bodies of 60 MB held"
+    name: str = "5 bodies of 20 MB held"
     bound: float = LARGE_S
 
     def made(self):
-        head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {60 * MB}\r\n\r\n"
-        return head.encode() + b" " * (60 * MB - 1)
+        head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {20 * MB}\r\n\r\n"
+        return head.encode() + b" " * (20 * MB - 1)
 
     def send(self, server, body):
         with contextlib.ExitStack() as stack:
