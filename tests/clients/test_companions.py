@@ -122,14 +122,14 @@ def others():
     function = {"name": "f" * 64, "description": "d" * 200, "parameters": nested}
     tools = [{"type": "function", "function": function}] * 2000
     yield Kind("2000 tools", "/api/chat", chat("x", tools=tools), PROMPT_S)
-    yield Kind("64 long stops", "/api/generate", generate("x", options={"stop": ["x" * 1024] * 64, "num_predict": 64}))
+    yield Kind("64 long stops", "/api/generate", generate("x", options={"stop": ["x" * 1024] * 64, "num_predict": 64}), PROMPT_S)
     yield Kind("10^5 stops", "/api/generate", generate("x", options={"stop": ["ab"] * 10**5, "num_predict": 64}))
     logprobs = generate("x", logprobs=True, top_logprobs=20, options={"num_predict": 64})
-    yield Kind("logprobs of 20", "/api/generate", logprobs)
+    yield Kind("logprobs of 20", "/api/generate", logprobs, PROMPT_S)
+    yield Kind("num_batch 10^9", "/api/generate", generate("x", options={"num_batch": 10**9, "num_predict": 1}))
     # Its model is loaded anew for it, once nobody works with it; it says how long it waits for that.
     wide, patient = generate("x", options={"num_ctx": 10**9, "num_predict": 1}), {"X-Ollmlx-Timeout": "3"}
     yield Kind("num_ctx 10^9", "/api/generate", wide, headers=patient)
-    yield Kind("num_batch 10^9", "/api/generate", generate("x", options={"num_batch": 10**9, "num_predict": 1}))
     start = b'{"model":"smol","prompt":"x","stream":false,"options":{"num_predict":1},"ignored":'
     for name, piece in (("objects", b'{"":0},'), ("lists", b"[],"), ("texts", b'"\\u0041",')):
         body = start + b"[" + piece * (60 * MB // len(piece)) + b"0]}"

@@ -29,6 +29,8 @@ pub const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 pub const BATCH_TOKENS: u32 = 512;
 /// Most prompt tokens computed in one step while other slots generate.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+/// The first part of a prompt; each later one may be twice as large as the one before.
+pub const PREFILL_CHUNK_TOKENS_FIRST: usize = 8;
 /// Fewest, so that a prompt gets on beside any number of answers.
 pub const PREFILL_CHUNK_TOKENS_MIN: usize = 4;
 /// Prompts add as much to such a step as it takes without them, and this much at least: nobody sees it.
