@@ -9,7 +9,7 @@ import time
 import house
 
 #: Tokens of one stream; fewer than the window, so that it never slides, and enough for the longest request that is watched.
-TOKENS = 1500
+TOKENS = 800
 #: A greedy answer to this never ends by itself.
 COUNTING = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10,"
 

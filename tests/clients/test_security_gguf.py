@@ -212,6 +212,8 @@ class Gguf(Checked):
         if not STRACE:
             self.skipTest("no strace")
         traced = self.traced()
+        # What the server asks the dynamic linker, it asks at its start.
+        self.ask(self.gguf(tiny()), server=traced)
         seen = len(self.trace())
         self.ask(self.gguf(tiny(kv=[("llama.expert_count", U32, 2**32 - 1)])), server=traced)
         # A second model is answered when all that belonged to the first is over and written down.

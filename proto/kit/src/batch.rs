@@ -3,7 +3,7 @@
 //! [`Batcher`] is driven by the one thread that owns the engine: [`Batcher::run`] and [`Batcher::cancel`] only take
 //! notes, [`Batcher::step`] does the work of one forward pass and says everything it led to. A step computes one token
 //! for every generating slot, and fills the rest of the batch with prompt tokens; while others generate, prompts
-//! get `PREFILL_CHUNK_TOKENS` per step, so that nobody waits long for the next token.
+//! get no more of a step than these ([`pace`]), so that nobody waits long for the next token.
 //!
 //! A request is made ready off this thread ([`prepare`]), and starts in the order it came among those that are ready.
 //! Embeddings use all slots, so they wait until nothing generates, and what is ready after them waits for them. A request that fails takes nobody with it, except those whose forward pass failed
@@ -13,6 +13,7 @@ mod embed;
 #[cfg(test)]
 mod format_tests;
 mod job;
+mod pace;
 mod prepare;
 #[cfg(test)]
 mod prepare_tests;
@@ -37,6 +38,7 @@ use ollmlx_proto::{
 
 use self::embed::Embeds;
 use self::job::{Ending, Job, Stopwatch};
+use self::pace::Pace;
 use self::prepare::{Bench, Preparer, Ready, ReadyJob, Watch};
 use self::slices::Seams;
 use self::slots::{Placement, Replay, Slot, place};
@@ -44,9 +46,7 @@ use crate::chat::ChatFormat;
 use crate::contract::Checked;
 use crate::engine::{Engine, EngineError, SlotInput};
 use crate::grammar::GrammarFactory;
-use crate::limits::{
-    ARRIVALS_LEN_MAX, OLDEST_SHARE, PREFILL_CHUNK_TOKENS, PREFILL_TOLD_EVERY, PREPARED_POLL, PREPARED_SOON,
-};
+use crate::limits::{ARRIVALS_LEN_MAX, OLDEST_SHARE, PREFILL_TOLD_EVERY, PREPARED_POLL, PREPARED_SOON};
 use crate::sampler::{Choice, Scratch};
 use crate::vocab::Vocab;
 
@@ -77,6 +77,7 @@ pub struct Batcher<E> {
     slots: Vec<Slot>,
     embeds: Embeds,
     scratch: Scratch,
+    pace: Pace,
     steps: u64,
     /// Plans made so far; says whose turn it is to be first.
     plans: u64,
@@ -138,6 +139,7 @@ impl<E: Engine> Batcher<E> {
             slots,
             embeds: Embeds::default(),
             scratch: Scratch::default(),
+            pace: Pace::default(),
             steps: 0,
             plans: 0,
             uses: 0,
@@ -425,7 +427,7 @@ impl<E: Engine> Batcher<E> {
         let mut plan: Vec<Share> = decoding.into_iter().take(limit).map(|slot| Share { slot, tokens: 1 }).collect();
         let mut left = limit - plan.len();
         if !plan.is_empty() {
-            left = left.min(PREFILL_CHUNK_TOKENS as usize);
+            left = left.min(self.pace.prompt_tokens());
         }
         // Short prompts first, whole, so that most first tokens come early; the oldest prompt always gets its part, so that
         // no long one starves.
@@ -461,10 +463,16 @@ impl<E: Engine> Batcher<E> {
                 SlotInput { slot: slot_id(share.slot), tokens: &tokens[*computed..end], logits: end == tokens.len() }
             };
             let batch: Vec<SlotInput<'_>> = plan.iter().map(input).collect();
+            let generating = batch.iter().filter(|input| input.tokens.len() == 1).count();
+            let prompt_tokens = batch.iter().map(|input| input.tokens.len()).filter(|count| *count > 1).sum();
+            let began = Instant::now();
             let result = self.engine.forward(&batch);
             self.steps += 1;
             match result {
-                Ok(()) => return Ok(Some(plan)),
+                Ok(()) => {
+                    self.pace.saw(began.elapsed(), generating, prompt_tokens);
+                    return Ok(Some(plan));
+                }
                 Err(EngineError::NoRoom) if self.drop_idle_caches() => {}
                 Err(EngineError::NoRoom) if plan.len() > 1 => plan.truncate(plan.len() / 2),
                 Err(EngineError::Broken(detail)) => return Err(broken(detail)),

@@ -27,8 +27,14 @@ pub const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 // --- batches ---
 /// Tokens of a forward pass where a load order does not say how many.
 pub const BATCH_TOKENS: u32 = 512;
-/// Prompt tokens computed in one step while other slots generate, so that their next token is not far.
+/// Most prompt tokens computed in one step while other slots generate.
 pub const PREFILL_CHUNK_TOKENS: u32 = 512;
+/// The first part of a prompt; each later one may be twice as large as the one before.
+pub const PREFILL_CHUNK_TOKENS_FIRST: usize = 8;
+/// Fewest, so that a prompt gets on beside any number of answers.
+pub const PREFILL_CHUNK_TOKENS_MIN: usize = 4;
+/// Prompts add as much to such a step as it takes without them, and this much at least: nobody sees it.
+pub const PREFILL_BESIDE_MIN: Duration = Duration::from_millis(10);
 /// The oldest unfinished prompt gets at least one part in this many of what a step has for prompts.
 pub const OLDEST_SHARE: usize = 4;
 /// Requests that may wait for a slot. The supervisor sends no more than there are slots, but one that ends and one that

@@ -61,6 +61,8 @@ pub(super) fn load_as(
     load_adapter(&mut model, &spec.adapters)?;
     let mut engine = assemble(runtime, Box::leak(Box::new(model)), &files, spec, plan)?;
     warm_up(&mut engine)?;
+    let sample = engine.tokenizer().tokenize("hello, 1", false, false);
+    sample.map_err(|_| refused("its tokenizer", &files.path, "it makes no tokens of a text"))?;
     Ok(engine)
 }
 

@@ -25,6 +25,7 @@ mod macos;
 mod terms;
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub use terms::{Launch, Policy, Walls};
 
 use super::process;
 
+/// The program that runs, whatever lies at its path by now.
+const RUNNING: &str = "/proc/self/exe";
 /// Tells a worker that it is walled in, and what is asked of the last wall, which it puts up itself.
 const TOLD: &str = "OLLMLX_SANDBOX";
 
@@ -124,7 +127,7 @@ impl Launcher {
             // There is nothing to be done for it.
             process::command(program)
         } else {
-            let mut command = process::command(&self.program);
+            let mut command = process::command(&by_its_path(&self.program));
             command.args(self.launch(program, grants).to_arguments());
             command
         };
@@ -166,6 +169,13 @@ pub fn is_root() -> bool {
 
 /// Ourselves, as what we are: the file at our path may be a newer one by now.
 fn own_program() -> PathBuf {
-    let running = PathBuf::from("/proc/self/exe");
+    let running = PathBuf::from(RUNNING);
     if running.exists() { running } else { std::env::current_exe().unwrap_or(running) }
+}
+
+/// The same program by its own path, as lists of processes should show it, as long as it still lies there.
+fn by_its_path(program: &Path) -> PathBuf {
+    let own = if program == Path::new(RUNNING) { std::env::current_exe().ok() } else { None };
+    let file = |path: &Path| path.metadata().ok().map(|file| (file.dev(), file.ino()));
+    own.filter(|own| file(own).is_some() && file(own) == file(program)).unwrap_or_else(|| program.to_owned())
 }

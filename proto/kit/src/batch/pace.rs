@@ -1,0 +1,98 @@
+//! How many tokens of prompts a step may take beside slots that generate, so that these don't wait for a stranger's prompt.
+//!
+//! Learned from the steps before: a step with a part of a prompt takes about twice as long as one without, on whatever
+//! device. Where tokens of prompts cost next to nothing, as on a GPU, that is a large part. Pure; it is told of times.
+
+use std::time::Duration;
+
+use crate::limits::{PREFILL_BESIDE_MIN, PREFILL_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS_FIRST, PREFILL_CHUNK_TOKENS_MIN};
+
+/// Of what is known, a new step counts for this part.
+const WEIGHT: f64 = 0.2;
+
+/// What steps have taken lately.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// Seconds of a step in which all slots generate.
+    decode: Option<f64>,
+    /// Seconds that a token of a prompt adds.
+    prompt_token: Option<f64>,
+    /// Tokens of prompts in the last step.
+    last: usize,
+}
+
+impl Pace {
+    /// A step of so many generating slots and so many tokens of prompts has taken this long.
+    pub(super) fn saw(&mut self, took: Duration, generating: usize, prompt_tokens: usize) {
+        let took = took.as_secs_f64();
+        self.last = prompt_tokens;
+        match (generating, prompt_tokens) {
+            (_, 0) => learn(&mut self.decode, took),
+            // The first guess, where nobody was there to wait.
+            (0, tokens) if self.prompt_token.is_none() => learn(&mut self.prompt_token, took / tokens as f64),
+            (0, _) => {}
+            (_, tokens) => {
+                if let Some(decode) = self.decode {
+                    learn(&mut self.prompt_token, (took - decode).max(0.0) / tokens as f64);
+                }
+            }
+        }
+    }
+
+    /// Tokens of prompts that the next step may take beside generating slots.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        let most = PREFILL_CHUNK_TOKENS as usize;
+        let (Some(decode), Some(token)) = (self.decode, self.prompt_token) else { return PREFILL_CHUNK_TOKENS_FIRST };
+        let time = decode.max(PREFILL_BESIDE_MIN.as_secs_f64());
+        let tokens = if token > 0.0 { (time / token) as usize } else { most };
+        // A guess from larger parts, or from long ago, is tried with small ones first.
+        tokens.clamp(PREFILL_CHUNK_TOKENS_MIN, most).min((2 * self.last).max(PREFILL_CHUNK_TOKENS_FIRST))
+    }
+}
+
+fn learn(known: &mut Option<f64>, new: f64) {
+    *known = Some(known.map_or(new, |known| known + WEIGHT * (new - known)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_prompt_takes_as_long_as_those_who_generate() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.prompt_tokens(), PREFILL_CHUNK_TOKENS_FIRST, "nothing is known");
+        pace.saw(800 * MS, 0, 400);
+        pace.saw(40 * MS, 2, 0);
+        assert_eq!(pace.prompt_tokens(), PREFILL_CHUNK_TOKENS_FIRST, "tried with a small part first");
+        pace.saw(40 * MS + 10 * 2 * MS, 2, 10);
+        assert_eq!(pace.prompt_tokens(), 20);
+        // Small parts may cost more for each of their tokens.
+        for _ in 0..50 {
+            pace.saw(120 * MS, 2, 20);
+        }
+        assert_eq!(pace.prompt_tokens(), 10);
+    }
+
+    #[test]
+    fn where_prompts_cost_nothing_they_soon_come_in_large_parts() {
+        let mut pace = Pace::default();
+        pace.saw(2 * MS, 1, 0);
+        let mut parts = Vec::new();
+        for _ in 0..8 {
+            parts.push(pace.prompt_tokens());
+            pace.saw(2 * MS, 1, pace.prompt_tokens());
+        }
+        assert_eq!(parts, [8, 16, 32, 64, 128, 256, 512, 512]);
+    }
+
+    #[test]
+    fn a_prompt_gets_on_however_slow_it_is() {
+        let mut pace = Pace::default();
+        pace.saw(10 * MS, 1, 0);
+        pace.saw(1_000 * MS, 1, 4);
+        assert_eq!(pace.prompt_tokens(), PREFILL_CHUNK_TOKENS_MIN);
+    }
+}
