@@ -37,7 +37,8 @@ class Service(house.Server):
     def launch(self):
         names = ("HOME", "OLLAMA_HOST", *(name for name in self.env if name.startswith("OLLMLX_")))
         lines = [f'Environment="{name}={self.env[name]}"' for name in names]
-        lines += [f"ReadWritePaths={self.folder}", f"StandardOutput=append:{self.log_path}", f"StandardError=append:{self.log_path}"]
+        # Ignored where it is gone: a test may start the unit after its folder.
+        lines += [f"ReadWritePaths=-{self.folder}", f"StandardOutput=append:{self.log_path}", f"StandardError=append:{self.log_path}"]
         DROP_IN.parent.mkdir(exist_ok=True)
         DROP_IN.write_text("\n".join(["[Service]", *lines, *self.unit, ""]))
         self.log_path.touch()
