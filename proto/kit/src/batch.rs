@@ -78,6 +78,8 @@ pub struct Batcher<E> {
     embeds: Embeds,
     scratch: Scratch,
     pace: Pace,
+    /// By which steps are timed.
+    clock: fn() -> Instant,
     steps: u64,
     /// Plans made so far; says whose turn it is to be first.
     plans: u64,
@@ -140,6 +142,7 @@ impl<E: Engine> Batcher<E> {
             embeds: Embeds::default(),
             scratch: Scratch::default(),
             pace: Pace::default(),
+            clock: Instant::now,
             steps: 0,
             plans: 0,
             uses: 0,
@@ -465,16 +468,22 @@ impl<E: Engine> Batcher<E> {
             let batch: Vec<SlotInput<'_>> = plan.iter().map(input).collect();
             let generating = batch.iter().filter(|input| input.tokens.len() == 1).count();
             let prompt_tokens = batch.iter().map(|input| input.tokens.len()).filter(|count| *count > 1).sum();
-            let began = Instant::now();
+            let began = (self.clock)();
             let result = self.engine.forward(&batch);
             self.steps += 1;
             match result {
                 Ok(()) => {
-                    self.pace.saw(began.elapsed(), generating, prompt_tokens);
+                    self.pace.saw((self.clock)().duration_since(began), generating, prompt_tokens);
                     return Ok(Some(plan));
                 }
                 Err(EngineError::NoRoom) if self.drop_idle_caches() => {}
                 Err(EngineError::NoRoom) if plan.len() > 1 => plan.truncate(plan.len() / 2),
+                // Whoever came last gives way, not whoever happens to need the next place.
+                Err(error @ EngineError::NoRoom)
+                    if let Some(newest) = self.newest_prompt().filter(|&newest| newest != plan[0].slot) =>
+                {
+                    self.fail(newest, failure(&error), out);
+                }
                 Err(EngineError::Broken(detail)) => return Err(broken(detail)),
                 Err(error) => {
                     for share in plan {
@@ -485,6 +494,13 @@ impl<E: Engine> Batcher<E> {
             }
         }
         Ok(None)
+    }
+
+    /// The slot whose prompt is being computed and came last.
+    fn newest_prompt(&self) -> Option<usize> {
+        let computing = |slot: &Slot| slot.computed > 0 && slot.waiting() > 1;
+        let prompts = self.slots.iter().enumerate().filter(|(_, slot)| slot.job.is_some() && computing(slot));
+        prompts.max_by_key(|(_, slot)| slot.arrived()).map(|(index, _)| index)
     }
 
     /// Makes room by forgetting what is only kept for reuse. `false` where there is nothing of that kind.

@@ -189,16 +189,21 @@ impl Catalog {
             let source = io::Error::from(io::ErrorKind::InvalidInput);
             return Err(CatalogError::Io { what: "open a catalogue without a store".into(), source });
         }
-        let CatalogConfig { worker_dir, launcher, flash_attention, .. } = config;
-        let inspector = Arc::new(Inspector::new(worker_dir, launcher, &config.state_dir, flash_attention));
+        let inspector = Inspector::new(config.worker_dir, config.launcher, &config.state_dir, config.flash_attention);
         let store = Store::new(config.stores);
         let views = Views::new(&config.state_dir);
         if config.prune {
             store.sweep();
             views.sweep(&store);
         }
-        let inner =
-            Inner { store, inspector, views, hub_dir: config.hub_dir, prune: config.prune, changes: Arc::default() };
+        let inner = Inner {
+            store,
+            inspector: Arc::new(inspector),
+            views,
+            hub_dir: config.hub_dir,
+            prune: config.prune,
+            changes: Arc::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
-use crate::limits::{PREFILL_BESIDE_MIN, PREFILL_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS_FIRST, PREFILL_CHUNK_TOKENS_MIN};
+use crate::limits::{
+    PREFILL_BESIDE_MIN, PREFILL_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS_FIRST, PREFILL_CHUNK_TOKENS_MIN,
+    PREFILL_STEPS_BESIDE,
+};
 
 /// Of what is known, a new step counts for this part.
 const WEIGHT: f64 = 0.2;
@@ -17,15 +20,24 @@ pub(super) struct Pace {
     decode: Option<f64>,
     /// Seconds that a token of a prompt adds.
     prompt_token: Option<f64>,
-    /// Tokens of prompts in the last step.
+    /// Tokens of prompts in the last step that had any; 0 where there has been none for a while.
     last: usize,
+    /// Steps since one in which all slots generated.
+    since: usize,
 }
 
 impl Pace {
     /// A step of so many generating slots and so many tokens of prompts has taken this long.
     pub(super) fn saw(&mut self, took: Duration, generating: usize, prompt_tokens: usize) {
         let took = took.as_secs_f64();
-        self.last = prompt_tokens;
+        match (generating, prompt_tokens) {
+            (_, 0) if self.since == 0 => self.last = 0,
+            (_, 0) => self.since = 0,
+            (_, tokens) => {
+                self.last = tokens;
+                self.since += 1;
+            }
+        }
         match (generating, prompt_tokens) {
             (_, 0) => learn(&mut self.decode, took),
             // The first guess, where nobody was there to wait.
@@ -39,10 +51,12 @@ impl Pace {
         }
     }
 
-    /// Tokens of prompts that the next step may take beside generating slots.
+    /// Tokens of prompts that the next step may take beside generating slots. None now and then, to see what a step takes
+    /// without.
     pub(super) fn prompt_tokens(&self) -> usize {
         let most = PREFILL_CHUNK_TOKENS as usize;
-        let (Some(decode), Some(token)) = (self.decode, self.prompt_token) else { return PREFILL_CHUNK_TOKENS_FIRST };
+        let Some(decode) = self.decode.filter(|_| self.since < PREFILL_STEPS_BESIDE) else { return 0 };
+        let Some(token) = self.prompt_token else { return PREFILL_CHUNK_TOKENS_FIRST };
         let time = decode.max(PREFILL_BESIDE_MIN.as_secs_f64());
         let tokens = if token > 0.0 { (time / token) as usize } else { most };
         // A guess from larger parts, or from long ago, is tried with small ones first.
@@ -63,9 +77,11 @@ mod tests {
     #[test]
     fn a_prompt_takes_as_long_as_those_who_generate() {
         let mut pace = Pace::default();
-        assert_eq!(pace.prompt_tokens(), PREFILL_CHUNK_TOKENS_FIRST, "nothing is known");
+        assert_eq!(pace.prompt_tokens(), 0, "nothing is known");
         pace.saw(800 * MS, 0, 400);
-        pace.saw(40 * MS, 2, 0);
+        for _ in 0..3 {
+            pace.saw(40 * MS, 2, 0);
+        }
         assert_eq!(pace.prompt_tokens(), PREFILL_CHUNK_TOKENS_FIRST, "tried with a small part first");
         pace.saw(40 * MS + 10 * 2 * MS, 2, 10);
         assert_eq!(pace.prompt_tokens(), 20);
@@ -73,6 +89,7 @@ mod tests {
         for _ in 0..50 {
             pace.saw(120 * MS, 2, 20);
         }
+        pace.saw(40 * MS, 2, 0);
         assert_eq!(pace.prompt_tokens(), 10);
     }
 
@@ -86,6 +103,21 @@ mod tests {
             pace.saw(2 * MS, 1, pace.prompt_tokens());
         }
         assert_eq!(parts, [8, 16, 32, 64, 128, 256, 512, 512]);
+    }
+
+    #[test]
+    fn what_a_step_takes_without_prompts_is_looked_at_however_many_prompts_wait() {
+        let mut pace = Pace::default();
+        // Answers grow longer, and each step takes more for them.
+        let (mut parts, mut decode) = (Vec::new(), 10 * MS);
+        for _ in 0..200 {
+            let tokens = pace.prompt_tokens();
+            pace.saw(decode + MS * u32::try_from(tokens).unwrap(), 2, tokens);
+            parts.push(tokens);
+            decode += MS / 20;
+        }
+        assert!(parts[190..].iter().all(|&tokens| tokens == 0 || tokens > 10), "{:?}", &parts[190..]);
+        assert!(parts.iter().filter(|&&tokens| tokens == 0).count() <= 200 / PREFILL_STEPS_BESIDE + 1);
     }
 
     #[test]

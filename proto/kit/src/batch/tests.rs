@@ -2,6 +2,7 @@
 //! would be alone.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use ollmlx_proto::{
     Chat, ContentPart, Delta, Embed, Limits, Logprobs, Message, Part, Role, ThinkMode, TokenLogprob, Work,
@@ -51,6 +52,12 @@ impl Told {
     fn answer(&self) -> (&[TokenId], &str, FinishReason) {
         (&self.tokens, &self.text, self.finished().reason)
     }
+}
+
+/// Its steps take no time, whatever else the machine does.
+pub(super) fn timeless(toy: Toy) -> Batcher<Toy> {
+    static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
+    Batcher { clock: || *NOW, ..Batcher::new(toy) }
 }
 
 pub(super) type Book = BTreeMap<u64, Told>;
@@ -156,7 +163,7 @@ fn batching_equals_alone() {
 
 #[test]
 fn a_step_gives_every_generating_slot_one_token_and_prompts_the_rest() {
-    let mut batcher = Batcher::new(Toy::new(4, 8192, 1024));
+    let mut batcher = timeless(Toy::new(4, 8192, 1024));
     let mut book = Book::new();
     batcher.run(complete(1, "a"));
     batcher.run(complete(2, "b"));
@@ -165,7 +172,19 @@ fn a_step_gives_every_generating_slot_one_token_and_prompts_the_rest() {
     long.limits.context_tokens = 8192;
     batcher.run(long);
     batcher.run(complete(4, &"y".repeat(99)));
-    for expected in [vec![1, 1, 100, 412], vec![1, 1, 1, 512], vec![1, 1, 1, 376], vec![1, 1, 1, 1]] {
+    // One without prompts tells what it takes. Then their part doubles: a quarter to the oldest, the rest to the shortest.
+    for expected in [
+        &[1, 1][..],
+        &[1, 1, 2, 6],
+        &[1, 1, 4, 12],
+        &[1, 1, 8, 24],
+        &[1, 1, 16, 48],
+        &[1, 1, 10, 118],
+        &[1, 1, 1, 256],
+        &[1, 1, 1, 512],
+        &[1, 1, 1, 384],
+        &[1, 1, 1, 1],
+    ] {
         step(&mut batcher, &mut book);
         let mut shares: Vec<usize> =
             batcher.engine().passes.last().expect("computed").iter().map(|&(_, tokens)| tokens).collect();
@@ -603,7 +622,7 @@ fn nonsense_from_the_model_fails_one_request() {
 
 #[test]
 fn a_full_cache_drops_what_is_idle_then_takes_turns_then_fails_the_one_that_does_not_fit() {
-    let mut batcher = Batcher::new(Toy { room: 120, ..toy() });
+    let mut batcher = timeless(Toy { room: 120, ..toy() });
     let mut book = Book::new();
     batcher.run(complete(1, &"a".repeat(80)));
     drive(&mut batcher, &mut book);
