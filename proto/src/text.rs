@@ -4,7 +4,7 @@
 //! what stands before it, and a bidirectional override shows a text in another order than it has. [`printable`] and
 //! [`printable_line`] write them out as JSON does (`\u001b`), so that a JSON text stays what it was.
 //!
-//! Characters without width are left: joiners are part of scripts and of emoji, and act on nothing.
+//! Joiners are left, though they have no width: they are part of scripts and of emoji, and act on nothing.
 
 use std::borrow::Cow;
 
@@ -33,7 +33,9 @@ fn write_out(text: &str, is_kept: impl Fn(usize, char) -> bool) -> Cow<'_, str> 
     let mut out = String::with_capacity(text.len() + 16);
     for (at, letter) in text.char_indices() {
         if acts(letter) && !is_kept(at, letter) {
-            out.push_str(&format!("\\u{:04x}", u32::from(letter)));
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
         } else {
             out.push(letter);
         }
@@ -41,9 +43,12 @@ fn write_out(text: &str, is_kept: impl Fn(usize, char) -> bool) -> Cow<'_, str> 
     Cow::Owned(out)
 }
 
-/// Control characters of both sets, separators of lines and paragraphs, and what sets the direction of a text.
+/// Control characters of both sets, separators of lines and paragraphs, what sets the direction of a text, and letters that
+/// nobody sees but whoever copies them.
 fn acts(letter: char) -> bool {
-    letter.is_control() || matches!(letter, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(letter, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// The text with each absolute path cut to its last part: `/build/ggml/src/ggml.c:12: failed` becomes `ggml.c:12: failed`.
@@ -56,20 +61,25 @@ pub fn without_folders(text: &str) -> String {
     while let Some(at) = rest.find('/') {
         let (before, path) = rest.split_at(at);
         told.push_str(before);
-        let begins = told.chars().next_back().is_none_or(|c| c.is_whitespace() || "\"'`(=:[,<".contains(c));
+        let begins = told.chars().next_back().is_none_or(|c| !c.is_alphanumeric() && !"._-~%".contains(c));
         let quote = told.chars().next_back().filter(|c| matches!(c, '"' | '\'' | '`'));
         // In quotes a path may have spaces.
         let ends = |c: char| quote.map_or_else(|| c.is_whitespace() || "\"'`),;]>".contains(c), |quote| c == quote);
         let end = path.find(ends).unwrap_or(path.len());
         let (path, after) = path.split_at(end);
         match path.trim_end_matches('/').rsplit_once('/') {
-            Some((folder, file)) if begins && !folder.is_empty() && !path.starts_with("//") => told.push_str(file),
+            Some((folder, file)) if begins && !folder.is_empty() && !names_host(path) => told.push_str(file),
             _ => told.push_str(path),
         }
         rest = after;
     }
     told.push_str(rest);
     told
+}
+
+/// Two slashes and a host, as in an address; a third one is a path again.
+fn names_host(path: &str) -> bool {
+    path.starts_with("//") && !path.starts_with("///")
 }
 
 #[cfg(test)]
@@ -82,6 +92,7 @@ mod tests {
             ("\u{1b}[2J\u{1b}]0;x\u{7}", "\\u001b[2J\\u001b]0;x\\u0007"),
             ("a\0\u{8}\u{7f}\u{9b}31m", "a\\u0000\\u0008\\u007f\\u009b31m"),
             ("\u{202e}gpj.exe\u{202c}\u{2066}x\u{2069}\u{2028}", "\\u202egpj.exe\\u202c\\u2066x\\u2069\\u2028"),
+            ("\u{61c}a\u{200e}b\u{200f}\u{fff9}\u{e0041}", "\\u061ca\\u200eb\\u200f\\ufff9\\udb40\\udc41"),
             ("one\ntwo\tthree\r\nfour", "one\ntwo\tthree\r\nfour"),
             ("hidden\rshown\r", "hidden\\u000dshown\\u000d"),
             ("né 日本 👩\u{200d}👩 می\u{200c}شود", "né 日本 👩\u{200d}👩 می\u{200c}شود"),
@@ -100,6 +111,7 @@ mod tests {
             ("panicked at /build/a b/c.rs:1:2:\nwords", "panicked at a b/c.rs:1:2:\nwords"),
             ("12 tokens/s, and/or /x", "12 tokens/s, and/or /x"),
             ("see https://example.org/a/b", "see https://example.org/a/b"),
+            ("file:///home/me/x.gguf {/home/me/x} |/home/me/x >/home/me/x", "file:x.gguf {x} |x >x"),
             ("/a/b/", "b"),
             ("", ""),
         ] {

@@ -41,6 +41,8 @@ pub const OPTION_NAME_BYTES_MAX: usize = 128;
 pub const ROLE_BYTES_MAX: usize = 64;
 /// Messages, or calls of tools, that are looked through for the one that a tool's result answers. It is among the last ones.
 pub const CALLS_LOOKED_BACK_MAX: usize = 1024;
+/// Bytes of a call's id with which it is looked for: many times what any dialect gives out.
+pub const CALL_ID_BYTES_MAX: usize = 256;
 /// Bytes of an uploaded blob, which streams to disk.
 pub const BLOB_BYTES_MAX: u64 = 1 << 40;
 /// A body must arrive within this.

@@ -61,6 +61,23 @@ class Keys(unittest.TestCase):
             self.assertEqual(status, 403)
             self.assertNotIn(path, answer["error"])
 
+    def test_a_model_that_another_key_keeps_is_neither_ended_nor_taken_over(self):
+        keep = lambda key, how_long, prompt="x": self.ask(key, "POST", "/api/generate", {
+            "model": "smol", "prompt": prompt, "stream": False, "keep_alive": how_long, "options": {"num_predict": 1}})[0]
+        for anna_s, bert_s in (("2h", None), ("2h", "2h"), (-1, -1), ("3h", "1m")):
+            self.assertEqual(self.ask(ADMIN, "POST", "/api/generate", {"model": "smol", "keep_alive": 0})[0], 200)
+            house.until("it is gone", house.SOON_S, lambda: not self.ask(ADMIN, "GET", "/api/ps")[1]["models"])
+            self.assertEqual([keep(ANNA, anna_s), keep(BERT, bert_s)], [200, 200])
+            until = self.ask(ADMIN, "GET", "/api/ps")[1]["models"][0]["expires_at"]
+            self.assertEqual([keep(BERT, 0, ""), keep(BERT, "1s")], [403, 200])
+            self.assertGreaterEqual(self.ask(ADMIN, "GET", "/api/ps")[1]["models"][0]["expires_at"], until)
+        self.assertEqual(keep(ANNA, 0, ""), 200)
+
+    def test_a_page_hears_that_its_key_is_wrong(self):
+        page = {"Origin": "http://localhost:3000"}
+        status, _, headers = self.server.request("GET", "/api/tags", None, page | bearer("wrong"))
+        self.assertEqual((status, headers.get("access-control-allow-origin")), (401, page["Origin"]))
+
     def test_keys_are_named_and_never_shown(self):
         self.run_long(ANNA, "Say hello.")
         shown = self.server.cli("ps", "-v")

@@ -589,7 +589,7 @@ fn who_is_on_its_way_out_is_no_pin_and_no_reason_to_wait_for_others() {
     assert_eq!(verdict(&desk), "pinned");
     desk.are_slow = true;
     desk.tell(Event::Restart { model: harness::id("other") });
-    assert!(desk.scheduler.snapshot().workers[0].kept, "it would be one if it stayed");
+    assert_eq!(desk.scheduler.snapshot().workers[0].keep_alive, KeepAlive::Forever, "it would be one if it stayed");
     assert_eq!(verdict(&desk), "after_eviction");
     desk.load(&plan("m", 4, 800, 800), None);
     assert_eq!(desk.refused.len(), 0, "as a request finds");

@@ -39,7 +39,7 @@ async fn a_load_job_ends_with_loaded_and_unload_ends_the_worker() {
     let answer = Answer::of(&mut ticket).await;
     assert!(answer.granted && answer.loaded);
     let view = house.until_worker(&plan, |worker| worker.state == "idle").await;
-    assert!(view.kept && view.expires_at.is_none());
+    assert!(view.keep_alive == KeepAlive::Forever && view.expires_at.is_none());
     house.handle.unload(plan.model.id.clone()).await;
     house.until(|view| view.workers.is_empty()).await;
     house.close().await;

@@ -579,7 +579,7 @@ fn replay(
     let mut missing = Vec::new();
     job.heard = *said_after as usize;
     for (index, &token) in produced.iter().enumerate() {
-        watch.check()?;
+        watch.replayed()?;
         if token as usize >= vocab.len() {
             return Err(Failure::new(FailureKind::Internal, "a produced token is not in the vocabulary"));
         }

@@ -50,6 +50,8 @@ pub const PREPARATION_NICE: i32 = 5;
 /// What a request may take to render, and to compile its format. Both are bounded by fuel, and end well before where a
 /// processor is free.
 pub const PREPARE_PART_TIME: Duration = Duration::from_secs(2);
+/// And to take up an answer that another process began, for each of its tokens: a hundred times what one takes.
+pub const REPLAY_TOKEN_TIME: Duration = Duration::from_millis(5);
 /// What the tokenizing of a request may take, whatever its length.
 pub const TOKENIZE_TIME: Duration = Duration::from_secs(4);
 /// And a second more for so many bytes: a hundredth of what known tokenizers do, beside engines that take all processors.

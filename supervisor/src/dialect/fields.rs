@@ -62,10 +62,12 @@ impl<'a> Fields<'a> {
             shape.names.split(' ').map(|name| FieldSlot { name, exact: None, folded: None }).collect();
         for (key, value) in object.into_iter().flat_map(RawJson::entries) {
             let key = key.name();
-            for slot in slots.iter_mut().filter(|slot| slot.name.len() == key.len()) {
+            // In Go `null` leaves what an earlier one has set.
+            let is_null = value.kind() == JsonKind::Null;
+            for slot in slots.iter_mut().filter(|slot| slot.name.len() == key.len() && !is_null) {
                 if slot.name.as_bytes() == &*key {
                     slot.exact = Some(value);
-                } else if slot.name.as_bytes().eq_ignore_ascii_case(&key) && value.kind() != JsonKind::Null {
+                } else if slot.name.as_bytes().eq_ignore_ascii_case(&key) {
                     slot.folded = Some(value);
                 }
             }
@@ -78,7 +80,7 @@ impl<'a> Fields<'a> {
         debug_assert!(self.slots.iter().any(|slot| slot.name == name), "{name} is not in the shape of {}", self.kind);
         let slot = self.slots.iter_mut().find(|slot| slot.name == name)?;
         let (exact, folded) = (slot.exact.take(), slot.folded.take());
-        exact.filter(|value| value.kind() != JsonKind::Null).or(folded)
+        exact.or(folded)
     }
 
     /// Takes a value of this kind.
@@ -230,6 +232,7 @@ mod tests {
             (r#"{"Model":"a","mOdel":"b"}"#, Some("b")),
             (r#"{"model":null,"MODEL":"a"}"#, Some("a")),
             (r#"{"mod\u0065l":"a"}"#, Some("a")),
+            (r#"{"model":"a","model":null}"#, Some("a")),
             (r#"{"model":null}"#, None),
             (r#"{"x":{"model":"a"}}"#, None),
             (r#"{"x":"model","y":1e999}"#, None),

@@ -9,7 +9,7 @@ use ollmlx_proto::{JsonText, Message, PastToolCall, Role, ToolSpec};
 use super::Rejection;
 use super::fields::{Fields, ObjectShape};
 use super::json::{JsonBody, JsonKind, RawJson, is_object};
-use crate::limits::{CALLS_LOOKED_BACK_MAX, ROLE_BYTES_MAX};
+use crate::limits::{CALL_ID_BYTES_MAX, CALLS_LOOKED_BACK_MAX, ROLE_BYTES_MAX};
 
 /// Messages that few models have more of.
 const MODEL_MESSAGES: usize = 16;
@@ -61,7 +61,7 @@ pub(super) fn past_call(call: RawJson<'_>) -> Result<PastToolCall, Rejection> {
         Some(object) if object.kind() == JsonKind::Object => object.free_form()?,
         Some(text) if text.kind() == JsonKind::String => {
             let text = text.string()?;
-            if text.trim().is_empty() {
+            if matches!(text.trim(), "" | "null") {
                 no_arguments(fields.body)?
             } else if is_object(&text) {
                 fields.body.count_values(text.as_bytes())?;
@@ -83,6 +83,9 @@ pub(super) fn no_arguments(body: &JsonBody<'_>) -> Result<String, Rejection> {
 
 /// The tool that an earlier call with this id went to.
 pub(super) fn called(messages: &[Message], id: &str, body: &JsonBody<'_>) -> Result<Option<String>, Rejection> {
+    if id.len() > CALL_ID_BYTES_MAX {
+        return Ok(None);
+    }
     let recent = messages.iter().rev().take(CALLS_LOOKED_BACK_MAX);
     let mut calls = recent.flat_map(|message| &message.tool_calls).take(CALLS_LOOKED_BACK_MAX);
     let Some(call) = calls.find(|call| call.id.as_deref() == Some(id)) else { return Ok(None) };
@@ -145,6 +148,7 @@ mod tests {
             (json!("{\"a\":6}"), Some(r#"{"a":6}"#)),
             (json!({}), Some("{}")),
             (json!(""), Some("{}")),
+            (json!(" null "), Some("{}")),
             (Value::Null, Some("{}")),
             (json!("{\"a\":"), None),
             (json!([1]), None),
@@ -152,6 +156,26 @@ mod tests {
             let call = json!({"function": {"name": "mul", "arguments": arguments}}).to_string();
             let call = JsonBody::new(call.as_bytes()).root("").and_then(past_call);
             assert_eq!(call.ok().map(|call| call.arguments.0).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn a_result_finds_its_call_unless_the_id_is_longer_than_any() {
+        let call = |id: &str| {
+            let text = json!({"id": id, "function": {"name": "mul"}}).to_string();
+            JsonBody::new(text.as_bytes()).root("").and_then(past_call).unwrap()
+        };
+        for (length, expected) in [(CALL_ID_BYTES_MAX, Some("mul")), (CALL_ID_BYTES_MAX + 1, None)] {
+            let id = "x".repeat(length);
+            let turn = Message {
+                role: Role::Assistant,
+                content: Vec::new(),
+                thinking: None,
+                tool_calls: vec![call(&id)],
+                tool_name: None,
+                tool_call_id: None,
+            };
+            assert_eq!(called(&[turn], &id, &JsonBody::new(b"")).unwrap().as_deref(), expected);
         }
     }
 

@@ -12,7 +12,7 @@ use crate::limits;
 use ollmlx_proto::{CacheSalt, Failure, FailureKind, ModelId, RequestId, UnixSeconds};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::identity::{Identity, Salt};
 use super::record::Record;
@@ -102,6 +102,19 @@ pub(super) fn pair(clock: Clock, launcher: Launcher, first: Snapshot, salt: Salt
     (handle, Inbox { commands, dropped, snapshots, finished, logs })
 }
 
+/// A job with the word of its work. Of a long one the word is made aside, where nobody waits for it.
+async fn identified(job: Job, salt: Salt) -> Result<(Job, Option<Identity>), JoinError> {
+    let is_long = matches!(&job, Job::Run(run) if run.bytes() > limits::BODY_INLINE_BYTES_MAX);
+    let identify = move || {
+        let identity = match &job {
+            Job::Run(run) => Some(Identity::of(run, salt)),
+            Job::Load => None,
+        };
+        (job, identity)
+    };
+    if is_long { tokio::task::spawn_blocking(identify).await } else { Ok(identify()) }
+}
+
 impl Handle {
     /// Hands in a job. The request's id inside `Job::Run` is replaced by the driver's own. Never waits for more
     /// than room in the driver's queue; refusals arrive as `TicketItem::Failed`.
@@ -123,18 +136,20 @@ impl Handle {
             run.asked_at = UnixSeconds(self.clock.unix_seconds());
             run.cache_salt = CacheSalt(client.key.as_ref().map_or(0, |key| self.salt.word(key)));
         }
-        // Here, where a long prompt keeps nobody else waiting.
-        let identity = match &job {
-            Job::Run(run) => Some(Identity::of(run, self.salt)),
-            Job::Load => None,
-        };
         let (answer, items) = mpsc::channel(limits::OUTPUT_QUEUE_LEN_MAX);
+        let refused = |failure| {
+            // The only item of a new channel.
+            let _fits = answer.try_send(TicketItem::Failed(failure));
+        };
+        let Ok((job, identity)) = identified(job, self.salt).await else {
+            refused(Failure::new(FailureKind::Internal, "the request could not be read"));
+            return Ticket { request, items, dropped: None, ended: false, deadline: None };
+        };
         let dropped = match self.dropped.clone().try_reserve_owned() {
             Ok(place) => Some(Dropped::ClientPlace(place)),
             Err(TrySendError::Full(_)) => {
                 let text = "server busy, please try again.  too many requests are not done yet";
-                // The only item of a new channel.
-                let _fits = answer.try_send(TicketItem::Failed(Failure::new(FailureKind::Busy, text)));
+                refused(Failure::new(FailureKind::Busy, text));
                 return Ticket { request, items, dropped: None, ended: false, deadline: None };
             }
             // The driver is gone; the ticket says so itself, here and below.

@@ -85,13 +85,49 @@ impl Body {
     ) -> Result<(T, BodyHold), Rejection> {
         let Self { bytes, hold } = self;
         let is_small = bytes.len() <= BODY_INLINE_BYTES_MAX;
+        // The room is held as long as the bytes are: reading goes on to its end even where the client has left.
         let read = move || {
             let body = JsonBody::new(&bytes);
-            parse(&body).map(|made| (made, body.built_bytes()))
+            let made = parse(&body)?;
+            hold.resize(body.built_bytes(), Instant::now())?;
+            Ok((made, hold))
         };
         let read = if is_small { Ok(read()) } else { tokio::task::spawn_blocking(read).await };
-        let (made, built_bytes) = read.map_err(|_| Rejection::internal("the request could not be read"))??;
-        hold.resize(built_bytes, Instant::now())?;
-        Ok((made, hold))
+        read.map_err(|_| Rejection::internal("the request could not be read"))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_holds_its_room_until_it_is_read_to_its_end() {
+        static IS_OPEN: AtomicBool = AtomicBool::new(false);
+        let room = BodyRoom::new(BODY_BYTES_MAX);
+        let (hold, _ended) = room.enter(Peer::of(IpAddr::from([192, 0, 2, 1])), Instant::now());
+        let bytes = Bytes::from(vec![b' '; BODY_INLINE_BYTES_MAX + 1]);
+        hold.grow(bytes.len(), Instant::now()).unwrap();
+        let mut parse = Box::pin(Body { bytes, hold }.parse(|_| {
+            while !IS_OPEN.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            Ok(())
+        }));
+        tokio::select! {
+            biased;
+            _ = &mut parse => panic!("nobody has opened it"),
+            () = std::future::ready(()) => {}
+        }
+        // Its client leaves.
+        drop(parse);
+        assert_eq!(room.bytes(), BODY_INLINE_BYTES_MAX + 1);
+        IS_OPEN.store(true, Ordering::Relaxed);
+        while room.bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }

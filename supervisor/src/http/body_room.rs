@@ -63,6 +63,12 @@ impl BodyRoom {
         (BodyHold { room: Arc::clone(self), row }, ended)
     }
 
+    /// Bytes of all bodies.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.rows().bytes
+    }
+
     fn rows(&self) -> MutexGuard<'_, Rows> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -42,12 +42,14 @@ async fn guarded(
     let (origin, asker) = match state.guard.check(head, address) {
         Clearance::Answer(reply) => return reply,
         Clearance::Pass(origin, Some(asker)) => (origin, asker),
-        Clearance::Pass(_, None) if found.is_some_and(|(route, _)| route.needs.is_none()) => {
-            (None, Asker::nobody(address))
+        Clearance::Pass(origin, None) if found.is_some_and(|(route, _)| route.needs.is_none()) => {
+            (origin, Asker::nobody(address))
         }
-        Clearance::Pass(_, None) => {
+        Clearance::Pass(origin, None) => {
             let rejection = Rejection::new(401, "unauthorized: this server wants a key as a bearer token");
-            return refuse(dialect_of(path), &rejection);
+            let mut reply = refuse(dialect_of(path), &rejection);
+            mark(&mut reply, origin);
+            return reply;
         }
     };
     let mut reply = match found {

@@ -22,7 +22,7 @@ use crate::types::KeyName;
 
 const METHODS: &str = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS";
 const HEADERS: &str = "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,OpenAI-Beta,X-Api-Key,\
-    Anthropic-Version,Anthropic-Beta,x-stainless-arch,x-stainless-async,x-stainless-custom-poll-interval,\
+    Anthropic-Version,Anthropic-Beta,Anthropic-Dangerous-Direct-Browser-Access,X-Ollmlx-Timeout,x-stainless-arch,x-stainless-async,x-stainless-custom-poll-interval,\
     x-stainless-helper-method,x-stainless-lang,x-stainless-os,x-stainless-package-version,x-stainless-poll-helper,\
     x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout";
 const MAX_AGE: &str = "43200";
@@ -115,15 +115,16 @@ impl Guard {
             || self.hosts.iter().any(further)
     }
 
-    /// The key that a request brings. Every credential must be the same one, so that none can hide another.
+    /// The key that a request brings. Every credential must be the same one, so that none can hide another; empty ones are none,
+    /// which clients send that know two ways and have a key for one.
     fn brings(&self, headers: &HeaderMap) -> Option<(KeyName, Right)> {
         let bearer = headers.get_all(AUTHORIZATION).iter().map(|value| {
-            let value = value.as_bytes();
-            let is_bearer = value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer ");
-            if is_bearer { &value[7..] } else { &[] }
+            let (scheme, token) = value.as_bytes().split_at(value.len().min(6));
+            scheme.eq_ignore_ascii_case(b"bearer").then(|| token.trim_ascii_start())
         });
-        let direct = headers.get_all(API_KEY).iter().map(HeaderValue::as_bytes);
-        let mut given = bearer.chain(direct).map(|given| self.keys.find(given));
+        let direct = headers.get_all(API_KEY).iter().map(|value| Some(value.as_bytes()));
+        let given = bearer.chain(direct).filter(|given| *given != Some(b""));
+        let mut given = given.map(|given| self.keys.find(given?));
         let first = given.next()??;
         let is_same = given.all(|other| other.is_some_and(|other| other.name() == first.name()));
         is_same.then(|| (KeyName::new(first.name()), first.right()))
@@ -293,7 +294,12 @@ mod tests {
             (&[("authorization", "Bearer right"), ("x-api-key", "wrong")], 401),
             (&[("authorization", "Bearer right"), ("x-api-key", "other")], 401),
             (&[("authorization", "Bearer right"), ("authorization", "Bearer other")], 401),
+            (&[("authorization", "Bearer right"), ("x-api-key", "")], 200),
+            (&[("authorization", "Bearer "), ("x-api-key", "right")], 200),
+            (&[("authorization", "Bearer"), ("x-api-key", "right")], 200),
+            (&[("authorization", "Basic cmlnaHQ="), ("x-api-key", "right")], 401),
             (&[("authorization", "right")], 401),
+            (&[("authorization", "Bearer")], 401),
             (&[("x-api-key", "")], 401),
             (&[], 401),
         ] {

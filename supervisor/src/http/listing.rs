@@ -12,7 +12,7 @@ use super::state::AppState;
 use crate::catalog::ModelRef;
 use crate::dialect::Rejection;
 use crate::os::wall::{rfc3339_local, wall_now};
-use crate::types::{KeyName, WorkerView};
+use crate::types::{KeepAlive, KeyName, WorkerView};
 
 /// "For ever" as Ollama shows it: the largest Go duration, some 292 years.
 const FOREVER: Duration = Duration::from_secs(9_223_372_036);
@@ -88,10 +88,14 @@ pub(super) fn ps(state: &AppState, asker: &Asker) -> HttpReply {
 }
 
 fn expiry(state: &AppState, view: &WorkerView, now: SystemTime) -> SystemTime {
-    if view.kept {
-        return now.checked_add(FOREVER).unwrap_or(now);
-    }
-    view.expires_at.map_or(now, |at| state.handle.wall_clock_of(at))
+    let stays = match (view.expires_at, view.keep_alive) {
+        _ if view.leaves => Duration::ZERO,
+        (_, KeepAlive::Forever) => FOREVER,
+        (Some(at), _) => return state.handle.wall_clock_of(at),
+        // It works, or begins to; it stays as long once it is idle.
+        (None, keep_alive) => Duration::from_millis(keep_alive.ms()),
+    };
+    now.checked_add(stays).unwrap_or(now)
 }
 
 /// The ledger's line of one model, in bytes.

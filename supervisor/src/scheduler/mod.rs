@@ -525,7 +525,7 @@ impl Scheduler {
             let Kept::Run(request) = granted.job.clone() else {
                 return out.never(format!("{} is a load that waits for a slot", granted.request));
             };
-            model.stay.asked(&granted.client, granted.keep_alive);
+            model.stay.asked(&granted.client, granted.keep_alive, self.now);
             model.stay.priority = granted.plan.terms.priority;
             model.stay.last_used = self.now;
             self.totals.resumed += u64::from(granted.came_back);
@@ -546,7 +546,7 @@ impl Scheduler {
         }
         for waiting in loads {
             self.requests.remove(waiting.request);
-            model.stay.asked(&waiting.client, waiting.keep_alive);
+            model.stay.asked(&waiting.client, waiting.keep_alive, self.now);
             model.stay.priority = waiting.plan.terms.priority;
             out.push(Effect::Loaded { request: waiting.request, worker: model.worker() });
         }

@@ -67,6 +67,8 @@ pub(super) struct Stay {
     pub(super) keep_alive: KeepAlive,
     /// Whose word that is: whoever asked last, unless an earlier one keeps it for ever.
     pub(super) client: Caller,
+    /// When they said it.
+    pub(super) said: Mono,
     /// As the last request said.
     pub(super) priority: i32,
     /// When it last got or ended a request.
@@ -74,13 +76,16 @@ pub(super) struct Stay {
 }
 
 impl Stay {
-    /// A request of this client is served; it may have said how long the model stays after it. Nobody shortens what another key
-    /// has asked for.
-    pub(super) fn asked(&mut self, client: &Caller, keep_alive: Option<KeepAlive>) {
+    /// A request of this client is served; it may have said how long the model stays after it. As long as the word of another key
+    /// holds, nobody shortens it, nor takes it for theirs by repeating it.
+    pub(super) fn asked(&mut self, client: &Caller, keep_alive: Option<KeepAlive>, now: Mono) {
         let asked = keep_alive.unwrap_or(self.keep_alive);
-        if self.client.key != client.key && asked.ms() < self.keep_alive.ms() {
+        let is_others = self.client.key.is_some() && self.client.key != client.key;
+        let holds = now.0.saturating_sub(self.said.0) < self.keep_alive.ms();
+        if is_others && holds && asked.ms() <= self.keep_alive.ms() {
             return;
         }
+        self.said = now;
         if keep_alive.is_some() || self.keep_alive != KeepAlive::Forever {
             self.client = client.clone();
         }
@@ -121,7 +126,7 @@ impl Model {
             state: State::Absent,
             line: Line::default(),
             process: Process::default(),
-            stay: Stay { keep_alive, client: Caller::default(), priority: 0, last_used: Mono(0) },
+            stay: Stay { keep_alive, client: Caller::default(), said: Mono(0), priority: 0, last_used: Mono(0) },
             history: History::default(),
             incident: None,
         }

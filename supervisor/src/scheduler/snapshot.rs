@@ -3,7 +3,7 @@
 use super::life::State;
 use super::model::Model;
 use super::view::View;
-use crate::types::{Account, KeepAlive, Snapshot, WorkerView};
+use crate::types::{Account, Snapshot, WorkerView};
 
 /// All that can be read off the models.
 pub(super) fn of(view: View<'_>) -> Snapshot {
@@ -41,7 +41,8 @@ fn worker(view: View<'_>, model: &Model) -> WorkerView {
         state: model.state.name(),
         pid: model.state.pid(),
         expires_at,
-        kept: model.stay.keep_alive == KeepAlive::Forever,
+        keep_alive: model.stay.keep_alive,
+        leaves: model.state.is_leaving(),
         pinned: view.is_pinned(model) && !model.state.is_leaving(),
         in_flight: model.line.running().len(),
         queued: model.line.len(),

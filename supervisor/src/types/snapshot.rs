@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::limits;
 use ollmlx_proto::{MemoryReport, ModelId, WorkerId};
 
-use super::{KeyName, ModelDeaths, Mono, Shrink};
+use super::{KeepAlive, KeyName, ModelDeaths, Mono, Shrink};
 use crate::catalog::ModelRef;
 
 /// Where the ladder stands.
@@ -110,10 +110,12 @@ pub struct WorkerView {
     pub state: &'static str,
     /// Process id where there is one.
     pub pid: Option<u32>,
-    /// When it goes if nothing happens; `None` is never or not now.
+    /// When it goes if nothing happens, where it is idle and does go.
     pub expires_at: Option<Mono>,
-    /// Whether it stays for ever if nobody needs its place.
-    pub kept: bool,
+    /// How long it stays once it is idle.
+    pub keep_alive: KeepAlive,
+    /// Whether it has ended all it was asked for, or is about to: it stays no longer.
+    pub leaves: bool,
     /// Whether it stays then, too.
     pub pinned: bool,
     /// Requests it runs.

@@ -26,7 +26,8 @@ use crate::chat::{ChatFormat, as_deep_thread};
 use crate::engine::{EngineFacts, Tokenizer};
 use crate::grammar::GrammarFactory;
 use crate::limits::{
-    DEEP_STACK_BYTES, PREPARATION_NICE, PREPARATIONS_MAX, PREPARE_PART_TIME, TOKENIZE_BYTES_PER_S, TOKENIZE_TIME,
+    DEEP_STACK_BYTES, PREPARATION_NICE, PREPARATIONS_MAX, PREPARE_PART_TIME, REPLAY_TOKEN_TIME, TOKENIZE_BYTES_PER_S,
+    TOKENIZE_TIME,
 };
 
 /// What of a preparation takes time.
@@ -36,15 +37,17 @@ pub(super) enum Part {
     Template,
     /// A text becomes tokens.
     Tokens,
-    /// A format becomes a grammar, and what was produced before passes through it.
+    /// A format becomes a grammar.
     Grammar,
+    /// What was produced before passes through it.
+    Replay,
 }
 
 impl Part {
     /// All that a request may spend on it, however often it comes back to it.
     fn time(self) -> Duration {
         match self {
-            Self::Template | Self::Grammar => PREPARE_PART_TIME,
+            Self::Template | Self::Grammar | Self::Replay => PREPARE_PART_TIME,
             Self::Tokens => TOKENIZE_TIME,
         }
     }
@@ -64,6 +67,10 @@ impl Part {
                 FailureKind::GrammarFailed,
                 format!("the format takes longer than {seconds} s to compile; make the schema simpler"),
             ),
+            Self::Replay => Failure::new(
+                FailureKind::Internal,
+                format!("an answer that another process began takes longer than {seconds} s to be taken up"),
+            ),
         }
     }
 }
@@ -80,8 +87,8 @@ struct Clock {
     part: Part,
     since: Instant,
     /// By part, before `since`.
-    spent: [Duration; 3],
-    /// More time, for the bytes that have become tokens.
+    spent: [Duration; 4],
+    /// More time, for the bytes that have become tokens, and the tokens that were produced before.
     earned: Duration,
 }
 
@@ -92,7 +99,7 @@ impl Clock {
 
     fn time(&self) -> Duration {
         match self.part {
-            Part::Tokens => self.part.time() + self.earned,
+            Part::Tokens | Part::Replay => self.part.time() + self.earned,
             Part::Template | Part::Grammar => self.part.time(),
         }
     }
@@ -100,7 +107,7 @@ impl Clock {
 
 impl Watch {
     pub(super) fn new(now: Instant) -> Self {
-        let clock = Clock { part: Part::Template, since: now, spent: [Duration::ZERO; 3], earned: Duration::ZERO };
+        let clock = Clock { part: Part::Template, since: now, spent: [Duration::ZERO; 4], earned: Duration::ZERO };
         Self { over: AtomicBool::new(false), clock: Mutex::new(clock) }
     }
 
@@ -141,10 +148,19 @@ impl Watch {
     /// # Errors
     /// As [`Watch::check`].
     pub(super) fn slice(&self, bytes: usize) -> Result<(), Failure> {
-        {
-            let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-            clock.earned += Duration::from_secs_f64(bytes as f64 / TOKENIZE_BYTES_PER_S);
-        }
+        self.earn(Duration::from_secs_f64(bytes as f64 / TOKENIZE_BYTES_PER_S))
+    }
+
+    /// A token that was produced before is taken up now.
+    ///
+    /// # Errors
+    /// As [`Watch::check`].
+    pub(super) fn replayed(&self) -> Result<(), Failure> {
+        self.earn(REPLAY_TOKEN_TIME)
+    }
+
+    fn earn(&self, time: Duration) -> Result<(), Failure> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).earned += time;
         self.check()
     }
 
@@ -208,6 +224,7 @@ impl Bench {
         let mut tokens = prompt.tokens.clone();
         let prompt_tokens = tokens.len();
         let mut job = Job::new(request, prompt, grammar, arrived);
+        watch.enter(Part::Replay)?;
         let (ending, missing) = super::replay(&mut job, request, &mut tokens, &self.facts.vocab, watch)?;
         let (produced, salt) = (request.progress.produced.len(), request.cache_salt);
         let replay_exact = Duration::from_millis(u64::from(request.progress.replay_exact_ms));

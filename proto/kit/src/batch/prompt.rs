@@ -170,21 +170,24 @@ impl Renderer<'_> {
     fn drop_turns<'a>(&self, chat: &'a Chat, window: usize) -> Result<Option<(Read<'a>, OutputParser)>, Failure> {
         let last = chat.messages.len().saturating_sub(1);
         let droppable: Vec<usize> = (0..last).filter(|&index| chat.messages[index].role != Role::System).collect();
-        let attempt = |dropped: usize| -> Option<(Read<'a>, Chat)> {
+        let attempt = |dropped: usize| -> Result<Option<(Read<'a>, Chat)>, Failure> {
             let gone = &droppable[..dropped];
             let kept = chat.messages.iter().enumerate().filter(|(index, _)| gone.binary_search(index).is_err());
             let shorter = Chat { messages: kept.map(|(_, message)| message.clone()).collect(), ..chat.clone() };
-            self.watch.check().ok()?;
-            let rendered = self.render(&shorter).ok()?;
-            Some((self.read(&chat.context, rendered, window).ok()?, shorter))
+            let rendered = match self.render(&shorter) {
+                Ok(rendered) => rendered,
+                // Time that is over is no word of the template on this chat.
+                Err(_) => return self.watch.check().map(|()| None),
+            };
+            Ok(Some((self.read(&chat.context, rendered, window)?, shorter)))
         };
-        let fits = |dropped: usize| attempt(dropped).is_some_and(|(read, _)| read.tokens.len() < window);
         let (mut too_few, mut enough) = (0, droppable.len());
         while enough > too_few + 1 {
             let middle = too_few.midpoint(enough);
-            if fits(middle) { enough = middle } else { too_few = middle }
+            let fits = attempt(middle)?.is_some_and(|(read, _)| read.tokens.len() < window);
+            if fits { enough = middle } else { too_few = middle }
         }
-        let best = (enough..=droppable.len()).find_map(attempt);
+        let best = (enough..=droppable.len()).find_map(|dropped| attempt(dropped).transpose()).transpose()?;
         Ok(best.map(|(read, shorter)| {
             let parser = self.bench.format.parser(&shorter, &read.rendered);
             (read, parser)
