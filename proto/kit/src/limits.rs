@@ -35,7 +35,10 @@ pub const PREFILL_CHUNK_TOKENS_FIRST: usize = 8;
 pub const PREFILL_CHUNK_TOKENS_MIN: usize = 4;
 /// After so many steps with prompts, one is made without, which tells what such a step takes.
 pub const PREFILL_STEPS_BESIDE: usize = 16;
-/// Prompts add as much to such a step as it takes without them, and this much at least: nobody sees it.
+/// Prompts add this part to the time of such a step. Beside a second model that computes as well, the sum stays below three
+/// times a calm step.
+pub const PREFILL_BESIDE_SHARE: f64 = 0.5;
+/// And this much at least: nobody sees it.
 pub const PREFILL_BESIDE_MIN: Duration = Duration::from_millis(10);
 /// The oldest unfinished prompt gets at least one part in this many of what a step has for prompts.
 pub const OLDEST_SHARE: usize = 4;

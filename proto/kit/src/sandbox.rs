@@ -14,8 +14,11 @@ pub fn close() -> Result<(), String> {
     let Some(policy) = std::env::var_os(VARIABLE) else { return Ok(()) };
     match imp::close() {
         Err(error) if policy == "require" => Err(format!("the last wall of the sandbox can't be put up: {error}")),
-        // The launcher has told what the system lacks.
-        _ => Ok(()),
+        Err(error) => {
+            crate::tell::tell(format_args!("the last wall of the sandbox can't be put up: {error}"));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 

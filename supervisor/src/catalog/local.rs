@@ -15,7 +15,7 @@ use ollmlx_proto::ModelId;
 use super::digest::Digest;
 use super::model::{Backend, ModelRef};
 use super::store::{has_gguf_magic, open_regular};
-use crate::os::folder::{Folder, Leaf, Place};
+use crate::os::folder::{Folder, Leaf, Place, cache_of};
 
 /// A model found at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,10 +147,7 @@ impl Checkpoint {
     /// Nothing where a file is none, or a link that leads out.
     pub(crate) fn read(folder: &Path) -> Option<Self> {
         let real = folder.canonicalize().ok()?;
-        let home = match real.parent() {
-            Some(parent) if parent.file_name().is_some_and(|name| name == "snapshots") => parent.parent()?,
-            _ => &real,
-        };
+        let home = cache_of(&real).unwrap_or(&real);
         let below = real.strip_prefix(home).ok()?.to_owned();
         let mut checkpoint = Self { home: Folder::open(home).ok()?, below, names: Vec::new() };
         let files = checkpoint.home.find_folder(&checkpoint.below).ok()?;

@@ -38,6 +38,7 @@ pub use learned::{Correction, Learned, Loaded};
 pub(crate) use local::{is_path, is_unchanged};
 pub use model::{Backend, Details, ModelRef, StoredMessage};
 pub use resolve::human_number;
+pub use view::views_dir;
 
 use crate::os::sandbox::Launcher;
 use digest::Digest;

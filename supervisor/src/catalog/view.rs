@@ -34,6 +34,12 @@ const FOLDER: &str = "views";
 /// What the name of a view begins with that is being made.
 const DRAFT: &str = ".new-";
 
+/// Where all views lie.
+#[must_use]
+pub fn views_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join(FOLDER)
+}
+
 /// The folder of all views.
 #[derive(Clone, Debug)]
 pub(crate) struct Views {

@@ -306,6 +306,15 @@ impl Folder {
     }
 }
 
+/// The folder of the hub's cache that another one is a snapshot of: `models--owner--name/snapshots/<revision>`. Links of a snapshot
+/// may lead to whatever lies in it.
+#[must_use]
+pub fn cache_of(snapshot: &Path) -> Option<&Path> {
+    let snapshots = snapshot.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
+    let cache = snapshots.parent()?;
+    cache.file_name()?.to_str()?.starts_with("models--").then_some(cache)
+}
+
 impl Leaf {
     /// Whether it is a regular file.
     #[must_use]

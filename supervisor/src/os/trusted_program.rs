@@ -16,6 +16,8 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid};
 
 use super::folder::LINKS_MAX;
 
+/// Our own file, on Linux also after it has been replaced.
+const RUNNING: &str = "/proc/self/exe";
 const OTHERS_WRITE: u32 = 0o002;
 const GROUP_WRITE: u32 = 0o020;
 const STICKY: u32 = 0o1000;
@@ -42,9 +44,11 @@ pub fn check_successor(program: &Path) -> io::Result<()> {
 /// Somebody else could change it; or there is none.
 pub fn check_worker(program: &Path) -> io::Result<()> {
     let ours = geteuid();
-    let own = std::env::current_exe().and_then(|own| own.canonicalize())?;
     let real = program.canonicalize()?;
-    if real.parent() != own.parent() {
+    let own = std::env::current_exe()?;
+    // The folder, since our own file may have been replaced meanwhile.
+    let own_folder = own.parent().and_then(|folder| folder.canonicalize().ok());
+    if real.parent() != own_folder.as_deref() {
         return check_way(program, ours).map(drop);
     }
     let file = fs::metadata(&real)?;
@@ -53,7 +57,7 @@ pub fn check_worker(program: &Path) -> io::Result<()> {
         return Err(refused(program, folder, &why, "chmod go-w"));
     }
     // Who owns our own program is trusted already.
-    let owner = Uid::from_raw(fs::metadata(&own)?.uid());
+    let owner = Uid::from_raw(fs::metadata(RUNNING).or_else(|_| fs::metadata(&own))?.uid());
     match stranger(&file, ours).filter(|uid| *uid != owner) {
         Some(uid) => Err(refused(program, &real, &format!("it belongs to user {uid}"), "chown")),
         None => writers(&file, ours).map_or(Ok(()), |why| Err(refused(program, &real, &why, "chmod go-w"))),

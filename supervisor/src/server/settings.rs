@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::error::ServerError;
 use crate::VERSION;
-use crate::catalog::{Catalog, CatalogConfig};
+use crate::catalog::{self, Catalog, CatalogConfig};
 use crate::config::{Config, EffectiveLimit, Keys, Machine, MemoryShrink, Span, WorkerSandbox};
 use crate::driver::DriverConfig;
 use crate::http::HttpConfig;
@@ -27,7 +27,7 @@ pub(super) fn launcher(config: &Config) -> Launcher {
         WorkerSandbox::Require => Policy::Require,
         WorkerSandbox::Off => Policy::Off,
     };
-    Launcher::tried(policy, config.landlock_abi_max)
+    Launcher::tried(policy, config.landlock_abi_max, catalog::views_dir(&config.state_dir))
 }
 
 /// One line or more about the walls, for the log.

@@ -1,13 +1,13 @@
 //! How many tokens of prompts a step may take beside slots that generate, so that these don't wait for a stranger's prompt.
 //!
-//! Learned from the steps before: a step with a part of a prompt takes about twice as long as one without, on whatever
+//! Learned from the steps before: a step with a part of a prompt takes about half as long again as one without, on whatever
 //! device. Where tokens of prompts cost next to nothing, as on a GPU, that is a large part. Pure; it is told of times.
 
 use std::time::Duration;
 
 use crate::limits::{
-    PREFILL_BESIDE_MIN, PREFILL_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS_FIRST, PREFILL_CHUNK_TOKENS_MIN,
-    PREFILL_STEPS_BESIDE,
+    PREFILL_BESIDE_MIN, PREFILL_BESIDE_SHARE, PREFILL_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS_FIRST,
+    PREFILL_CHUNK_TOKENS_MIN, PREFILL_STEPS_BESIDE,
 };
 
 /// Of what is known, a new step counts for this part.
@@ -57,7 +57,7 @@ impl Pace {
         let most = PREFILL_CHUNK_TOKENS as usize;
         let Some(decode) = self.decode.filter(|_| self.since < PREFILL_STEPS_BESIDE) else { return 0 };
         let Some(token) = self.prompt_token else { return PREFILL_CHUNK_TOKENS_FIRST };
-        let time = decode.max(PREFILL_BESIDE_MIN.as_secs_f64());
+        let time = (decode * PREFILL_BESIDE_SHARE).max(PREFILL_BESIDE_MIN.as_secs_f64());
         let tokens = if token > 0.0 { (time / token) as usize } else { most };
         // A guess from larger parts, or from long ago, is tried with small ones first.
         tokens.clamp(PREFILL_CHUNK_TOKENS_MIN, most).min((2 * self.last).max(PREFILL_CHUNK_TOKENS_FIRST))
@@ -75,7 +75,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_prompt_takes_as_long_as_those_who_generate() {
+    fn a_prompt_takes_half_as_long_as_those_who_generate() {
         let mut pace = Pace::default();
         assert_eq!(pace.prompt_tokens(), 0, "nothing is known");
         pace.saw(800 * MS, 0, 400);
@@ -84,13 +84,13 @@ mod tests {
         }
         assert_eq!(pace.prompt_tokens(), PREFILL_CHUNK_TOKENS_FIRST, "tried with a small part first");
         pace.saw(40 * MS + 10 * 2 * MS, 2, 10);
-        assert_eq!(pace.prompt_tokens(), 20);
+        assert_eq!(pace.prompt_tokens(), 10);
         // Small parts may cost more for each of their tokens.
         for _ in 0..50 {
             pace.saw(120 * MS, 2, 20);
         }
         pace.saw(40 * MS, 2, 0);
-        assert_eq!(pace.prompt_tokens(), 10);
+        assert_eq!(pace.prompt_tokens(), 5);
     }
 
     #[test]
@@ -109,12 +109,12 @@ mod tests {
     fn what_a_step_takes_without_prompts_is_looked_at_however_many_prompts_wait() {
         let mut pace = Pace::default();
         // Answers grow longer, and each step takes more for them.
-        let (mut parts, mut decode) = (Vec::new(), 10 * MS);
+        let (mut parts, mut decode) = (Vec::new(), 40 * MS);
         for _ in 0..200 {
             let tokens = pace.prompt_tokens();
             pace.saw(decode + MS * u32::try_from(tokens).unwrap(), 2, tokens);
             parts.push(tokens);
-            decode += MS / 20;
+            decode += MS / 5;
         }
         assert!(parts[190..].iter().all(|&tokens| tokens == 0 || tokens > 10), "{:?}", &parts[190..]);
         assert!(parts.iter().filter(|&&tokens| tokens == 0).count() <= 200 / PREFILL_STEPS_BESIDE + 1);

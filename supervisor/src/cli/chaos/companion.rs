@@ -20,15 +20,15 @@ pub(super) struct Companion<'a> {
     client: &'a Client,
     model: &'a str,
     clock: Clock,
-    last_ns: Cell<u64>,
+    /// When its last token came; `None` between two answers, since the first token of one waits for its prompt's turn.
+    last_ns: Cell<Option<u64>>,
     longest_ns: Cell<u64>,
     broken: RefCell<Option<String>>,
 }
 
 impl<'a> Companion<'a> {
     pub(super) fn new(client: &'a Client, model: &'a str, clock: Clock) -> Self {
-        let last_ns = Cell::new(clock.now_ns());
-        Self { client, model, clock, last_ns, longest_ns: Cell::new(0), broken: RefCell::new(None) }
+        Self { client, model, clock, last_ns: Cell::new(None), longest_ns: Cell::new(0), broken: RefCell::new(None) }
     }
 
     /// Goes on until it is dropped.
@@ -47,9 +47,10 @@ impl<'a> Companion<'a> {
         let mut lines = self.client.stream("/api/generate", body).await?;
         while lines.next().await?.is_some() {
             let now_ns = self.clock.now_ns();
-            let gap_ns = now_ns - self.last_ns.replace(now_ns);
+            let gap_ns = now_ns - self.last_ns.replace(Some(now_ns)).unwrap_or(now_ns);
             self.longest_ns.set(self.longest_ns.get().max(gap_ns));
         }
+        self.last_ns.set(None);
         Ok(())
     }
 
@@ -61,7 +62,7 @@ impl<'a> Companion<'a> {
 
     /// The longest silence since then, the present one included, in milliseconds.
     pub(super) fn gap_ms(&self) -> u64 {
-        let silent_ns = self.clock.now_ns() - self.last_ns.get();
+        let silent_ns = self.last_ns.get().map_or(0, |last_ns| self.clock.now_ns() - last_ns);
         self.longest_ns.get().max(silent_ns) / 1_000_000
     }
 

@@ -22,7 +22,7 @@ const CALM: Duration = Duration::from_millis(limits::CHAOS_CALM_MS);
 /// A request is answered or refused within this.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(limits::CHAOS_ANSWER_MS);
 /// Tokens of a window: enough for both answers, and soon filled by a prompt that is cut to it.
-const WINDOW: &str = "2048";
+const WINDOW: &str = "1024";
 
 /// A request that is over.
 #[derive(Debug)]

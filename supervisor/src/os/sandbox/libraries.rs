@@ -1,7 +1,7 @@
 //! Which libraries a worker program needs, and the dynamic linker that loads them. Where these lie is no secret, but a folder of
 //! somebody's home that holds them holds other things as well: so files are granted, not folders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -50,8 +50,9 @@ fn found(program: &Path) -> Needed {
     for folder in beside.chain(told.into_iter().filter(|folder| folder.is_absolute())) {
         files.extend(libraries_in(&folder));
     }
-    files.sort();
-    files.dedup();
+    // Those that the linker names come first: without them nothing starts.
+    let mut seen = BTreeSet::new();
+    files.retain(|file| seen.insert(file.clone()));
     files.truncate(LIBRARIES_MAX);
     Needed { files, loader }
 }
@@ -59,7 +60,9 @@ fn found(program: &Path) -> Needed {
 /// The linker that has loaded ourselves: the one of the machine.
 fn loader() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let mut paths = maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| Path::new("/").join(path)));
+    // After an upgrade of the machine's libraries another file lies there.
+    let here = |path: &str| Path::new("/").join(path.trim_end_matches(" (deleted)"));
+    let mut paths = maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| here(path)));
     paths.find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("ld-")))
 }
 
@@ -82,14 +85,37 @@ fn libraries_in(folder: &Path) -> Vec<PathBuf> {
     let libraries = entries.filter(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        name.contains(".so") || name.ends_with(".dylib") || name.ends_with(".metallib")
+        is_library(&name)
     });
     libraries.filter_map(|entry| entry.path().canonicalize().ok().filter(|path| path.is_file())).collect()
+}
+
+/// `libx.so`, `libx.so.1.2`, `libx.dylib`, `x.metallib`.
+fn is_library(name: &str) -> bool {
+    let is_version = |rest: &str| rest.chars().all(|letter| letter == '.' || letter.is_ascii_digit());
+    name.rsplit_once(".so").is_some_and(|(_, version)| is_version(version))
+        || name.ends_with(".dylib")
+        || name.ends_with(".metallib")
 }
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_libraries_are_told_from_those_that_look_like_them() {
+        for (name, expected) in [
+            ("libx.so", true),
+            ("libx.so.1.2", true),
+            ("libx.dylib", true),
+            ("secrets.sops.yaml", false),
+            ("x.socket", false),
+            ("a.so.yaml", false),
+            ("so", false),
+        ] {
+            assert_eq!(is_library(name), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_program_s_libraries_are_found_and_nothing_else_of_their_folder() {

@@ -18,6 +18,7 @@
 mod environment;
 mod launch;
 mod libraries;
+mod links;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(not(target_os = "linux"))]
@@ -62,6 +63,8 @@ pub struct Launcher {
     policy: Policy,
     program: PathBuf,
     landlock_abi_max: Option<i32>,
+    /// Models' folders that we have made ourselves lie below this one; their links are honest.
+    own: Option<PathBuf>,
     walls: Walls,
     libraries: Arc<libraries::Libraries>,
 }
@@ -76,18 +79,18 @@ impl Launcher {
     /// With this program as launcher, which must be ours, and whatever walls the system has.
     #[must_use]
     pub fn new(policy: Policy, program: PathBuf) -> Self {
-        Self { policy, program, landlock_abi_max: None, walls: Walls::default(), libraries: Arc::default() }
+        Self { policy, program, landlock_abi_max: None, own: None, walls: Walls::default(), libraries: Arc::default() }
     }
 
     /// With ourselves as launcher. Tries the walls, in a thread that ends with them. Of Landlock no more is used than was there in
-    /// the given version. Blocking.
+    /// the given version. Links of models' folders below `own` are honest. Blocking.
     #[must_use]
-    pub fn tried(policy: Policy, landlock_abi_max: Option<i32>) -> Self {
+    pub fn tried(policy: Policy, landlock_abi_max: Option<i32>, own: PathBuf) -> Self {
         let walls = match policy {
             Policy::Off => Walls::default(),
             Policy::Auto | Policy::Require => system::tried(landlock_abi_max),
         };
-        Self { landlock_abi_max, walls, ..Self::new(policy, own_program()) }
+        Self { landlock_abi_max, own: Some(own), walls, ..Self::new(policy, own_program()) }
     }
 
     /// Finds out what the programs of a folder need, which is asked for at their start. Blocking.
@@ -145,6 +148,8 @@ impl Launcher {
         let mut loader = None;
         if self.policy != Policy::Off {
             let needed = self.libraries.of(program);
+            let links: Vec<PathBuf> = read.iter().flat_map(|path| links::linked(path, self.own.as_deref())).collect();
+            read.extend(links);
             read.extend(needed.files);
             loader = needed.loader;
         }

@@ -3,13 +3,15 @@
 //! Root without capabilities reads its own files and those that everybody may read. A model that is another user's alone keeps
 //! one capability in the process that reads it, and only behind Landlock, where it opens that model and nothing else.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::plan::Plan;
+use crate::limits::MODEL_FILES_MAX;
 
 /// Capabilities that there may ever be.
 const CAPABILITIES_MAX: u32 = 64;
@@ -43,6 +45,10 @@ fn is_readable_without(plan: &Plan<'_>, now: CapabilitySets) -> io::Result<bool>
     Ok(is_readable)
 }
 
+/// Of a folder, whether anything in it is.
 fn is_denied(path: &Path) -> bool {
-    File::open(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut entries = std::fs::read_dir(path).into_iter().flatten().flatten().take(MODEL_FILES_MAX);
+    opened.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        || entries.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()) && is_denied(&entry.path()))
 }

@@ -18,24 +18,25 @@ const WHOLE: i32 = 6;
 const PARTS: [(i32, &str); 4] =
     [(3, "cutting files"), (4, "network"), (5, "devices' controls"), (6, "abstract sockets and signals")];
 
-/// Rules, with all that they name open.
-pub(super) struct FileRules {
-    ruleset: RulesetCreated,
-    version_max: Option<i32>,
-}
-
 fn error(error: RulesetError) -> io::Error {
     io::Error::other(error)
 }
 
-/// Makes the rules.
-pub(super) fn prepare(plan: &Plan<'_>) -> io::Result<FileRules> {
+/// Puts the wall up; returns the version that is in force.
+pub(super) fn restrict(plan: &Plan<'_>) -> io::Result<i32> {
     let version = plan.landlock_abi_max.map_or(NEWEST, |version| ABI::from(version).min(NEWEST));
     if version == ABI::Unsupported {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "not wanted"));
     }
-    let ruleset = rules(plan, version).map_err(error)?;
-    Ok(FileRules { ruleset, version_max: plan.landlock_abi_max })
+    let status = rules(plan, version).and_then(RulesetCreated::restrict_self).map_err(error)?;
+    match status.landlock {
+        LandlockStatus::Available { effective_abi, kernel_abi } if status.ruleset != RulesetStatus::NotEnforced => {
+            let version = kernel_abi.unwrap_or(effective_abi as i32);
+            Ok(plan.landlock_abi_max.map_or(version, |max| version.min(max)))
+        }
+        LandlockStatus::NotEnabled => Err(io::Error::new(io::ErrorKind::Unsupported, "switched off at boot")),
+        _ => Err(io::Error::new(io::ErrorKind::Unsupported, "not in this kernel")),
+    }
 }
 
 fn rules(plan: &Plan<'_>, version: ABI) -> Result<RulesetCreated, RulesetError> {
@@ -54,21 +55,6 @@ fn rules(plan: &Plan<'_>, version: ABI) -> Result<RulesetCreated, RulesetError> 
         .add_rules(path_beneath_rules(places::readable(plan.read), read))?
         .add_rules(path_beneath_rules(places::devices(), device))?
         .add_rules(path_beneath_rules(&plan.run, AccessFs::ReadFile | AccessFs::Execute))
-}
-
-impl FileRules {
-    /// Puts the wall up; returns the version that is in force.
-    pub(super) fn restrict(self) -> io::Result<i32> {
-        let status = self.ruleset.restrict_self().map_err(error)?;
-        match status.landlock {
-            LandlockStatus::Available { effective_abi, kernel_abi } if status.ruleset != RulesetStatus::NotEnforced => {
-                let version = kernel_abi.unwrap_or(effective_abi as i32);
-                Ok(self.version_max.map_or(version, |max| version.min(max)))
-            }
-            LandlockStatus::NotEnabled => Err(io::Error::new(io::ErrorKind::Unsupported, "switched off at boot")),
-            _ => Err(io::Error::new(io::ErrorKind::Unsupported, "not in this kernel")),
-        }
-    }
 }
 
 /// What this version lacks, in words.

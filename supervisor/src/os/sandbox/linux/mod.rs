@@ -47,18 +47,19 @@ fn put_up(plan: &Plan<'_>) -> Walls {
         Err(error) => walls.missing.push(format!("{wall} ({error})")),
     };
     note("no new privileges", rustix::thread::set_no_new_privs(true).map_err(io::Error::from));
-    // Opened while all of them can be.
-    let prepared = landlock::prepare(plan);
-    let is_confined = prepared.is_ok();
+    // While all that it names can be opened.
+    let landlock = landlock::restrict(plan);
+    // What follows leaves a gap for this wall where it stands.
+    let is_confined = landlock.is_ok();
     note("no capabilities", capabilities::drop_all(plan, is_confined));
-    match prepared.and_then(landlock::FileRules::restrict) {
+    match landlock {
         Ok(version) => {
             walls.stand.push(format!("Landlock {version}"));
             walls.missing.extend(landlock::missing(version));
         }
         Err(error) => walls.missing.push(format!("Landlock ({error})")),
     }
-    match seccomp::apply() {
+    match seccomp::apply(is_confined) {
         Ok(()) => walls.stand.push("system calls".to_owned()),
         Err(error) => walls.missing.push(format!("system calls ({error})")),
     }

@@ -55,7 +55,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_recvfrom,
     // Memory.
     libc::SYS_brk,
-    libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_mprotect,
@@ -166,10 +165,33 @@ const CLONE_LOOKED_AT: i32 = libc::CLONE_THREAD
     | libc::CLONE_NEWNET
     | libc::CLONE_PTRACE;
 /// What opening may not ask for. Accelerators are written to, so there it is Landlock alone that keeps existing files whole.
-const OPEN_TO_READ: i32 = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
-const OPEN_DEVICES: i32 = libc::O_CREAT | libc::O_TRUNC;
-/// Controls that type for others, or let the kernel signal others.
-const IOCTLS_DENIED: [u64; 4] = [libc::TIOCSTI, libc::TIOCLINUX, FIOSETOWN, SIOCSPGRP];
+const OPEN_TO_READ: i32 = libc::O_ACCMODE | OPEN_DEVICES;
+const OPEN_DEVICES: i32 = libc::O_CREAT | libc::O_TRUNC | O_NAMELESS;
+/// A file without a name. The flag of that name has another one in it, for folders.
+const O_NAMELESS: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
+/// Controls of a descriptor and of the terminal that it may be.
+const IOCTLS: [u64; 6] = [libc::FIONREAD, libc::FIONBIO, libc::FIOCLEX, libc::FIONCLEX, libc::TCGETS, libc::TIOCGWINSZ];
+/// Where accelerators are, all are allowed but those that type for others, let the kernel signal others, or change a file that
+/// is only read: its attributes, its seal, and what lies in a folder.
+const IOCTLS_DENIED: [u64; 10] = [
+    libc::TIOCSTI,
+    libc::TIOCLINUX,
+    FIOSETOWN,
+    SIOCSPGRP,
+    FS_IOC_SETFLAGS,
+    FS_IOC_FSSETXATTR,
+    FS_IOC_ENABLE_VERITY,
+    BTRFS_IOC_SUBVOL_CREATE,
+    BTRFS_IOC_SNAP_CREATE_V2,
+    BTRFS_IOC_SUBVOL_CREATE_V2,
+];
+/// `linux/fs.h`, `linux/fsverity.h`, `linux/btrfs.h`.
+const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
+const FS_IOC_FSSETXATTR: u64 = 0x401c_5820;
+const FS_IOC_ENABLE_VERITY: u64 = 0x4080_6685;
+const BTRFS_IOC_SUBVOL_CREATE: u64 = 0x5000_940e;
+const BTRFS_IOC_SNAP_CREATE_V2: u64 = 0x5000_9417;
+const BTRFS_IOC_SUBVOL_CREATE_V2: u64 = 0x5000_9418;
 /// `asm-generic/sockios.h`.
 const FIOSETOWN: u64 = 0x8901;
 const SIOCSPGRP: u64 = 0x8902;
@@ -217,7 +239,12 @@ fn allowed(pid: u32, has_accelerator: bool) -> Result<BTreeMap<i64, Vec<SeccompR
         ALLOWED.iter().chain(ALLOWED_OLD).map(|call| (*call, Vec::new())).collect();
     let open = if has_accelerator { OPEN_DEVICES } else { OPEN_TO_READ };
     let itself = (0, Dword, Eq, u64::from(pid));
-    let ioctls: Vec<Condition> = IOCTLS_DENIED.iter().map(|control| (1, Dword, Ne, *control)).collect();
+    let ioctls = if has_accelerator {
+        let denied: Vec<Condition> = IOCTLS_DENIED.iter().map(|control| (1, Dword, Ne, *control)).collect();
+        vec![rule(&denied)?]
+    } else {
+        IOCTLS.iter().map(|control| rule(&[(1, Dword, Eq, *control)])).collect::<Result<_, _>>()?
+    };
     let mut prctls = one_of(0, &PRCTLS)?;
     prctls.push(rule(&[(0, Dword, Eq, libc::PR_SET_DUMPABLE as u64), (1, Qword, Eq, 0)])?);
     let conditional = [
@@ -225,7 +252,9 @@ fn allowed(pid: u32, has_accelerator: bool) -> Result<BTreeMap<i64, Vec<SeccompR
         (libc::SYS_clone, vec![rule(&[masked(0, CLONE_LOOKED_AT, libc::CLONE_THREAD)])?]),
         (libc::SYS_kill, vec![rule(std::slice::from_ref(&itself))?]),
         (libc::SYS_tgkill, vec![rule(&[itself])?]),
-        (libc::SYS_ioctl, vec![rule(&ioctls)?]),
+        (libc::SYS_ioctl, ioctls),
+        // Memory of its own, or a file's. What is neither is counted by no limit of a process.
+        (libc::SYS_mmap, vec![rule(&[masked(3, libc::MAP_SHARED, 0)])?, rule(&[masked(3, libc::MAP_ANONYMOUS, 0)])?]),
         (libc::SYS_fcntl, one_of(1, &FCNTLS)?),
         (libc::SYS_prctl, prctls),
         // Its own limits, to be read.
@@ -272,9 +301,10 @@ fn filters(pid: u32, has_accelerator: bool) -> Result<[BpfProgram; 2], BackendEr
     Ok([unseen, compiled(rules, errno(libc::EPERM), SeccompAction::Allow)?])
 }
 
-/// Puts the wall up around the calling thread, and so around all that comes of it.
-pub(super) fn apply() -> io::Result<()> {
-    let filters = filters(std::process::id(), places::has_accelerator()).map_err(io::Error::other)?;
+/// Puts the wall up around the calling thread, and so around all that comes of it. Only behind Landlock are devices opened to be
+/// written to.
+pub(super) fn apply(is_confined: bool) -> io::Result<()> {
+    let filters = filters(std::process::id(), is_confined && places::has_accelerator()).map_err(io::Error::other)?;
     filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).map_err(io::Error::other)
 }
 

@@ -68,7 +68,8 @@ fn what_computing_takes_is_allowed() {
     let pid = u64::from(PID);
     for (number, arguments) in [
         (libc::SYS_read, &[3][..]),
-        (libc::SYS_mmap, &[0, 4096]),
+        (libc::SYS_mmap, &[0, 4096, 3, (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64]),
+        (libc::SYS_mmap, &[0, 4096, 1, libc::MAP_SHARED as u64, 5]),
         (libc::SYS_futex, &[]),
         (libc::SYS_openat, &[libc::AT_FDCWD as u64, 1, libc::O_CLOEXEC as u64]),
         (
@@ -148,6 +149,11 @@ fn what_reaches_out_of_the_process_is_denied() {
         (libc::SYS_fcntl, vec![0, libc::F_SETOWN as u64, other]),
         (libc::SYS_fcntl, vec![0, libc::F_SETLEASE as u64]),
         (libc::SYS_ioctl, vec![0, libc::TIOCSTI]),
+        (libc::SYS_ioctl, vec![3, FS_IOC_SETFLAGS]),
+        (libc::SYS_ioctl, vec![3, FS_IOC_ENABLE_VERITY]),
+        (libc::SYS_ioctl, vec![0, 0x8912]), // SIOCGIFCONF
+        (libc::SYS_mmap, vec![0, 4096, 3, (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64]),
+        (libc::SYS_mmap, vec![0, 4096, 3, (libc::MAP_SHARED_VALIDATE | libc::MAP_ANONYMOUS) as u64]),
         (libc::SYS_ioctl, vec![0, libc::TIOCSTI | 1 << 32]),
         (libc::SYS_ioctl, vec![0, FIOSETOWN]),
         (libc::SYS_prctl, vec![libc::PR_SET_DUMPABLE as u64, 1]),
@@ -235,7 +241,7 @@ fn older_names_are_looked_at_as_well() {
 fn where_there_are_accelerators_devices_can_be_opened_for_writing_and_nothing_can_be_made() {
     let open = |flags: i32| asked(true, libc::SYS_openat, [libc::AT_FDCWD as u64, 1, flags as u64, 0, 0, 0]);
     assert_eq!(open(libc::O_RDWR | libc::O_CLOEXEC), Ok(()));
-    for flags in [libc::O_CREAT | libc::O_RDWR, libc::O_TRUNC | libc::O_WRONLY] {
+    for flags in [libc::O_CREAT | libc::O_RDWR, libc::O_TRUNC | libc::O_WRONLY, libc::O_TMPFILE | libc::O_RDWR] {
         assert_eq!(open(flags), DENIED, "{flags:o}");
     }
 }
