@@ -200,8 +200,8 @@ pub const CHAOS_CALM_MS: u64 = 3_000;
 pub const CHAOS_ANSWER_MS: u64 = 120_000;
 /// A companion's longest gap may be so many times its calm one.
 pub const CHAOS_GAP_TIMES: u64 = 3;
-/// And always this long: a text that halts for a tenth of a second still reads as one that flows.
-pub const CHAOS_GAP_MS_MIN: u64 = 100;
+/// And always this long: a text that halts for so long still reads as one that flows, and few cores are wanted by others as well.
+pub const CHAOS_GAP_MS_MIN: u64 = 150;
 /// Between two looks of `ollmlx chaos`.
 pub const CHAOS_POLL_MS: u64 = 10;
 /// Between two looks of `ollmlx upgrade` at which server answers.

@@ -72,6 +72,12 @@ class Upgrade(unittest.TestCase):
         except OSError:
             return None
 
+    def test_models_are_loaded_after_the_program_was_replaced(self):
+        self.replace("exit 1")
+        body = {"model": "smol", "prompt": "x", "stream": False, "options": {"num_predict": 1}}
+        status, answer = self.server.call("POST", "/api/generate", body)
+        self.assertEqual(status, 200, answer)
+
     def test_row_43_no_connection_is_refused_and_no_answer_is_cut(self):
         self.server.call("POST", "/api/generate", LONG | {"stream": False, "options": {"num_predict": 1}})
         link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=house.ANSWER_S)

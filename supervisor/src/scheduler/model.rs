@@ -81,7 +81,7 @@ impl Stay {
     pub(super) fn asked(&mut self, client: &Caller, keep_alive: Option<KeepAlive>, now: Mono) {
         let asked = keep_alive.unwrap_or(self.keep_alive);
         let is_others = self.client.key.is_some() && self.client.key != client.key;
-        let holds = now.0.saturating_sub(self.said.0) < self.keep_alive.ms();
+        let holds = now < self.said.plus_ms(self.keep_alive.ms());
         if is_others && holds && asked.ms() <= self.keep_alive.ms() {
             return;
         }

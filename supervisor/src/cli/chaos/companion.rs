@@ -54,8 +54,9 @@ impl<'a> Companion<'a> {
         Ok(())
     }
 
-    /// Begins to watch anew.
+    /// Begins to watch anew. What came before and was not read yet is no silence.
     pub(super) fn watch(&self) {
+        self.last_ns.set(self.last_ns.get().map(|_| self.clock.now_ns()));
         self.longest_ns.set(0);
         *self.broken.borrow_mut() = None;
     }
