@@ -120,7 +120,8 @@ impl Guard {
     fn brings(&self, headers: &HeaderMap) -> Option<(KeyName, Right)> {
         let bearer = headers.get_all(AUTHORIZATION).iter().map(|value| {
             let (scheme, token) = value.as_bytes().split_at(value.len().min(6));
-            scheme.eq_ignore_ascii_case(b"bearer").then(|| token.trim_ascii_start())
+            let token = if token.is_empty() { Some(token) } else { token.strip_prefix(b" ") };
+            token.filter(|_| scheme.eq_ignore_ascii_case(b"bearer"))
         });
         let direct = headers.get_all(API_KEY).iter().map(|value| Some(value.as_bytes()));
         let given = bearer.chain(direct).filter(|given| *given != Some(b""));
@@ -298,6 +299,8 @@ mod tests {
             (&[("authorization", "Bearer "), ("x-api-key", "right")], 200),
             (&[("authorization", "Bearer"), ("x-api-key", "right")], 200),
             (&[("authorization", "Basic cmlnaHQ="), ("x-api-key", "right")], 401),
+            (&[("authorization", "Bearer  right")], 401),
+            (&[("authorization", "Bearerright")], 401),
             (&[("authorization", "right")], 401),
             (&[("authorization", "Bearer")], 401),
             (&[("x-api-key", "")], 401),
