@@ -25,7 +25,7 @@ from companions import Companion
 from forge import MB
 from security import error_of
 
-FLOOR_S = 0.15
+FLOOR_S = 0.2
 FACTOR = 3
 #: The longest that the machine itself is believed to hold a stream up.
 HICCUP_S = 1.0
