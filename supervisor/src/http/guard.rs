@@ -22,7 +22,8 @@ use crate::types::KeyName;
 
 const METHODS: &str = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS";
 const HEADERS: &str = "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,OpenAI-Beta,X-Api-Key,\
-    Anthropic-Version,Anthropic-Beta,Anthropic-Dangerous-Direct-Browser-Access,X-Ollmlx-Timeout,x-stainless-arch,x-stainless-async,x-stainless-custom-poll-interval,\
+    Anthropic-Version,Anthropic-Beta,Anthropic-Dangerous-Direct-Browser-Access,X-Ollmlx-Timeout,\
+    x-stainless-arch,x-stainless-async,x-stainless-custom-poll-interval,\
     x-stainless-helper-method,x-stainless-lang,x-stainless-os,x-stainless-package-version,x-stainless-poll-helper,\
     x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout";
 const MAX_AGE: &str = "43200";

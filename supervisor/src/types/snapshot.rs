@@ -114,7 +114,7 @@ pub struct WorkerView {
     pub expires_at: Option<Mono>,
     /// How long it stays once it is idle.
     pub keep_alive: KeepAlive,
-    /// Whether it has ended all it was asked for, or is about to: it stays no longer.
+    /// Whether its process takes no more requests and ends.
     pub leaves: bool,
     /// Whether it stays then, too.
     pub pinned: bool,
