@@ -13,6 +13,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::digest::Digest;
 use super::manifest::{Layer, Manifest, media};
@@ -44,6 +45,9 @@ pub fn views_dir(state_dir: &Path) -> PathBuf {
 #[derive(Clone, Debug)]
 pub(crate) struct Views {
     state_dir: PathBuf,
+    /// Held while a view is made or removed: one that was just made must not give way to its like, since whoever was told of it
+    /// may be reading it already.
+    changes: Arc<Mutex<()>>,
 }
 
 /// What one view consists of.
@@ -77,7 +81,7 @@ pub(crate) enum ViewError {
 
 impl Views {
     pub(crate) fn new(state_dir: &Path) -> Self {
-        Self { state_dir: state_dir.to_owned() }
+        Self { state_dir: state_dir.to_owned(), changes: Arc::default() }
     }
 
     /// The view of these layers. Nothing is written yet.
@@ -103,6 +107,7 @@ impl Views {
 
     /// Makes the folder, unless it is there as it should be.
     pub(crate) fn ensure(&self, view: &ModelView) -> io::Result<()> {
+        let _guard = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         if self.folder().is_ok_and(|views| view.is_whole(&views)) {
             return Ok(());
         }
@@ -114,8 +119,7 @@ impl Views {
             Ok(()) => Ok(()),
             Err(error) => {
                 let _ = discard(&views, &draft);
-                // Somebody else was faster.
-                if view.is_whole(&views) { Ok(()) } else { Err(error) }
+                Err(error)
             }
         }
     }
@@ -125,6 +129,7 @@ impl Views {
         let Some(key) = named(layers).ok().filter(|named| !named.is_empty()).map(|named| key_of(&named)) else {
             return;
         };
+        let _guard = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(views) = self.folder()
             && kept(store).is_some_and(|kept| !kept.contains(&key))
         {
@@ -339,6 +344,30 @@ mod tests {
         }
         for name in [format!("{}/x.json", "0".repeat(64)), "1".repeat(64), "notes".to_owned(), "link".to_owned()] {
             assert!(fs::symlink_metadata(at(&name)).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_view_that_several_ask_for_is_made_once() {
+        use std::os::unix::fs::MetadataExt as _;
+        let state = tempfile::tempdir().unwrap();
+        let views = Views::new(state.path());
+        let start = std::sync::Barrier::new(4);
+        for round in 0..100 {
+            let key = Digest::of(&[round]).hex().to_owned();
+            let folder = state.path().join("views").join(&key);
+            let files = (0..8).map(|file| (format!("{file}.json"), state.path().join("blob"))).collect();
+            let view = ModelView { key, folder: folder.clone(), files, size_bytes: 0 };
+            let make = || {
+                start.wait();
+                views.ensure(&view).unwrap();
+                fs::metadata(&folder).unwrap().ino()
+            };
+            let made: HashSet<u64> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(made.len(), 1, "round {round}");
         }
     }
 
